@@ -1,0 +1,36 @@
+# The demo: a slim ResNet-50 on scikit-learn's digits, minutes on a CPU, nothing to download.
+# The short-schedule preset, not the paper's.
+_base_ = [
+    '../_base_/models/stp.py',
+    '../_base_/datasets/digits_bs32.py',
+    '../_base_/schedules/digits_bs32_12e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    model=dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet_CIFAR', depth=50, stem_channels=16, base_channels=16),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=10,
+            in_channels=512,
+            loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        ),
+    ),
+    input_shape=(3, 16, 16),
+    target=0.15,
+    pool=dict(size=24),
+    target_ce=1.0,
+    warmup=0.3,
+)
+
+default_hooks = dict(logger=dict(interval=10))
+
+# A list is replaced as a whole, so the hooks of default_runtime.py are repeated.
+custom_hooks = [
+    dict(type='mmstp.PoolHook', end=0.3),
+    dict(type='mmstp.SubnetEvalHook', num_images=1000),
+    dict(type='mmstp.EpochSeedHook'),
+]

@@ -1,0 +1,5 @@
+"""Backbones that mmpretrain does not have."""
+
+from mmstp.backbones.wide_resnet import WideResNet
+
+__all__ = ['WideResNet']

@@ -1,0 +1,140 @@
+"""Cutting a subnet out of its dense network: a plain static network with smaller tensors.
+
+A compact network is described by its dense network's config and a `CompactPlan`: the shapes of the
+tensors that are smaller, the numbers that layers hold about them and the blocks that are gone. So it
+can be rebuilt without tracing anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CompactPlanError(ValueError):
+    """A compact network's description that does not fit the dense network."""
+
+
+@dataclass(frozen=True)
+class CompactPlan:
+    """What is smaller in a compact network; plain types only, as it goes into configs.
+
+    Attributes:
+        shapes: Shapes of tensors, by state-dict key.
+        sizes: Integer attributes, by module path and name.
+        skipped: Paths of blocks that are the identity.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, Mapping[str, int]]
+    skipped: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, plan: Mapping[str, Any]) -> CompactPlan:
+        """Reads what `to_dict` writes.
+
+        Raises:
+            CompactPlanError: If a field is missing or unknown.
+        """
+        if set(plan) != {'shapes', 'sizes', 'skipped'}:
+            raise CompactPlanError(
+                f'plan has the fields {sorted(plan)}; expected shapes, sizes and skipped, '
+                'as tools/export.py writes them'
+            )
+        return cls(
+            {key: tuple(shape) for key, shape in plan['shapes'].items()},
+            {path: dict(sizes) for path, sizes in plan['sizes'].items()},
+            tuple(plan['skipped']),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Dicts, lists, strings and whole numbers."""
+        return {
+            'shapes': {key: list(shape) for key, shape in self.shapes.items()},
+            'sizes': {path: dict(sizes) for path, sizes in self.sizes.items()},
+            'skipped': list(self.skipped),
+        }
+
+    def within(self, prefix: str) -> CompactPlan:
+        """The part that concerns a submodule, with paths relative to it."""
+        start = prefix + '.'
+
+        def inside(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {k.removeprefix(start): v for k, v in mapping.items() if k.startswith(start)}
+
+        skipped = tuple(p.removeprefix(start) for p in self.skipped if p.startswith(start))
+        return CompactPlan(inside(self.shapes), inside(self.sizes), skipped)
+
+
+def compact(
+    model: nn.Module, plan: CompactPlan, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Makes a static dense network compact, in place.
+
+    Args:
+        model: The dense network.
+        plan: What is smaller.
+        tensors: The smaller tensors, by key; without them, each starts as the first part of the
+            dense one (an initialisation of the right shape).
+
+    Raises:
+        CompactPlanError: If the plan names a module or tensor that the model does not have, or a
+            shape that is not within the dense one.
+    """
+    for path in plan.skipped:
+        parent = _module(model, path.rpartition('.')[0], path)
+        _module(model, path, path)
+        setattr(parent, path.rpartition('.')[2], nn.Identity())
+    for key, shape in plan.shapes.items():
+        if any(key.startswith(path + '.') for path in plan.skipped):
+            continue
+        path, _, name = key.rpartition('.')
+        module = _module(model, path, key)
+        store: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        if store.get(name) is None:
+            raise CompactPlanError(f'{type(model).__name__} has no tensor {key!r}')
+        dense = store[name]
+        if len(shape) != dense.dim() or any(a > b for a, b in zip(shape, dense.shape, strict=True)):
+            raise CompactPlanError(
+                f'{key}: shape {shape} is not within the dense {tuple(dense.shape)}'
+            )
+        if tensors is not None:
+            data = tensors[key]
+        else:
+            data = dense.detach()[tuple(slice(size) for size in shape)].clone()
+        if isinstance(dense, nn.Parameter):
+            data = nn.Parameter(data, requires_grad=dense.requires_grad)
+        store[name] = data
+    for path, sizes in plan.sizes.items():
+        if any(path == p or path.startswith(p + '.') for p in plan.skipped):
+            continue
+        for name, size in sizes.items():
+            setattr(_module(model, path, f'{path}.{name}'), name, size)
+
+
+def _module(model: nn.Module, path: str, wanted: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise CompactPlanError(f'{type(model).__name__} has no {wanted!r}: {error}') from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a network, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-adds of one forward, by `torch.utils.flop_counter`: a second, independent count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    model.train(training)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,121 @@
+"""Dynamic modules: the static module with a narrower view of its own weights.
+
+A module becomes dynamic by swapping its class for a subclass whose parameters, buffers and sizes
+are properties. While no subnet is active they give what the module has; while one is, they give the
+subnet's part. The module's own forward runs in both cases: nothing is wrapped, no key and no
+Parameter object changes, and one mechanism serves every layer type.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .plan import SubnetPlan
+
+
+class ActiveSubnet:
+    """Which subnet a model is at the moment; shared by all its dynamic modules.
+
+    A deep copy starts with none active: a copy made inside ``with supernet.activate(...)`` would
+    otherwise stay narrow for good.
+    """
+
+    def __init__(self) -> None:
+        self.plan: SubnetPlan | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
+        memo[id(self)] = copied = ActiveSubnet()
+        return copied
+
+
+class DynamicMixin:
+    """Marks a dynamic module; ``_subnet`` and ``_path`` are set when it is made."""
+
+    _subnet: ActiveSubnet
+    _path: str
+
+
+def make_dynamic(
+    module: nn.Module,
+    path: str,
+    subnet: ActiveSubnet,
+    tensors: Iterable[str] = (),
+    sizes: Iterable[str] = (),
+    skippable: bool = False,
+) -> None:
+    """Turns a module into a dynamic one, in place.
+
+    Args:
+        module: Any module.
+        path: Its path in the model.
+        subnet: The model's state.
+        tensors: Names of the parameters and buffers that get narrower.
+        sizes: Names of the integer attributes that change with them.
+        skippable: Whether the module is a block that may be the identity.
+    """
+    cls = _dynamic_class(type(module), tuple(sorted(tensors)), tuple(sorted(sizes)), skippable)
+    vars(module)['_subnet'] = subnet
+    vars(module)['_path'] = path
+    module.__class__ = cls
+
+
+def make_static(module: nn.Module) -> None:
+    """Undoes `make_dynamic`; does nothing to a static module."""
+    if isinstance(module, DynamicMixin):
+        del vars(module)['_subnet'], vars(module)['_path']
+        module.__class__ = type(module).__mro__[2]
+
+
+@functools.cache
+def _dynamic_class(
+    base: type[nn.Module], tensors: tuple[str, ...], sizes: tuple[str, ...], skippable: bool
+) -> type[nn.Module]:
+    members: dict[str, Any] = {
+        **{name: _narrow_tensor(name) for name in tensors},
+        **{name: _narrow_size(name) for name in sizes},
+        '__module__': __name__,
+        '__doc__': f'{base.__name__} of which a subnet may use a part.',
+    }
+    if skippable:
+        members['forward'] = _skippable_forward(base)
+    return type(f'Dynamic{base.__name__}', (DynamicMixin, base), members)
+
+
+def _narrow_tensor(name: str) -> property:
+    def get(self: Any) -> Tensor | None:
+        is_buffer = name in self._buffers
+        tensor = (self._buffers if is_buffer else self._parameters)[name]
+        plan = self._subnet.plan
+        if plan is None or tensor is None:
+            return tensor
+        tensor = plan.narrow(f'{self._path}.{name}' if self._path else name, tensor)
+        # running statistics belong to the main network: a subnet in training updates a copy
+        return tensor.clone() if is_buffer and self.training else tensor
+
+    return property(get)
+
+
+def _narrow_size(name: str) -> property:
+    def get(self: Any) -> int:
+        plan = self._subnet.plan
+        own: int = vars(self)[name]
+        return own if plan is None else plan.sizes.get(self._path, {}).get(name, own)
+
+    def set_(self: Any, value: int) -> None:
+        vars(self)[name] = value
+
+    return property(get, set_)
+
+
+def _skippable_forward(base: type[nn.Module]) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._subnet.plan
+        if plan is not None and self._path in plan.skipped:
+            return args[0] if args else next(iter(kwargs.values()))
+        return base.forward(self, *args, **kwargs)
+
+    return forward

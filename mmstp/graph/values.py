@@ -1,0 +1,255 @@
+"""Channel ids carried by tensors, and the few operations on them that all operators come down to.
+
+Every position of a parameter's dimension starts with an id of its own. Two ids that must be kept or
+dropped together are united; what remains separate at the end is separately prunable. A tensor's
+value is a list of *factors*: integer arrays of ids with the tensor's rank and size 1 along the
+dimensions over which the ids do not vary. The factors of one tensor vary over disjoint dimensions.
+A dimension without a factor (batch, space, the network's input) holds nothing that can be pruned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class Value:
+    """What is known of one tensor: its shape and its factors."""
+
+    shape: tuple[int, ...]
+    factors: list[Ids] = field(default_factory=list)
+
+    def factor(self, dim: int) -> Ids | None:
+        """The factor that varies along ``dim``, if there is one."""
+        return next((f for f in self.factors if f.shape[dim] > 1), None)
+
+
+def varying(factor: Ids) -> list[int]:
+    """The dimensions along which a factor varies."""
+    return [dim for dim, size in enumerate(factor.shape) if size > 1]
+
+
+class ChannelIds:
+    """A union-find over channel ids, with the reasons why some of them have to stay."""
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(0, dtype=np.int64)
+        self.frozen: list[tuple[Ids, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def fresh(self, count: int) -> Ids:
+        """New ids, each on its own."""
+        ids = np.arange(len(self._parent), len(self._parent) + count)
+        self._parent = np.concatenate([self._parent, ids])
+        return ids
+
+    def find(self, ids: Ids) -> Ids:
+        """The representative of each id."""
+        roots = self._parent[ids]
+        while True:
+            higher = self._parent[roots]
+            if np.array_equal(higher, roots):
+                break
+            roots = higher
+        self._parent[ids] = roots
+        return roots
+
+    def unite(self, first: Ids, second: Ids) -> None:
+        """Ties two broadcastable arrays of ids element by element."""
+        first, second = np.broadcast_arrays(first, second)
+        first, second = first.reshape(-1), second.reshape(-1)
+        while True:
+            a, b = self.find(first), self.find(second)
+            differ = a != b
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+            # one parent per root and round; pairs that lost out differ again in the next round
+            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
+
+    def tie(self, ids: Ids, dims: Iterable[int]) -> Ids:
+        """Makes an array constant along ``dims``; returns it with size 1 there."""
+        for dim in dims:
+            self.unite(ids, ids.take([0], axis=dim))
+            ids = ids.take([0], axis=dim)
+        return ids
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        """These channels have to stay."""
+        self.frozen.append((ids, reason))
+
+    def freeze_value(self, value: Value, reason: str, dims: Iterable[int] | None = None) -> None:
+        """Freezes the factors that vary along one of ``dims`` (all, if None)."""
+        chosen = None if dims is None else set(dims)
+        for factor in value.factors:
+            if chosen is None or chosen.intersection(varying(factor)):
+                self.freeze(factor, reason)
+
+    def compress(self, factor: Ids) -> Ids:
+        """Representatives, of size 1 along every dimension where they are all the same."""
+        roots = self.find(factor)
+        for dim in varying(roots):
+            first = roots.take([0], axis=dim)
+            if (roots == first).all():
+                roots = first
+        return roots
+
+    def value(self, shape: Sequence[int], factors: Iterable[Ids]) -> Value:
+        """A tensor's value from factors that may have come to overlap or to be constant."""
+        factors = list(factors)
+        for i, factor in enumerate(factors):
+            for other in factors[:i]:
+                if set(varying(factor)).intersection(varying(other)):
+                    self.unite(factor, other)
+        result = Value(tuple(shape))
+        for factor in map(self.compress, factors):
+            dims = varying(factor)
+            if not dims:
+                self.freeze(factor, 'a dimension of which nothing can be dropped on its own')
+            elif not any(result.factor(dim) is not None for dim in dims):
+                result.factors.append(factor)
+        return result
+
+    def combine(self, operands: Sequence[Value], shape: Sequence[int]) -> Value:
+        """An element-wise operator: what meets is tied.
+
+        Ids that meet a dimension without ids (of which nothing may be dropped) have to stay.
+        """
+        rank = len(shape)
+        aligned = [_align(operand, rank) for operand in operands]
+        for i, one in enumerate(aligned):
+            for factor in one.factors:
+                dims = varying(factor)
+                for j, other in enumerate(aligned):
+                    if i == j:
+                        continue
+                    partners = [other.factor(dim) for dim in dims if other.shape[dim] > 1]
+                    for partner in partners:
+                        if partner is None:
+                            self.freeze(factor, 'meets a tensor of fixed size')
+                        elif i < j:
+                            self.unite(factor, partner)
+        return self.value(shape, [factor for one in aligned for factor in one.factors])
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """A view of other sizes; ids follow their elements.
+
+        Input and output dimensions fall into runs of equal product; a factor is spread out only
+        within the runs that it touches.
+        """
+        runs = _aligned_runs(value.shape, tuple(shape))
+        factors = []
+        for factor in value.factors:
+            before, after = list(factor.shape), [1] * len(shape)
+            for old, new in runs:
+                if any(factor.shape[dim] > 1 for dim in old):
+                    for dim in old:
+                        before[dim] = value.shape[dim]
+                    for dim in new:
+                        after[dim] = shape[dim]
+            factors.append(np.broadcast_to(factor, before).reshape(after))
+        return self.value(shape, factors)
+
+    def permute(self, value: Value, order: Sequence[int], shape: Sequence[int]) -> Value:
+        """Dimensions in another order."""
+        return Value(tuple(shape), [factor.transpose(order) for factor in value.factors])
+
+    def concatenate(self, values: Sequence[Value], dim: int, shape: Sequence[int]) -> Value:
+        """Concatenation: ids along ``dim`` one behind the other, elsewhere tied."""
+        joined = [value.factor(dim) for value in values]
+        along: list[Ids] = []
+        if any(factor is not None for factor in joined):
+            for value, factor in zip(values, joined, strict=True):
+                if factor is None:
+                    factor = self.fresh(value.shape[dim]).reshape(_along(len(shape), dim))
+                    self.freeze(factor, 'concatenated from a tensor of fixed size')
+                others = [d for d in varying(factor) if d != dim]
+                along.append(self.tie(factor, others))
+        rest = [
+            Value(
+                tuple(1 if d == dim else size for d, size in enumerate(value.shape)),
+                [factor for factor in value.factors if factor.shape[dim] == 1],
+            )
+            for value in values
+        ]
+        across = self.combine(rest, [1 if d == dim else size for d, size in enumerate(shape)])
+        factors = [*across.factors, *([np.concatenate(along, axis=dim)] if along else [])]
+        return self.value(shape, factors)
+
+    def take(self, value: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
+        """A slice along one dimension."""
+        shape = list(value.shape)
+        shape[dim] = len(range(start, stop, step))
+        factors = [
+            factor[(slice(None),) * dim + (slice(start, stop, step),)]
+            if factor.shape[dim] > 1
+            else factor
+            for factor in value.factors
+        ]
+        return self.value(shape, factors)
+
+    def reduce(self, value: Value, dims: Iterable[int], keepdim: bool, shape: Sequence[int]) -> Value:
+        """Reduction over dimensions that hold nothing to prune; ids along them have to stay."""
+        dims = sorted({dim % len(value.shape) for dim in dims})
+        self.freeze_value(value, 'reduced over its channels', dims)
+        kept = [f for f in value.factors if not set(dims).intersection(varying(f))]
+        if not keepdim:
+            kept = [factor.squeeze(tuple(dims)) for factor in kept]
+        return Value(tuple(shape), kept)
+
+    def rectangular(self, values: Iterable[Value]) -> None:
+        """Ties factors that vary over several dimensions until each varies over one.
+
+        A tensor can be narrowed along its dimensions only. The largest dimension stays free.
+        """
+        pending = [factor for value in values for factor in value.factors]
+        while pending:
+            several = []
+            for factor in pending:
+                factor = self.compress(factor)
+                dims = varying(factor)
+                if len(dims) > 1:
+                    largest = max(dims, key=lambda dim: factor.shape[dim])
+                    self.tie(factor, [dim for dim in dims if dim != largest])
+                    several.append(factor)
+            # a tie made for one factor can couple another that was rectangular before
+            pending = pending if several else []
+
+
+def _along(rank: int, dim: int) -> list[int]:
+    return [-1 if d == dim else 1 for d in range(rank)]
+
+
+def _align(value: Value, rank: int) -> Value:
+    """Broadcasting adds dimensions in front."""
+    lead = (1,) * (rank - len(value.shape))
+    return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])
+
+
+def _aligned_runs(
+    old: tuple[int, ...], new: tuple[int, ...]
+) -> list[tuple[list[int], list[int]]]:
+    """Splits the dimensions of two shapes of one size into the smallest runs of equal product."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a, b = [i] if i < len(old) else [], [j] if j < len(new) else []
+        i, j = i + len(a), j + len(b)
+        while (left := math.prod(old[d] for d in a)) != (right := math.prod(new[d] for d in b)):
+            if left < right:
+                a.append(i)
+                i += 1
+            else:
+                b.append(j)
+                j += 1
+        runs.append((a, b))
+    return runs

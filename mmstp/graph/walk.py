@@ -1,0 +1,267 @@
+"""One trace of a model, walked once with channel ids."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from .handlers import HANDLERS
+from .values import ChannelIds, Ids, Value, varying
+
+
+class TraceError(RuntimeError):
+    """A model that `torch.export` cannot follow."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The exported graph of a model in eval mode.
+
+    Attributes:
+        module: Runs the graph; takes ``names`` as its first inputs, then the model's inputs.
+        names: The state-dict key (or name of a constant) of every lifted tensor, in order.
+        constants: Tensors that are in no state dict, by name.
+    """
+
+    module: fx.GraphModule
+    names: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+
+
+def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
+    """Exports ``model(*inputs)``; the model is left as it was.
+
+    Raises:
+        TraceError: If the export fails; the message holds the exporter's own.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:  # not model.eval(), which users override
+            module.training = False
+        with torch.no_grad():
+            program = torch.export.export(model, tuple(inputs), strict=False)
+    except Exception as error:
+        raise TraceError(
+            f'{type(model).__name__} cannot be traced with inputs of shape '
+            f'{[tuple(x.shape) for x in inputs]}: torch.export says: {error}'
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    names = tuple(
+        str(spec.target)
+        for spec in program.graph_signature.input_specs
+        if spec.kind != InputKind.USER_INPUT
+    )
+    return Trace(program.graph_module, names, dict(program.constants))
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What one operator costs: the product of the sizes of ``dims``, times ``factor``."""
+
+    kind: str
+    node: fx.Node
+    dims: tuple[Ids, ...]
+    factor: int
+
+
+@dataclass(frozen=True)
+class BakedSize:
+    """A size that a module's Python code may have given as a number of its own."""
+
+    module: str
+    size: int
+    ids: Ids
+
+
+def module_stack(node: fx.Node) -> dict[str, str]:
+    """The modules a node was called in, outermost first: call key to module path."""
+    stack = node.meta.get('nn_module_stack') or {}
+    return {key: path for key, (path, _) in stack.items()}
+
+
+class Walk:
+    """Carries channel ids through a trace.
+
+    Attributes:
+        ids: The union-find.
+        values: The value of every node; a tuple where the operator returns several tensors.
+        tensors: The value of every parameter and buffer, by state-dict key.
+        outputs: The values of the model's outputs.
+        producers: Nodes that make new channels, with the key of the weight.
+        rows: The cost of every operator.
+        unknown: Operators without a handler, with the modules that call them.
+    """
+
+    def __init__(self, model: nn.Module, traced: Trace, fix_outputs: bool = True) -> None:
+        self.ids = ChannelIds()
+        self.values: dict[fx.Node, Any] = {}
+        self.tensors: dict[str, Value] = {}
+        self.producers: list[tuple[fx.Node, str]] = []
+        self.rows: list[CostRow] = []
+        self.baked_sizes: list[BakedSize] = []
+        self.outputs: list[Value] = []
+        self.unknown: dict[str, list[str]] = defaultdict(list)
+        self._slices: dict[tuple[fx.Node, int], list[tuple[int, int, int]]] = defaultdict(list)
+        self._keys: dict[int, str] = {}
+
+        known = first_keys(model)
+        graph = traced.module.graph
+        placeholders = [node for node in graph.nodes if node.op == 'placeholder']
+        for node, name in zip(placeholders, traced.names, strict=False):
+            value = Value(tuple(node.meta['val'].shape))
+            if name in known:
+                self._give_ids(value)
+                self.tensors[known[name]] = value
+                self._keys[id(value)] = known[name]
+            self.values[node] = value
+        for node in placeholders[len(traced.names) :]:
+            self.values[node] = _plain(node)
+        for node in graph.nodes:
+            if node.op == 'call_function':
+                self.values[node] = self._call(node)
+            elif node.op == 'get_attr':
+                self.values[node] = Value(())
+            elif node.op == 'output':
+                self.outputs = _tensors(_replace(node.args, self.values))
+                for value in self.outputs if fix_outputs else ():
+                    self.ids.freeze_value(value, 'an output of the model')
+        self._tie_slices()
+        self.ids.rectangular(
+            [value for values in self.values.values() for value in _tensors(values)]
+        )
+
+    def _give_ids(self, value: Value) -> None:
+        rank = len(value.shape)
+        for dim, size in enumerate(value.shape):
+            if size > 1:
+                shape = [-1 if d == dim else 1 for d in range(rank)]
+                value.factors.append(self.ids.fresh(size).reshape(shape))
+
+    def _call(self, node: fx.Node) -> Any:
+        name = operator_name(node)
+        args, kwargs = _replace(node.args, self.values), _replace(node.kwargs, self.values)
+        handler = HANDLERS.get(name)
+        if handler is not None:
+            return handler(self, node, *args, **kwargs)
+        path = next(reversed(module_stack(node).values()), '')
+        if path not in self.unknown[name]:
+            self.unknown[name].append(path)
+        for value in _tensors((args, kwargs)):
+            self.ids.freeze_value(value, f'operator {name!r} has no handler')
+        return _plain(node)
+
+    # --- what handlers call ---------------------------------------------------------------------
+
+    def line(self, value: Value, dim: int) -> Ids | None:
+        """The ids along one dimension, as a vector; None where there are none."""
+        factor = value.factor(dim)
+        if factor is None:
+            return None
+        return self.ids.tie(factor, [d for d in varying(factor) if d != dim]).reshape(-1)
+
+    def produced(self, node: fx.Node, weight: Value) -> None:
+        """The operator makes new channels: the first dimension of ``weight``."""
+        key = self._keys.get(id(weight))
+        if key is not None:
+            self.producers.append((node, key))
+
+    def cost(
+        self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
+    ) -> None:
+        """Records a cost: the product of the sizes of ``dims``, times ``factor``."""
+        sizes: list[Ids] = []
+        for value, dim in dims:
+            ids = value.factor(dim)
+            if ids is None:
+                factor *= value.shape[dim]
+            else:
+                sizes.append(_vector(ids, dim))
+        self.rows.append(CostRow(kind, node, tuple(sizes), factor))
+
+    def elementwise_cost(self, node: fx.Node, kind: str, value: Value) -> None:
+        """Records a cost of one per element of ``value``."""
+        self.cost(node, kind, [(value, dim) for dim in range(len(value.shape))])
+
+    def baked(self, node: fx.Node, size: int, value: Value, dim: int) -> None:
+        """The size along ``dim`` may be a number that the calling module holds."""
+        ids = value.factor(dim)
+        if ids is not None:
+            path = next(reversed(module_stack(node).values()), '')
+            self.baked_sizes.append(BakedSize(path, size, _vector(ids, dim)))
+
+    def sliced(self, node: fx.Node, x: Value, dim: int, start: int, stop: int, step: int) -> None:
+        """A part of the channels is taken; settled when all parts of the tensor are known."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        self._slices[source, dim].append((start, stop, step))
+
+    def _tie_slices(self) -> None:
+        """Equal slices that make up a dimension keep the same channels; others keep it whole."""
+        for (source, dim), parts in self._slices.items():
+            factor = self.values[source].factor(dim)
+            size = self.values[source].shape[dim]
+            parts = sorted(set(parts))
+            length = parts[0][1] - parts[0][0]
+            equal = [(at, at + length, 1) for at in range(0, size, length)]
+            if parts == equal and size % length == 0:
+                first, *rest = (factor.take(range(a, b), axis=dim) for a, b, _ in parts)
+                for part in rest:
+                    self.ids.unite(first, part)
+            else:
+                self.ids.freeze(factor, f'sliced into parts {[p[:2] for p in parts]}')
+
+
+def first_keys(model: nn.Module) -> dict[str, str]:
+    """For every parameter and buffer key the first key of the same (maybe shared) tensor."""
+    first: dict[int, str] = {}
+    keys = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for key, tensor in named(remove_duplicate=False):
+            keys[key] = first.setdefault(id(tensor), key)
+    return keys
+
+
+def operator_name(node: fx.Node) -> str:
+    """The operator's name without namespace, overload and the mark of in-place variants."""
+    if node.target is operator.getitem:
+        return 'getitem'
+    schema = getattr(node.target, '_schema', None)
+    name = schema.name.split('::')[-1] if schema else getattr(node.target, '__name__', '?')
+    return name if name.startswith('__') else name.removesuffix('_')
+
+
+def _vector(ids: Ids, dim: int) -> Ids:
+    """The ids along ``dim``; what else the factor varies over is tied to it in the end."""
+    index = tuple(slice(None) if d == dim else 0 for d in range(ids.ndim))
+    return ids[index]
+
+
+def _plain(node: fx.Node) -> Any:
+    """The value of a tensor (or of several) of which nothing can be pruned."""
+    value = node.meta.get('val')
+    if isinstance(value, (tuple, list)):
+        return tuple(Value(tuple(getattr(part, 'shape', ()))) for part in value)
+    return Value(tuple(getattr(value, 'shape', ())))
+
+
+def _replace(arguments: Any, values: dict[fx.Node, Any]) -> Any:
+    return fx.map_arg(arguments, lambda node: values[node])
+
+
+def _tensors(values: Any) -> list[Value]:
+    if isinstance(values, Value):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    if isinstance(values, (tuple, list)) or hasattr(values, '__iter__'):
+        return [] if isinstance(values, str) else [v for part in values for v in _tensors(part)]
+    return []

@@ -1,0 +1,291 @@
+"""A model together with its search space: every subnet of it can be run and cut out."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Architecture
+from .compact import CompactPlan, compact
+from .cost import CostModel
+from .dynamic import (
+    ActiveSubnet,
+    DynamicMixin,
+    SubnetPlan,
+    make_dynamic,
+    make_static,
+    plan_subnet,
+    sized_attributes,
+)
+from .dynamic.sizes import sizes_of
+from .graph import ChannelGraph, first_keys, kind_of
+from .space import SearchSpace
+from .verify import Verifier
+
+
+class SupernetError(RuntimeError):
+    """A model that cannot be run as its subnets."""
+
+
+class Supernet:
+    """Weight sharing: the dense model is the main network, its first blocks and channels subnets.
+
+    Layers of ``model`` become dynamic in place (`mmstp.dynamic`); its state-dict keys, Parameter
+    objects, modes and outputs do not change.
+
+    Args:
+        model: Any module that `torch.export` can follow.
+        inputs: An example input or a tuple of them; costs are counted for these.
+        fix_outputs: Keep the channels of the model's outputs whole.
+        **space: Options of `SearchSpace`.
+
+    Attributes:
+        model: The model.
+        space: The architectures that can be chosen.
+        cost: Their multiply-adds and parameters.
+
+    Raises:
+        TraceError: If the model cannot be traced.
+        SpaceError: If nothing can be pruned, or an option is wrong.
+        SupernetError: If the model recomputes blocks in the backward pass (``with_cp=True``).
+
+    Example:
+        >>> supernet = Supernet(model, inputs=torch.zeros(1, 3, 224, 224))
+        >>> arch = supernet.space.sample(random.Random(0))
+        >>> with supernet.activate(arch):
+        ...     y = model(x)
+        >>> compact = supernet.export(arch)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor | Sequence[Tensor],
+        fix_outputs: bool = True,
+        **space: Any,
+    ) -> None:
+        _refuse(model)
+        self.model = model
+        self.inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        frozen: dict[str, str] = {}
+        while True:
+            self.graph = ChannelGraph.from_model(model, self.inputs, fix_outputs, frozen)
+            self.space = SearchSpace(self.graph, **space)
+            self._attributes = sized_attributes(model, self.graph)
+            self._aliases = {
+                key: first
+                for key, first in first_keys(model).items()
+                if key != first and first in self.graph.dims
+            }
+            self._active = ActiveSubnet()
+            self._make_dynamic()
+            try:
+                failing = self._verify()
+            except Exception:
+                self._make_static()
+                raise
+            if not failing:
+                break
+            self._make_static()
+            frozen.update(failing)
+        self.cost = CostModel(self.graph, self.space)
+        self._plan = functools.lru_cache(maxsize=64)(self._make_plan)
+
+    def _make_dynamic(self) -> None:
+        tensors: dict[str, set[str]] = {}
+        sizes: dict[str, set[str]] = {}
+        for key in [*self.graph.dims, *self._aliases]:
+            path, _, name = key.rpartition('.')
+            tensors.setdefault(path, set()).add(name)
+        for key, _ in self.model.named_buffers(remove_duplicate=False):
+            # also those that keep their size: a subnet's pass must not write to them
+            path, _, name = key.rpartition('.')
+            tensors.setdefault(path, set()).add(name)
+        for path in tensors:
+            sizes[path] = set(sizes_of(self.model.get_submodule(path), {}))
+        for attribute in self._attributes:
+            sizes.setdefault(attribute.module, set()).add(attribute.name)
+        skippable = set(self.space.min_depth())
+        for path in {*tensors, *sizes, *skippable}:
+            make_dynamic(
+                self.model.get_submodule(path),
+                path,
+                self._active,
+                tensors.get(path, ()),
+                sizes.get(path, ()),
+                path in skippable,
+            )
+
+    def _make_static(self) -> None:
+        for module in self.model.modules():
+            make_static(module)
+
+    def _make_plan(self, architecture: Architecture) -> SubnetPlan:
+        units = self.space.group_units(self.space.encode(architecture)[None])[0]
+        return self._plan_units(units, self.space.skipped(architecture))
+
+    def _plan_units(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
+        return plan_subnet(
+            self.model, self.graph, self._attributes, self._aliases, units, skipped
+        )
+
+    def _verify(self) -> dict[str, str]:
+        """Kinds of groups and blocks whose narrow forward is not that of the masked trace."""
+        verifier = Verifier(self.model, self.graph, self.inputs)
+        full = [group.units for group in self.graph.groups]
+        halved = [(group.units + 1) // 2 for group in self.graph.groups]
+        blocks = sorted(self.space.min_depth())
+
+        def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
+            return verifier.difference(self._plan_units(units, skipped), units)
+
+        together = reason(halved, blocks)
+        if not together:
+            return {}
+        failing = {}
+        for kind in sorted({group.kind for group in self.graph.groups}):
+            units = [
+                half if group.kind == kind else group.units
+                for group, half in zip(self.graph.groups, halved, strict=True)
+            ]
+            if found := reason(units, ()):
+                failing[kind] = found
+        for kind in sorted({kind_of(path) for path in blocks}):
+            if found := reason(full, [path for path in blocks if kind_of(path) == kind]):
+                failing[kind] = found
+        if not failing:
+            raise SupernetError(
+                f'{type(self.model).__name__}: each kind of channels can be narrowed alone, all '
+                f'together not: {together}'
+            )
+        return failing
+
+    @contextmanager
+    def activate(self, architecture: Architecture) -> Iterator[nn.Module]:
+        """Inside, the model is the subnet. Nested use and exceptions restore what was before.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+            SupernetError: If layers were replaced since the supernet was made.
+        """
+        plan = self._plan(architecture)
+        before, self._active.plan = self._active.plan, plan
+        try:
+            yield self.model
+        finally:
+            self._active.plan = before
+
+    def compact_plan(self, architecture: Architecture) -> CompactPlan:
+        """The description of a subnet as a network of its own."""
+        plan = self._plan(architecture)
+        tensors = dict(self._tensors())
+        return CompactPlan(
+            {key: tuple(plan.narrow(key, tensors[key]).shape) for key in plan.tensors},
+            {path: dict(sizes) for path, sizes in plan.sizes.items()},
+            tuple(sorted(plan.skipped)),
+        )
+
+    def export(self, architecture: Architecture) -> nn.Module:
+        """The subnet as a static network of its own, with copies of its weights.
+
+        Its output equals that of the active subnet. No dynamic class is left inside.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        plan = self._plan(architecture)
+        network = copy.deepcopy(self.model)
+        for module in network.modules():
+            make_static(module)
+        tensors = {
+            key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
+            for key, tensor in self._tensors()
+            if key in plan.tensors
+        }
+        compact(network, self.compact_plan(architecture), tensors)
+        return network
+
+    def order_channels(self) -> None:
+        """Sorts the channels of every group by importance, so that the first are worth keeping.
+
+        The importance of a channel is the L2 norm of all weights that make or read it (the group
+        norm of DepGraph, CVPR 2023), each tensor scaled to mean 1. The main network computes the
+        same function as before.
+        """
+        tensors = dict(self._tensors())
+        scores: list[Tensor | None] = [None] * len(self.graph.groups)
+        for key, dims in self.graph.dims.items():
+            if key not in dict(self.model.named_parameters()) or tensors[key].dim() < 2:
+                continue
+            for dim, dim_map in dims.items():
+                energy = tensors[key].detach().double().pow(2).transpose(0, dim).flatten(1).sum(1)
+                group_of = torch.from_numpy(dim_map.group)
+                unit_of = torch.from_numpy(dim_map.unit)
+                for group in set(dim_map.group.tolist()) - {-1}:
+                    here = group_of == group
+                    units = self.graph.groups[group].units
+                    score = torch.zeros(units, dtype=torch.float64)
+                    score.index_add_(0, unit_of[here], energy.cpu()[here])
+                    score /= score.mean().clamp_min(torch.finfo(torch.float64).tiny)
+                    scores[group] = score if scores[group] is None else scores[group] + score
+        orders = [
+            None if score is None else torch.argsort(score, descending=True, stable=True)
+            for score in scores
+        ]
+        with torch.no_grad():
+            for key, dims in self.graph.dims.items():
+                for dim, dim_map in dims.items():
+                    index = _reordered(dim_map.group, dim_map.unit, orders)
+                    tensor = tensors[key]
+                    tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
+
+    def check_intact(self) -> None:
+        """Whether the layers are still those made dynamic.
+
+        Raises:
+            SupernetError: Naming the first that was replaced.
+        """
+        modules = dict(self.model.named_modules())
+        for key in self.graph.dims:
+            path = key.rpartition('.')[0]
+            if not isinstance(modules.get(path), DynamicMixin):
+                raise SupernetError(
+                    f'{path} was replaced by {type(modules.get(path)).__name__} after the supernet '
+                    'was made; convert layers (sync_bn, quantization, ...) before'
+                )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.named_parameters(remove_duplicate=False)
+        yield from self.model.named_buffers(remove_duplicate=False)
+
+
+def _reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> Tensor:
+    """Where every position of a dimension gets its content from."""
+    index = torch.arange(len(group_of))
+    for group, order in enumerate(orders):
+        positions = torch.from_numpy((group_of == group).nonzero()[0])
+        if order is None or not len(positions):
+            continue
+        # (units, positions per unit), in the order of the positions within each unit
+        by_unit = positions[torch.from_numpy(unit_of)[positions].argsort(stable=True)]
+        by_unit = by_unit.reshape(len(order), -1)
+        index[by_unit.reshape(-1)] = by_unit[order].reshape(-1)
+    return index
+
+
+def _refuse(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, DynamicMixin):
+            raise SupernetError(f'{path or "the model"} is part of a supernet already')
+        if getattr(module, 'with_cp', False) is True:
+            raise SupernetError(
+                f'{path or "the model"} ({type(module).__name__}) has with_cp=True: it would be '
+                'recomputed in the backward pass, when its subnet is no longer active. '
+                'Set with_cp=False'
+            )

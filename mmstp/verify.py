@@ -1,0 +1,188 @@
+"""Checks of a supernet against its trace, done once when it is made.
+
+Two ways to one output: the model's own forward with narrow layers, and the traced graph of the
+dense model with the dropped channels' weights set to zero. They share neither the slicing nor the
+model's Python code, so a wrong index map or a size that the code holds as a number shows up. What
+differs is found kind by kind, and has to stay whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .dynamic import ActiveSubnet, DynamicMixin, SubnetPlan
+from .graph import ChannelGraph
+
+# Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+class VerificationError(RuntimeError):
+    """A trace that does not compute what the model does."""
+
+
+class Verifier:
+    """A randomised copy of a model, run both ways.
+
+    Args:
+        model: A model whose layers have been made dynamic; not touched.
+        graph: Its analysis.
+        inputs: Example inputs.
+
+    Raises:
+        VerificationError: If the dense model and its trace disagree.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor]) -> None:
+        self._graph = graph
+        self._model = copy.deepcopy(model)
+        self._subnet = next(
+            (m._subnet for m in self._model.modules() if isinstance(m, DynamicMixin)),
+            ActiveSubnet(),
+        )
+        for module in self._model.modules():
+            module.training = False
+        generator = torch.Generator().manual_seed(0)
+        self._inputs = [_random_like(x, generator) for x in inputs]
+        _randomize(self._model, generator)
+        nothing = SubnetPlan({}, {}, frozenset())
+        if reason := self.difference(nothing, [g.units for g in graph.groups]):
+            raise VerificationError(
+                f'the trace of {type(model).__name__} does not compute what the model does '
+                f'({reason}): its forward depends on values, on chance or on its own state'
+            )
+
+    def difference(self, plan: SubnetPlan, units: Sequence[int]) -> str:
+        """How the two ways disagree for a subnet; '' where they agree."""
+        reason = ''
+        for dtype in (torch.float32, torch.float64):
+            self._model.to(dtype)
+            inputs = [x.to(dtype) if x.is_floating_point() else x for x in self._inputs]
+            reason = self._difference(plan, units, inputs, _TOLERANCE[dtype])
+            if not reason:
+                break
+        return reason
+
+    @torch.no_grad()
+    def _difference(
+        self, plan: SubnetPlan, units: Sequence[int], inputs: list[Tensor], tolerance: float
+    ) -> str:
+        masked = self._masked_outputs(plan, units, inputs)
+        self._subnet.plan = plan
+        try:
+            narrow = _tensors(self._model(*inputs))
+        except Exception as error:  # whatever the model's code raises about sizes it did not expect
+            return f'its forward fails when narrowed: {type(error).__name__}: {error}'
+        finally:
+            self._subnet.plan = None
+        for a, b in zip(narrow, masked, strict=True):
+            if a.shape != b.shape:
+                return f'its output has shape {tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
+            scale = b.abs().max().item()
+            gap = (a - b).abs().max().item()
+            if not gap <= tolerance * scale or not math.isfinite(scale):
+                return f'its narrowed output differs by {gap:.1e} where values reach {scale:.1e}'
+        return ''
+
+    def _masked_outputs(
+        self, plan: SubnetPlan, units: Sequence[int], inputs: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
+        parameters = dict(self._model.named_parameters())
+        lifted = []
+        for name, node in zip(self._graph.trace.names, self._placeholders(), strict=False):
+            tensor = parameters.get(name)
+            if tensor is None:
+                lifted.append(self._constant(name, node))
+                continue
+            for dim, dim_map in self._graph.dims.get(name, {}).items():
+                keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
+                keep[torch.from_numpy(dim_map.kept(units))] = 1
+                shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
+                tensor = tensor * keep.reshape(shape).to(tensor.device)
+            lifted.append(tensor)
+        skipped = {
+            block.output: block
+            for run in self._graph.runs
+            for block in run.skippable
+            if block.path in plan.skipped
+        }
+        outputs = _Skipping(self._graph.trace.module, skipped).run(*lifted, *inputs)
+        narrowed = []
+        for output, dims in zip(_tensors(outputs), self._graph.outputs, strict=True):
+            for dim, dim_map in dims.items():
+                index = torch.from_numpy(dim_map.kept(units)).to(output.device)
+                output = output.index_select(dim, index)
+            narrowed.append(output)
+        return narrowed
+
+    def _placeholders(self) -> list[fx.Node]:
+        return [n for n in self._graph.trace.module.graph.nodes if n.op == 'placeholder']
+
+    def _constant(self, name: str, node: fx.Node) -> Tensor:
+        path, _, attribute = name.rpartition('.')
+        buffers = self._model.get_submodule(path)._buffers if _has(self._model, path) else {}
+        if attribute in buffers and buffers[attribute] is not None:
+            return buffers[attribute]  # type: ignore[return-value]
+        return self._graph.trace.constants[name]
+
+
+class _Skipping(fx.Interpreter):
+    """Runs a graph in which some blocks are the identity."""
+
+    def __init__(self, module: fx.GraphModule, skipped: Mapping[fx.Node, Any]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._outputs = skipped
+        self._inside = {node for block in skipped.values() for node in block.nodes}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self._outputs:
+            return self.env[self._outputs[n].input]
+        if n in self._inside:
+            return None
+        return super().run_node(n)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return path in dict(model.named_modules())
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
+
+
+def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    if not x.is_floating_point():
+        return x.clone()
+    return torch.randn(x.shape, generator=generator).to(x)
+
+
+def _randomize(model: nn.Module, generator: torch.Generator) -> None:
+    """Values that keep signals alive through any depth.
+
+    A fresh network can hide mistakes: residual branches that start at zero, outputs of 1e-10.
+    """
+    for name, tensor in _all_tensors(model):
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            fan_in = tensor[0].numel()
+            value = noise * math.sqrt(2 / fan_in)
+        elif name.endswith(('bias', 'running_mean')):
+            value = noise * 0.1
+        else:
+            value = 1 + noise.clamp(-2, 2) * 0.2
+        tensor.data.copy_(value)
+
+
+def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
