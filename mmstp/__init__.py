@@ -1,6 +1,49 @@
 """Stimulative-training pruning (STP, ECCV 2024) for MMEngine models."""
 
-from mmstp import registry
-from mmstp.version import __version__
+try:
+    import mmengine  # noqa: F401
+    import mmpretrain  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'mmstp needs OpenMMLab\'s mmengine, mmcv and mmpretrain, and {error.name!r} is missing. '
+        "Install them with pip install 'mmstp[onedl]' (maintained distributions) or "
+        "'mmstp[openmmlab]' (the originals)"
+    ) from error
 
-__all__ = ['__version__', 'registry']
+from .architecture import Architecture, ArchitectureError
+from .backbones import CompactBackbone, WideResNet
+from .algorithm import STP
+from .calibration import calibrate
+from .compact import CompactPlan
+from .cost import CostModel
+from .datasets import Digits, TinyImageNet
+from .graph import ChannelGraph, register_handler
+from .hooks import EpochSeedHook, PoolHook, SubnetEvalHook
+from .losses import normalized_kl
+from .pool import ArchitecturePool
+from .space import SearchSpace
+from .supernet import Supernet
+from .version import __version__
+
+__all__ = [
+    'STP',
+    'Architecture',
+    'ArchitectureError',
+    'ArchitecturePool',
+    'ChannelGraph',
+    'CompactBackbone',
+    'CompactPlan',
+    'CostModel',
+    'Digits',
+    'EpochSeedHook',
+    'PoolHook',
+    'SearchSpace',
+    'SubnetEvalHook',
+    'Supernet',
+    'TinyImageNet',
+    'WideResNet',
+    '__version__',
+    'calibrate',
+    'normalized_kl',
+    'register_handler',
+]

@@ -33,14 +33,15 @@ def normalized_kl(
     References:
         Tang et al., *Enhanced Sparsification via Stimulative Training*, ECCV 2024, Eq. 4 and 5.
     """
-    student = _normalize(student_logits.float(), normalize)
-    teacher = _normalize(teacher_logits.detach().float(), normalize)
-    return F.kl_div(
-        F.log_softmax(student, dim=1),
-        F.log_softmax(teacher, dim=1),
-        reduction='batchmean',
-        log_target=True,
-    )
+    with torch.autocast(student_logits.device.type, enabled=False):
+        student = _normalize(student_logits.float(), normalize)
+        teacher = _normalize(teacher_logits.detach().float(), normalize)
+        return F.kl_div(
+            F.log_softmax(student, dim=1),
+            F.log_softmax(teacher, dim=1),
+            reduction='batchmean',
+            log_target=True,
+        )
 
 
 def _normalize(logits: Tensor, normalize: str) -> Tensor:

@@ -1,5 +1,6 @@
-"""Backbones that mmpretrain does not have."""
+"""Backbones that mmpretrain and mmdet build from configs."""
 
-from mmstp.backbones.wide_resnet import WideResNet
+from .compact import CompactBackbone
+from .wide_resnet import WideResNet
 
-__all__ = ['WideResNet']
+__all__ = ['CompactBackbone', 'WideResNet']

@@ -1,0 +1,63 @@
+"""Estimating the statistics of batch normalisation anew.
+
+Weights are shared between the main network and its subnets, running statistics cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+) -> int:
+    """Replaces running statistics by those over ``batches``.
+
+    They are reset and averaged cumulatively (``momentum=None``) with the norm layers alone in train
+    mode; modes and momenta are restored afterwards.
+
+    Args:
+        network: A compact network.
+        batches: What ``forward`` takes.
+        forward: Runs the network on a batch; by default ``network(batch)``.
+
+    Returns:
+        How many norm layers were calibrated.
+
+    Raises:
+        ValueError: If there are norm layers and not a single batch.
+    """
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        return 0
+    modes = {module: module.training for module in network.modules()}
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for module in modes:
+            module.training = False
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.training = True
+        count = 0
+        for batch in batches:
+            (forward or network)(batch)
+            count += 1
+        if not count:
+            raise ValueError('no batch to estimate the statistics of the norm layers from')
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+    return len(norms)

@@ -1,0 +1,140 @@
+"""Writing a subnet out: weights, a config that builds it, and what it is."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from .algorithm import STP
+from .architecture import Architecture
+from .hooks import write_json
+from .loading import differences
+from .registry import MODELS
+from .version import __version__
+
+WEIGHTS, CONFIG, DESCRIPTION = 'compact.pth', 'compact.py', 'architecture.json'
+CONVENTION = 'multiply-adds of convolutions, linear layers and matrix products, one image'
+_OWN_HOOKS = ('mmstp.PoolHook', 'mmstp.SubnetEvalHook')
+
+
+class ExportError(RuntimeError):
+    """A subnet that cannot be described by the dense network's config."""
+
+
+def compact_classifier(
+    classifier: Mapping[str, Any], stp: STP, architecture: Architecture
+) -> dict[str, Any]:
+    """The config of a subnet as a classifier of its own.
+
+    The backbone becomes a `CompactBackbone`; in the neck and the head, ``in_channels`` follow the
+    layers that read the narrower features.
+
+    Args:
+        classifier: The dense classifier's config.
+        stp: The algorithm around it.
+        architecture: The subnet.
+
+    Raises:
+        ExportError: If the config so changed does not build the subnet.
+    """
+    plan = stp.supernet.compact_plan(architecture)
+    config = copy.deepcopy(dict(classifier))
+    backbone = dict(config['backbone'])
+    backbone.pop('init_cfg', None)
+    config['backbone'] = {
+        'type': 'mmstp.CompactBackbone',
+        'backbone': backbone,
+        'plan': plan.within('backbone').to_dict(),
+    }
+    config.pop('init_cfg', None)
+    for part in ('neck', 'head'):
+        for sizes in plan.within(part).sizes.values():
+            if 'in_features' in sizes and isinstance(config.get(part), dict):
+                config[part] = {**config[part], 'in_channels': sizes['in_features']}
+    built = MODELS.build(copy.deepcopy(config))
+    found = differences(built, stp.export(architecture).state_dict())
+    if found:
+        raise ExportError(
+            'the dense config with a compact backbone and in_channels filled in does not build '
+            'the subnet; its neck or head has to be kept whole (space.fix) or described by hand:\n  '
+            + '\n  '.join(found[:5])
+        )
+    return config
+
+
+def write_export(
+    directory: str | Path, network: nn.Module, config: Config, stp: STP, architecture: Architecture
+) -> dict[str, Any]:
+    """Writes `WEIGHTS`, `CONFIG` and `DESCRIPTION` into a folder, each whole or not at all.
+
+    Args:
+        directory: Made if missing.
+        network: The exported subnet, its statistics estimated.
+        config: The config of the STP run.
+        stp: The algorithm.
+        architecture: The subnet's.
+
+    Returns:
+        What the description holds.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    description = describe_export(network, stp, architecture)
+    weights = {
+        'state_dict': {k: v.detach().cpu().clone() for k, v in network.state_dict().items()},
+        'meta': {'mmstp_version': __version__, 'architecture': str(architecture)},
+    }
+    temporary = directory / (WEIGHTS + '.tmp')
+    torch.save(weights, temporary)
+    os.replace(temporary, directory / WEIGHTS)
+
+    compact_config = copy.deepcopy(config)
+    classifier = compact_classifier(config.model.model.to_dict(), stp, architecture)
+    compact_config.model = classifier
+    compact_config.custom_hooks = [
+        hook for hook in config.get('custom_hooks', []) if hook['type'] not in _OWN_HOOKS
+    ]
+    checkpoint = compact_config.get('default_hooks', {}).get('checkpoint')
+    if checkpoint and str(checkpoint.get('save_best', '')).startswith('subnet/'):
+        checkpoint.save_best = checkpoint.save_best.removeprefix('subnet/')
+    compact_config.load_from = None
+    compact_config.resume = False
+    compact_config.pop('work_dir', None)
+    temporary = directory / (CONFIG + '.tmp')
+    temporary.write_text(compact_config.pretty_text)
+    os.replace(temporary, directory / CONFIG)
+
+    write_json(directory / DESCRIPTION, description)
+    return description
+
+
+def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:
+    """What an export is: costs, their convention, and the channels of every layer."""
+    cost = stp.supernet.cost
+    pair = [architecture, stp.supernet.space.largest]
+    macs, params = cost.macs(pair), cost.params(pair)
+    return {
+        'architecture': str(architecture),
+        'stages': [stage.name for stage in stp.supernet.space.stages],
+        'macs': int(macs[0]),
+        'macs_dense': int(macs[1]),
+        'macs_ratio': float(macs[0] / macs[1]),
+        'macs_convention': CONVENTION,
+        'params': int(params[0]),
+        'params_dense': int(params[1]),
+        'params_ratio': float(params[0] / params[1]),
+        'input_shape': list(stp.supernet.inputs[0].shape[1:]),
+        'layers': {
+            key.removesuffix('.weight'): list(tensor.shape)
+            for key, tensor in network.named_parameters()
+            if key.endswith('.weight') and tensor.dim() > 1
+        },
+        'mmstp_version': __version__,
+    }

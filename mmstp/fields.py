@@ -1,0 +1,36 @@
+"""Options that come from a config: unknown names are refused before they are lost."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class FieldError(TypeError):
+    """An option that does not exist."""
+
+
+def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Raises `FieldError` for the first name in ``given`` that is not accepted.
+
+    Args:
+        where: The config field that holds the options, such as ``'model.space'``.
+        given: Their names.
+        accepted: The names there are.
+    """
+    accepted = sorted(accepted)
+    for name in given:
+        if name not in accepted:
+            close = difflib.get_close_matches(name, accepted, n=1)
+            hint = f'did you mean {close[0]!r}? ' if close else ''
+            raise FieldError(
+                f'{where} has no field {name!r}: {hint}accepted are {", ".join(accepted)}'
+            )
+
+
+def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
+    """The names of a function's parameters that have a default, after the first few."""
+    parameters = list(inspect.signature(function).parameters.values())[first:]
+    return [p.name for p in parameters if p.default is not inspect.Parameter.empty]

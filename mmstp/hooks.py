@@ -1,0 +1,255 @@
+"""When the pool shrinks, what is logged and written, and how the best subnet is evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.runner import Runner, set_random_seed
+from torch.utils.data import DataLoader, Subset
+
+from .algorithm import STP
+from .calibration import calibrate
+from .loading import CheckpointError
+from .pool import ShrinkSchedule
+from .registry import HOOKS
+
+STATE = 'mmstp'  # where the search's state lies in a checkpoint
+BEST = 'best_architecture.json'
+
+
+def stp_of(runner: Runner) -> STP:
+    """The runner's model without its wrapper.
+
+    Raises:
+        TypeError: If it is not an `STP`.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not isinstance(model, STP):
+        raise TypeError(
+            f'the hooks of mmstp need model.type to be mmstp.STP, not {type(model).__name__}'
+        )
+    return model
+
+
+@HOOKS.register_module()
+class PoolHook(Hook):
+    """Shrinks the pool, logs it, keeps it in the checkpoints and writes the best architecture out.
+
+    Args:
+        interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
+        end: The part of the training after which a single architecture is left.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, interval: int | None = None, end: float = 0.6) -> None:
+        if interval is not None and (not isinstance(interval, int) or interval < 1):
+            raise ValueError(f'PoolHook.interval={interval!r}: expected a whole number, at least 1')
+        if not isinstance(end, (int, float)) or not 0 < end <= 1:
+            raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
+        self.interval = interval
+        self.end = end
+        self._size: int | None = None  # of the pool when the training started
+
+    def before_train(self, runner: Runner) -> None:
+        stp = stp_of(runner)
+        stp.supernet.check_intact()
+        interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
+        end = max(1, round(self.end * runner.max_iters))
+        self._size = self._size or len(stp.pool)
+        self._schedule = ShrinkSchedule(self._size, interval, end)
+        visits = end / self._size
+        if self._size > 1 and visits < 5:
+            runner.logger.warning(
+                f'the pool has {self._size} architectures and shrinks within {end} iterations: '
+                f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything. '
+                f'Use model.pool.size={max(2, end // 10)}, or train longer'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        stp_of(runner).progress = runner.iter / runner.max_iters
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        stp = stp_of(runner)
+        drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
+        if drops:
+            stp.pool.shrink(drops)
+            self._report(runner, stp)
+        hub = runner.message_hub
+        hub.update_scalar('train/pool_size', len(stp.pool))
+        best = stp.pool.scores[stp.pool.best]
+        if best is not None:
+            hub.update_scalar('train/best_score', best)
+
+    def _report(self, runner: Runner, stp: STP) -> None:
+        best, cost = stp.pool.best, stp.supernet.cost
+        macs, dense = (int(c) for c in cost.macs([best, stp.supernet.space.largest]))
+        runner.logger.info(
+            f'pool: {len(stp.pool)} left, best {best} with score {stp.pool.scores[best]:.4f}, '
+            f'{macs / dense:.2%} of the MACs'
+        )
+        stages = stp.supernet.space.stages
+        runner.visualizer.add_scalars(
+            {
+                'best/macs_ratio': macs / dense,
+                **{f'best/depth/{s.name}': d for s, d in zip(stages, best.depths, strict=True)},
+                **{f'best/width/{s.name}': w for s, w in zip(stages, best.widths, strict=True)},
+            },
+            step=runner.iter + 1,
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        stp = stp_of(runner)
+        checkpoint[STATE] = {
+            'pool': stp.pool.state_dict(),
+            'pool_size': self._size or len(stp.pool),
+            'best': str(stp.pool.best),
+        }
+        write_json(Path(runner.work_dir) / BEST, describe(stp, runner.iter))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        stp = stp_of(runner)
+        if STATE not in checkpoint:
+            raise CheckpointError(
+                'the checkpoint holds no state of an STP search: it was not written by a run with '
+                'mmstp.PoolHook. A checkpoint of the dense classifier goes into model.pretrained'
+            )
+        state = checkpoint[STATE]
+        stp.pool.load_state_dict(state['pool'])
+        for architecture in stp.pool.scores:
+            stp.supernet.space.check(architecture)
+        self._size = state['pool_size']
+
+    def after_train(self, runner: Runner) -> None:
+        stp = stp_of(runner)
+        self._report(runner, stp)
+        runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
+
+
+@HOOKS.register_module()
+class SubnetEvalHook(Hook):
+    """Evaluates the pool's best subnet after the main network, on the same data and metrics.
+
+    Its metrics carry the prefix ``subnet/``. It is cut out, and the statistics of its norm layers
+    are estimated anew, so the main network is not touched.
+
+    Args:
+        num_images: Training images for the statistics.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+
+    # before the metrics are logged and the best checkpoint is chosen, and while EMA weights, if
+    # there are any, are in the model
+    priority = 'HIGHEST'
+
+    def __init__(self, num_images: int = 2000) -> None:
+        if not isinstance(num_images, int) or num_images < 1:
+            raise ValueError(f'SubnetEvalHook.num_images={num_images!r}: expected at least 1')
+        self.num_images = num_images
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        if metrics is not None:
+            metrics.update(self._evaluate(runner, runner.val_loop))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        if metrics is not None:
+            metrics.update(self._evaluate(runner, runner.test_loop))
+
+    @torch.no_grad()
+    def _evaluate(self, runner: Runner, loop: Any) -> dict[str, Any]:
+        stp = stp_of(runner)
+        network = stp.export()
+        calibrate_on(network, runner.cfg.train_dataloader, self.num_images)
+        for module in network.modules():
+            module.training = False
+        for batch in loop.dataloader:
+            loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
+        metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        return {f'subnet/{name}': value for name, value in metrics.items()}
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds every epoch from the run's seed and the epoch's number.
+
+    So an epoch's random numbers do not depend on what ran before it, and a run that was interrupted
+    and resumed at an epoch's end repeats an uninterrupted one.
+    """
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        set_random_seed(
+            runner.seed + runner.epoch,
+            diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+        )
+
+
+def calibrate_on(network: Any, dataloader: Any, num_images: int) -> None:
+    """Estimates a compact classifier's statistics from a dataloader's config.
+
+    The same images are drawn on every rank, so all get the same statistics.
+
+    Args:
+        network: With a ``data_preprocessor``, as mmpretrain's classifiers have.
+        dataloader: The config of the training's dataloader.
+        num_images: How many images; all there are if the dataset has fewer.
+    """
+    dataset = DATASETS.build(dataloader['dataset'])
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
+    size = min(dataloader['batch_size'], len(chosen))
+    collate = dataloader.get('collate_fn')
+    collate_fn = FUNCTIONS.get(collate['type']) if collate else pseudo_collate
+    batches = DataLoader(
+        Subset(dataset, chosen),
+        batch_size=size,
+        num_workers=dataloader.get('num_workers', 0),
+        collate_fn=collate_fn,
+        drop_last=True,  # every batch weighs the same in a cumulative average
+    )
+    calibrate(network, _inputs(network, batches), lambda inputs: network(inputs, mode='tensor'))
+
+
+def _inputs(network: Any, batches: Any) -> Iterator[Any]:
+    for batch in batches:
+        yield network.data_preprocessor(batch, training=False)['inputs']
+
+
+def describe(stp: STP, iteration: int) -> dict[str, Any]:
+    """The best architecture and what is known of it, in plain types."""
+    best, cost = stp.pool.best, stp.supernet.cost
+    pair = [best, stp.supernet.space.largest]
+    macs, params = cost.macs(pair), cost.params(pair)
+    return {
+        'architecture': str(best),
+        'iteration': iteration,
+        'pool_size': len(stp.pool),
+        'score': stp.pool.scores[best],
+        'macs': int(macs[0]),
+        'macs_ratio': float(macs[0] / macs[1]),
+        'params': int(params[0]),
+        'params_ratio': float(params[0] / params[1]),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + '.tmp')
+    temporary.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(temporary, path)
