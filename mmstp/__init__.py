@@ -5,14 +5,14 @@ try:
     import mmpretrain  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f'mmstp needs OpenMMLab\'s mmengine, mmcv and mmpretrain, and {error.name!r} is missing. '
+        f"mmstp needs OpenMMLab's mmengine, mmcv and mmpretrain, and {error.name!r} is missing. "
         "Install them with pip install 'mmstp[onedl]' (maintained distributions) or "
         "'mmstp[openmmlab]' (the originals)"
     ) from error
 
+from .algorithm import STP
 from .architecture import Architecture, ArchitectureError
 from .backbones import CompactBackbone, WideResNet
-from .algorithm import STP
 from .calibration import calibrate
 from .compact import CompactPlan
 from .cost import CostModel

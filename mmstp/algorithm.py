@@ -17,7 +17,7 @@ from .architecture import Architecture
 from .fields import options_of, refuse_unknown
 from .loading import CheckpointError, differences, require_fit
 from .losses import NORMALIZATIONS, normalized_kl
-from .pool import ArchitecturePool, Budget, feasible_rows
+from .pool import ENUMERABLE, ArchitecturePool, Budget, feasible_rows
 from .registry import MODELS
 from .space import SearchSpace
 from .supernet import Supernet
@@ -121,7 +121,7 @@ class STP(BaseModel):
         )
         MMLogger.get_current_instance().info(
             f'STP: {self.supernet.space.size:,} architectures, {len(rows):,} of them '
-            f'{"found to meet" if self.supernet.space.size > len(rows) else "meet"} '
+            f'{"meet" if self.supernet.space.size <= ENUMERABLE else "found to meet"} '
             f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, {len(self.pool)} in the pool'
         )
 

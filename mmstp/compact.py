@@ -94,7 +94,9 @@ def compact(
             continue
         path, _, name = key.rpartition('.')
         module = _module(model, path, key)
-        store: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        store: dict[str, Any] = (
+            module._parameters if name in module._parameters else module._buffers
+        )
         if store.get(name) is None:
             raise CompactPlanError(f'{type(model).__name__} has no tensor {key!r}')
         dense = store[name]

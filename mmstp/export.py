@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from .algorithm import STP
 from .architecture import Architecture
 from .hooks import write_json
-from .loading import differences
+from .loading import CheckpointError, differences
 from .registry import MODELS
 from .version import __version__
 
@@ -138,3 +138,37 @@ def describe_export(network: nn.Module, stp: STP, architecture: Architecture) ->
         },
         'mmstp_version': __version__,
     }
+
+
+def reload(directory: str | Path) -> nn.Module:
+    """The network of an export, from its config and weights alone.
+
+    Raises:
+        CheckpointError: If the weights do not fit the config.
+    """
+    directory = Path(directory)
+    config = Config.fromfile(directory / CONFIG)
+    model = config.model.copy()
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    network: nn.Module = MODELS.build(model)
+    weights = torch.load(directory / WEIGHTS, map_location='cpu', weights_only=True)
+    if found := differences(network, weights['state_dict']):
+        raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')
+    network.load_state_dict(weights['state_dict'])
+    return network
+
+
+@torch.no_grad()
+def max_abs_difference(first: nn.Module, second: nn.Module, shape: Sequence[int]) -> float:
+    """The largest difference between two networks' outputs in eval mode, on random inputs."""
+    images = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for network in (first, second):
+        modes = {module: module.training for module in network.modules()}
+        for module in modes:
+            module.training = False
+        outputs.append(network(images.to(next(network.parameters()).device)).cpu())
+        for module, training in modes.items():
+            module.training = training
+    return float((outputs[0] - outputs[1]).abs().max())

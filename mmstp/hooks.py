@@ -63,6 +63,7 @@ class PoolHook(Hook):
         self.interval = interval
         self.end = end
         self._size: int | None = None  # of the pool when the training started
+        self._spread: float | None = None
 
     def before_train(self, runner: Runner) -> None:
         stp = stp_of(runner)
@@ -95,6 +96,9 @@ class PoolHook(Hook):
         best = stp.pool.scores[stp.pool.best]
         if best is not None:
             hub.update_scalar('train/best_score', best)
+        if drops or self._spread is None:
+            self._spread = spread(stp)
+        hub.update_scalar('train/pool_spread', self._spread)
 
     def _report(self, runner: Runner, stp: STP) -> None:
         best, cost = stp.pool.best, stp.supernet.cost
@@ -228,6 +232,16 @@ def calibrate_on(network: Any, dataloader: Any, num_images: int) -> None:
 def _inputs(network: Any, batches: Any) -> Iterator[Any]:
     for batch in batches:
         yield network.data_preprocessor(batch, training=False)['inputs']
+
+
+def spread(stp: STP) -> float:
+    """How different the pool's architectures are (Fig. 6): the mean squared distance to their mean.
+
+    Depths are divided by the stage's blocks, so that every number lies between 0 and 1.
+    """
+    full = np.array([*stp.supernet.space.largest.depths, *stp.supernet.space.largest.widths])
+    vectors = np.array([[*a.depths, *a.widths] for a in stp.pool.scores]) / full
+    return float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
 
 
 def describe(stp: STP, iteration: int) -> dict[str, Any]:

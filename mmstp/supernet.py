@@ -131,9 +131,7 @@ class Supernet:
         return self._plan_units(units, self.space.skipped(architecture))
 
     def _plan_units(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
-        return plan_subnet(
-            self.model, self.graph, self._attributes, self._aliases, units, skipped
-        )
+        return plan_subnet(self.model, self.graph, self._attributes, self._aliases, units, skipped)
 
     def _verify(self) -> dict[str, str]:
         """Kinds of groups and blocks whose narrow forward is not that of the masked trace."""
@@ -211,12 +209,15 @@ class Supernet:
         compact(network, self.compact_plan(architecture), tensors)
         return network
 
-    def order_channels(self) -> None:
+    def order_channels(self, norm: int = 2) -> None:
         """Sorts the channels of every group by importance, so that the first are worth keeping.
 
-        The importance of a channel is the L2 norm of all weights that make or read it (the group
-        norm of DepGraph, CVPR 2023), each tensor scaled to mean 1. The main network computes the
-        same function as before.
+        The importance of a channel is the norm of all weights that make or read it (the group norm
+        of DepGraph, CVPR 2023), each tensor scaled to mean 1. The main network computes the same
+        function as before.
+
+        Args:
+            norm: 1 or 2: the sum of magnitudes or of squares.
         """
         tensors = dict(self._tensors())
         scores: list[Tensor | None] = [None] * len(self.graph.groups)
@@ -224,7 +225,16 @@ class Supernet:
             if key not in dict(self.model.named_parameters()) or tensors[key].dim() < 2:
                 continue
             for dim, dim_map in dims.items():
-                energy = tensors[key].detach().double().pow(2).transpose(0, dim).flatten(1).sum(1)
+                energy = (
+                    tensors[key]
+                    .detach()
+                    .double()
+                    .abs()
+                    .pow(norm)
+                    .transpose(0, dim)
+                    .flatten(1)
+                    .sum(1)
+                )
                 group_of = torch.from_numpy(dim_map.group)
                 unit_of = torch.from_numpy(dim_map.unit)
                 for group in set(dim_map.group.tolist()) - {-1}:

@@ -158,9 +158,7 @@ class ChannelGraph:
         return _build(model, walk, traced, freeze or {})
 
 
-def _build(
-    model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]
-) -> ChannelGraph:
+def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]) -> ChannelGraph:
     graph = traced.module.graph
     runs = _without(find_runs(model, walk, graph), freeze)
     lines = {
@@ -255,7 +253,11 @@ def _build(
 
 def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
     kept = [
-        Run(run.first, tuple(b for b in run.skippable if kind_of(b.path) not in freeze), run.residual)
+        Run(
+            run.first,
+            tuple(b for b in run.skippable if kind_of(b.path) not in freeze),
+            run.residual,
+        )
         for run in runs
     ]
     return [run for run in kept if run.skippable]
@@ -320,4 +322,3 @@ def _group(
     return Group(
         name, len(roots), int(unit_size), tuple(path for _, path, _ in made_by), order, resolution
     )
-

@@ -94,9 +94,7 @@ def convolution(
 
 
 @register_handler('linear')
-def linear(
-    walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None
-) -> Value:
+def linear(walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None) -> Value:
     ids = walk.ids
     last = len(x.shape) - 1
     _tie_lines(walk, walk.line(x, last), walk.line(weight, 1))

@@ -197,7 +197,9 @@ class ChannelIds:
         ]
         return self.value(shape, factors)
 
-    def reduce(self, value: Value, dims: Iterable[int], keepdim: bool, shape: Sequence[int]) -> Value:
+    def reduce(
+        self, value: Value, dims: Iterable[int], keepdim: bool, shape: Sequence[int]
+    ) -> Value:
         """Reduction over dimensions that hold nothing to prune; ids along them have to stay."""
         dims = sorted({dim % len(value.shape) for dim in dims})
         self.freeze_value(value, 'reduced over its channels', dims)
@@ -235,9 +237,7 @@ def _align(value: Value, rank: int) -> Value:
     return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])
 
 
-def _aligned_runs(
-    old: tuple[int, ...], new: tuple[int, ...]
-) -> list[tuple[list[int], list[int]]]:
+def _aligned_runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Splits the dimensions of two shapes of one size into the smallest runs of equal product."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0

@@ -1,0 +1,153 @@
+"""What the command-line tools share: flags, configs and checks made before anything is built."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import init_default_scope
+
+from .algorithm import STP
+from .datasets import check_datasets
+from .hooks import STATE
+from .loading import CheckpointError
+from .registry import MODELS
+
+
+class LaunchError(RuntimeError):
+    """A run that cannot start as asked."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that mmpretrain's ``train.py`` and ``test.py`` share."""
+    parser.add_argument('--work-dir', help='the folder to save logs and models')
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders'
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='job launcher',
+    )  # fmt: skip
+    # torch.distributed passes it to every process it starts
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_config_options(parser)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options``, as in all tools of OpenMMLab."""
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction,
+        help='override settings of the config, as key=value; nested keys with dots, lists as '
+        'key="[a,b]" or key=a,b',
+    )  # fmt: skip
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Reads a config, merges ``--cfg-options`` and opens the scope of its types.
+
+    Raises:
+        LaunchError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise LaunchError(f'config {path!r} is not a file; configs of mmstp lie in configs/stp')
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(options)
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    return config
+
+
+def prepare(config: Config, args: argparse.Namespace) -> None:
+    """Applies the common flags and checks the work dir.
+
+    Raises:
+        LaunchError: If the work dir cannot be written.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config.launcher = args.launcher
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if config.get(field) is None:
+            continue
+        # workers of the training start anew in every epoch, from the epoch's seed: so a resumed
+        # run repeats an uninterrupted one
+        workers = config[field].get('num_workers', 0) > 0
+        defaults = ConfigDict(
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers and field != 'train_dataloader',
+            collate_fn=dict(type='default_collate'),
+        )
+        config[field] = ConfigDict({**defaults, **config[field]})
+        if args.no_pin_memory:
+            config[field].pin_memory = False
+    check_work_dir(config.work_dir)
+
+
+def check_work_dir(path: str) -> None:
+    """Whether files can be written there; the folder is made.
+
+    Raises:
+        LaunchError: Naming the path and the reason.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise LaunchError(
+            f'work_dir {path!r} cannot be written: {error.strerror}. '
+            'Give a folder that can with --work-dir'
+        ) from error
+
+
+def check_data(config: Config, *fields: str) -> None:
+    """`check_datasets` for some of a config's dataloaders."""
+    check_datasets(Config({field: config[field] for field in fields if config.get(field)}))
+
+
+def build_stp(config: Config) -> STP:
+    """The algorithm of a config, without a runner.
+
+    Raises:
+        LaunchError: If the config's model is not an `STP`.
+    """
+    model = config.model.copy()
+    if model.get('type') not in ('mmstp.STP', 'STP'):
+        raise LaunchError(
+            f'model.type is {model.get("type")!r}; this tool needs the config of an STP run, '
+            'where it is mmstp.STP'
+        )
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    stp = MODELS.build(model)
+    assert isinstance(stp, STP)
+    return stp
+
+
+def load_search(stp: STP, checkpoint: str) -> None:
+    """Loads the weights and the pool of an STP run's checkpoint.
+
+    The run's ``state_dict`` is read: with EMAHook that is the averaged weights.
+
+    Raises:
+        CheckpointError: If it is not a checkpoint of such a run, or of another network.
+    """
+    try:
+        content = torch.load(checkpoint, map_location='cpu', weights_only=False)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f'checkpoint {checkpoint!r} cannot be read: {error}') from error
+    if not isinstance(content, dict) or STATE not in content:
+        raise CheckpointError(
+            f'checkpoint {checkpoint!r} was not written by an STP run: it holds no state of the '
+            'search'
+        )
+    stp.load_state_dict(content['state_dict'])
+    stp.pool.load_state_dict(content[STATE]['pool'])

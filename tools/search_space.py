@@ -1,0 +1,35 @@
+"""Shows what can be pruned: ``python tools/search_space.py configs/stp/r50_15pct.py``."""
+
+import argparse
+
+import torch
+
+from mmstp import Supernet
+from mmstp.launch import LaunchError, add_config_options, load_config
+from mmstp.pool import Budget
+from mmstp.registry import MODELS
+from mmstp.report import describe_space
+
+
+def main() -> None:
+    """Builds the classifier and its supernet; neither data nor weights are needed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of an STP run')
+    add_config_options(parser)
+    args = parser.parse_args()
+    config = load_config(args.config, args.cfg_options)
+    model = config.model
+    if model.get('type') not in ('mmstp.STP', 'STP'):
+        raise LaunchError(f'model.type is {model.get("type")!r}, not mmstp.STP')
+    classifier = MODELS.build(model.model)
+    inputs = torch.zeros(1, *model.get('input_shape', (3, 224, 224)))
+    supernet = Supernet(classifier, inputs, **model.get('space', {}))
+    budget = Budget.of(
+        model.target, model.get('metric', 'macs'), model.get('tolerance', 0.02),
+        supernet.space, supernet.cost,
+    )  # fmt: skip
+    print(describe_space(supernet, budget))
+
+
+if __name__ == '__main__':
+    main()

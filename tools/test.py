@@ -1,0 +1,92 @@
+"""Tests a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
+
+For the config of an STP run it reports the main network and the best subnet (``subnet/…``); for the
+config that ``tools/export.py`` writes, the compact network.
+"""
+
+import argparse
+from copy import deepcopy
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmstp.launch import LaunchError, add_common_arguments, check_data, load_config, prepare
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags of mmpretrain's ``tools/test.py``."""
+    parser = argparse.ArgumentParser(description='Test (and eval) a model')
+    parser.add_argument('config', help='test config file path')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='the file to output results to')
+    parser.add_argument(
+        '--out-item', choices=['metrics', 'pred'], help='what --out holds (default: predictions)'
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--show-dir', help='folder for the images with predictions')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--interval', type=int, default=1, help='visualize every n-th sample')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per window')
+    parser.add_argument(
+        '--tta', action='store_true',
+        help='test-time augmentation: tta_model and tta_pipeline of the config, else flips',
+    )  # fmt: skip
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.out is None and args.out_item is not None:
+        parser.error('--out-item needs --out')
+    return args
+
+
+def merge_args(config: Config, args: argparse.Namespace) -> None:
+    """Merges the flags into the config."""
+    prepare(config, args)
+    config.load_from = args.checkpoint
+    if args.amp:
+        config.test_cfg.fp16 = True
+    if args.show or args.show_dir is not None:
+        if 'visualization' not in config.get('default_hooks', {}):
+            raise LaunchError('--show needs default_hooks.visualization in the config')
+        config.default_hooks.visualization.update(
+            enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir,
+            interval=args.interval,
+        )  # fmt: skip
+    if args.tta:
+        _use_tta(config)
+
+
+def _use_tta(config: Config) -> None:
+    if config.model.type in ('mmstp.STP', 'STP'):
+        raise LaunchError('--tta wraps the model; export the subnet and test that with --tta')
+    pipeline = config.test_dataloader.dataset.pipeline
+    if 'tta_pipeline' not in config:
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+        tta = dict(type='TestTimeAug', transforms=[flips, [pipeline[-1]]])
+        config.tta_pipeline = [*deepcopy(pipeline[:-1]), tta]
+    tta_model = config.get('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+    config.model = ConfigDict(**tta_model, module=config.model)
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+
+
+def main() -> None:
+    """Checks, builds and tests."""
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    merge_args(config, args)
+    hooks = [hook['type'] for hook in config.get('custom_hooks') or []]
+    # the subnet's statistics are estimated on training images
+    train = ['train_dataloader'] if 'mmstp.SubnetEvalHook' in hooks else []
+    check_data(config, 'test_dataloader', *train)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if args.out and args.out_item != 'metrics':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out and args.out_item == 'metrics':
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,68 @@
+"""Trains a config: ``python tools/train.py configs/stp/r50_15pct.py``."""
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmstp.launch import add_common_arguments, check_data, load_config, prepare
+
+
+def parse_args() -> argparse.Namespace:
+    """The flags of mmpretrain's ``tools/train.py``."""
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='train config file path')
+    parser.add_argument(
+        '--resume', nargs='?', type=str, const='auto',
+        help='resume from this checkpoint, or, without a value, from the latest in the work dir',
+    )  # fmt: skip
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate during the training'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true',
+        help='scale the learning rate by the actual batch size over auto_scale_lr.base_batch_size',
+    )  # fmt: skip
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true',
+        help='disable persistent_workers in dataloaders',
+    )  # fmt: skip
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def merge_args(config: Config, args: argparse.Namespace) -> None:
+    """Merges the flags into the config."""
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+        # there is no metric to choose the best checkpoint by
+        config.default_hooks.get('checkpoint', {}).pop('save_best', None)
+    prepare(config, args)
+    if args.amp:
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        config.auto_scale_lr.enable = True
+    if args.no_persistent_workers:
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if config.get(field):
+                config[field].persistent_workers = False
+
+
+def main() -> None:
+    """Checks, builds and trains."""
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    merge_args(config, args)
+    check_data(config, 'train_dataloader', 'val_dataloader')
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
