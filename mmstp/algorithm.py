@@ -86,21 +86,17 @@ class STP(BaseModel):
         refuse_unknown('model.space', space, options_of(SearchSpace))
         refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
         _check_ranges(normalize, beta1, beta2, target_ce, warmup)
-        if not isinstance(model, nn.Module):
-            model = dict(model)
-            if data_preprocessor is not None:
-                model.setdefault('data_preprocessor', data_preprocessor)
-            model = MODELS.build(model)
-        super().__init__(data_preprocessor=model.data_preprocessor, init_cfg=init_cfg)
-        self.model = model
+        classifier = _build_classifier(model, data_preprocessor)
+        super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
+        self.model = classifier
         self.normalize = normalize
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.warmup = warmup
         self.pretrained = pretrained
         self.progress: float | None = None  # of the training, 0 to 1; set by PoolHook
 
-        device = next(model.parameters()).device
-        self.supernet = Supernet(model, torch.zeros(1, *input_shape, device=device), **space)
+        device = next(classifier.parameters()).device
+        self.supernet = Supernet(classifier, torch.zeros(1, *input_shape, device=device), **space)
         cost = self.supernet.cost
         self.budget = Budget.of(target, metric, tolerance, self.supernet.space, cost)
         size = pool.pop('size', 1000)
@@ -122,7 +118,8 @@ class STP(BaseModel):
         MMLogger.get_current_instance().info(
             f'STP: {self.supernet.space.size:,} architectures, {len(rows):,} of them '
             f'{"meet" if self.supernet.space.size <= ENUMERABLE else "found to meet"} '
-            f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, {len(self.pool)} in the pool'
+            f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, '
+            f'{len(self.pool)} in the pool'
         )
 
     def init_weights(self) -> None:
@@ -148,7 +145,7 @@ class STP(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor'
     ) -> Any:
-        """As the classifier's; ``mode='loss'`` is a step of Algorithm 1, else the main network runs.
+        """As the classifier's; ``mode='loss'`` is a step of Algorithm 1, else the main net runs.
 
         Args:
             inputs: Images of shape (batch, channels, height, width).
@@ -206,6 +203,17 @@ class STP(BaseModel):
     def export(self, architecture: Architecture | None = None) -> nn.Module:
         """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`."""
         return self.supernet.export(self.pool.best if architecture is None else architecture)
+
+
+def _build_classifier(
+    model: Mapping[str, Any] | nn.Module, data_preprocessor: Mapping[str, Any] | nn.Module | None
+) -> Any:
+    if isinstance(model, nn.Module):
+        return model
+    config = dict(model)
+    if data_preprocessor is not None:
+        config.setdefault('data_preprocessor', data_preprocessor)
+    return MODELS.build(config)
 
 
 def _check_ranges(

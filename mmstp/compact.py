@@ -1,8 +1,8 @@
 """Cutting a subnet out of its dense network: a plain static network with smaller tensors.
 
 A compact network is described by its dense network's config and a `CompactPlan`: the shapes of the
-tensors that are smaller, the numbers that layers hold about them and the blocks that are gone. So it
-can be rebuilt without tracing anything.
+tensors that are smaller, the numbers that layers hold about them and the blocks that are gone. So
+it can be rebuilt without tracing anything.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architecture import Architecture
-from .graph import ChannelGraph, Cost
+from .graph import ChannelGraph, Cost, LinearForm
 from .space import SearchSpace
 
 CONVENTIONS: Mapping[str, Mapping[str, int]] = {
@@ -101,11 +101,11 @@ class _Table:
         self, costs: Iterable[Cost], space: SearchSpace, weights: Mapping[str, int]
     ) -> None:
         self._space = space
-        forms: dict[object, int] = {}
+        forms: dict[LinearForm, int] = {}
         products: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
         for cost in costs:
             if weight := weights.get(cost.kind, 0):
-                factor, indices = cost.factor * weight, []
+                factor, indices = cost.factor * weight, list[int]()
                 for form in cost.forms:
                     if form.weights:
                         indices.append(forms.setdefault(form, len(forms)))
@@ -116,13 +116,13 @@ class _Table:
         self._weights = np.zeros((groups, len(forms)))
         self._constants = np.zeros(len(forms))
         for form, column in forms.items():
-            self._constants[column] = form.constant  # type: ignore[attr-defined]
-            for group, weight in form.weights:  # type: ignore[attr-defined]
+            self._constants[column] = form.constant
+            for group, weight in form.weights:
                 self._weights[group, column] = weight
         min_depth = space.min_depth()
         by_block: dict[tuple[int, int], list[tuple[tuple[int, ...], int]]] = defaultdict(list)
-        for (block, indices), factor in products.items():
-            by_block[min_depth.get(block, (0, 0))].append((indices, factor))
+        for (block, columns), factor in products.items():
+            by_block[min_depth.get(block, (0, 0))].append((columns, factor))
         self._blocks = sorted(by_block.items())
         self._depths = [np.array(stage.depths) for stage in space.stages]
 

@@ -63,7 +63,7 @@ def compact_classifier(
     if found:
         raise ExportError(
             'the dense config with a compact backbone and in_channels filled in does not build '
-            'the subnet; its neck or head has to be kept whole (space.fix) or described by hand:\n  '
+            'the subnet; keep its neck or head whole (space.fix) or describe it by hand:\n  '
             + '\n  '.join(found[:5])
         )
     return config

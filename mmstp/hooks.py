@@ -179,7 +179,7 @@ class SubnetEvalHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, loop: Any) -> dict[str, Any]:
         stp = stp_of(runner)
-        network = stp.export()
+        network: Any = stp.export()
         calibrate_on(network, runner.cfg.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False

@@ -99,7 +99,7 @@ class SearchSpace:
         ]
         assert len(covered) == sum(len(stage.groups) for stage in self.stages)
 
-    # --- found in the graph ---------------------------------------------------------------------
+    # --- found in the graph ----------------------------------------------------------------------
 
     def _free_groups(self, fix: Sequence[str], stem: bool) -> list[int]:
         groups = self.graph.groups
@@ -133,19 +133,20 @@ class SearchSpace:
         groups = self.graph.groups
         found: dict[object, dict[str, Any]] = {}
         for run in self.graph.runs:
-            streams = {id_ for f in run.residual.factors for id_ in f.reshape(-1).tolist()}
-            key = ('stream', tuple(sorted(streams)), run.residual.shape) if streams else run.first
-            stage = found.setdefault(key, {'runs': [], 'groups': []})
+            stage = found.setdefault(run.residual, {'runs': [], 'groups': []})
             stage['runs'].append(run.paths)
         loose = []
         for index in free:
             members = [
-                (sum(_inside(m, path) for m in groups[index].makers for path in stage['runs']), key)
-                for key, stage in found.items()
+                (
+                    sum(_inside(m, path) for m in groups[index].makers for path in stage['runs']),
+                    stage,
+                )
+                for stage in found.values()
             ]
-            count, key = max(members, key=lambda pair: pair[0], default=(0, None))
+            count, stage = max(members, key=lambda pair: pair[0], default=(0, {}))
             if count:
-                found[key]['groups'].append(index)
+                stage['groups'].append(index)
             else:
                 loose.append(index)
         for stage in found.values():
@@ -160,8 +161,9 @@ class SearchSpace:
             if near:
                 (before[-1] if before else near[0])['groups'].append(index)
                 continue
-            key = ('resolution', group.resolution)
-            stage = found.setdefault(key, {'runs': [], 'groups': [], 'order': group.order})
+            stage = found.setdefault(
+                group.resolution, {'runs': [], 'groups': [], 'order': group.order}
+            )
             stage['groups'].append(index)
         return [
             Stage(
@@ -176,7 +178,7 @@ class SearchSpace:
             if longest > 1 or stage['groups']
         ]
 
-    # --- choices --------------------------------------------------------------------------------
+    # --- choices ---------------------------------------------------------------------------------
 
     @property
     def largest(self) -> Architecture:
@@ -257,7 +259,7 @@ class SearchSpace:
                     f'choices: {stage.widths}'
                 )
 
-    # --- rows of choice indices, for many architectures at once ------------------------------------
+    # --- rows of choice indices, for many architectures at once ----------------------------------
 
     def encode(self, architecture: Architecture) -> NDArray[np.int64]:
         """The indices of the choices, shape (2 * stages,)."""
@@ -281,7 +283,7 @@ class SearchSpace:
         """Every architecture as a row of indices, shape (size, 2 * stages)."""
         return np.stack(np.unravel_index(np.arange(self.size), self.sizes), axis=1)
 
-    # --- what an architecture keeps -----------------------------------------------------------------
+    # --- what an architecture keeps --------------------------------------------------------------
 
     def units(self, group: Group, width: float) -> int:
         """Units kept of a group: channels rounded up to a multiple of the divisor."""

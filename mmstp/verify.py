@@ -95,7 +95,7 @@ class Verifier:
         self, plan: SubnetPlan, units: Sequence[int], inputs: Sequence[Tensor]
     ) -> list[Tensor]:
         """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
-        parameters = dict(self._model.named_parameters())
+        parameters: dict[str, Tensor] = dict(self._model.named_parameters())
         lifted = []
         for name, node in zip(self._graph.trace.names, self._placeholders(), strict=False):
             tensor = parameters.get(name)

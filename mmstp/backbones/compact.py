@@ -39,6 +39,6 @@ def CompactBackbone(
     network: nn.Module = MODELS.build(config)
     compact(network, CompactPlan.from_dict(plan))
     if init_cfg is not None:
-        network.init_cfg = dict(init_cfg)
+        vars(network)['init_cfg'] = dict(init_cfg)
     require_fit(network, 'A compact backbone takes the weights of the export that it describes.')
     return network

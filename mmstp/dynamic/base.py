@@ -57,7 +57,8 @@ def make_dynamic(
         sizes: Names of the integer attributes that change with them.
         skippable: Whether the module is a block that may be the identity.
     """
-    cls = _dynamic_class(type(module), tuple(sorted(tensors)), tuple(sorted(sizes)), skippable)
+    base: Any = type(module)
+    cls = _dynamic_class(base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable)
     vars(module)['_subnet'] = subnet
     vars(module)['_path'] = path
     module.__class__ = cls

@@ -34,12 +34,13 @@ class Block:
 class Run:
     """Consecutive blocks of one container, the output of each being the input of the next.
 
-    The first stays: it makes the residual stream, or is the first of its container.
+    The first stays: it makes the residual stream, or is the first of its container. ``residual``
+    are the channels of the stream; runs that share them are one stage.
     """
 
     first: str
     skippable: tuple[Block, ...]
-    residual: Value
+    residual: frozenset[int]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -67,7 +68,9 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
         if first is None:  # the stream comes from outside the container
             first, run = run[0].path, run[1:]
         if run:
-            found.append(Run(first, tuple(run), walk.values[run[0].output]))
+            factors = walk.values[run[0].output].factors
+            streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
+            found.append(Run(first, tuple(run), streams))
     return found
 
 

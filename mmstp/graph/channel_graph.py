@@ -264,6 +264,7 @@ def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
 
 
 Lines = Mapping[tuple[str, int], Ids]
+Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
 Makers = dict[int, list[tuple[int, str, tuple[int, ...]]]]
 
 
@@ -290,14 +291,14 @@ def _reasons(walk: Walk) -> dict[int, str]:
 
 def _classes(
     lines: Lines, makers: Makers, reasons: Mapping[int, str]
-) -> tuple[dict[tuple[object, ...], list[int]], dict[str, str]]:
+) -> tuple[dict[Signature, list[int]], dict[str, str]]:
     """Classes of channels that appear in the same tensors equally often, and what is fixed."""
     appears: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
     for (key, dim), line in lines.items():
         roots, counts = np.unique(line, return_counts=True)
         for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
             appears[root].append((key, dim, count))
-    classes: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    classes: dict[Signature, list[int]] = defaultdict(list)
     fixed: dict[str, str] = {}
     for root in sorted(appears):
         if root in reasons:
@@ -305,20 +306,18 @@ def _classes(
                 fixed.setdefault(path, reasons[root])
         elif root in makers:
             classes[tuple(appears[root])].append(root)
-    for signature, roots in list(classes.items()):
-        if len(roots) == 1:
+    for signature, members in list(classes.items()):
+        if len(members) == 1:
             del classes[signature]
-            for _, path, _ in makers[roots[0]]:
+            for _, path, _ in makers[members[0]]:
                 fixed.setdefault(path, 'all its channels are coupled')
     return dict(classes), fixed
 
 
-def _group(
-    roots: Sequence[int], lines: Lines, makers: Makers, signature: tuple[object, ...]
-) -> Group:
+def _group(roots: Sequence[int], lines: Lines, makers: Makers, signature: Signature) -> Group:
     made_by = sorted(set(makers[roots[0]]))
     order, name, resolution = made_by[0]
-    unit_size = min(count for _, _, count in signature)  # type: ignore[misc, union-attr]
+    unit_size = min(count for _, _, count in signature)
     return Group(
         name, len(roots), int(unit_size), tuple(path for _, path, _ in made_by), order, resolution
     )

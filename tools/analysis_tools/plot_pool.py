@@ -1,4 +1,4 @@
-"""Plots how a pool converged: ``python tools/analysis_tools/plot_pool.py WORK_DIR --out pool.png``."""
+"""Plots how a pool converged: ``plot_pool.py WORK_DIR --out pool.png``."""
 
 import argparse
 import json

@@ -1,0 +1,1 @@
+# Makes `tests.networks` importable: another distribution installs a package named `tests` too.

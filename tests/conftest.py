@@ -1,0 +1,42 @@
+"""Supernets are shared by the whole session: making one takes seconds.
+
+Tests leave them as they are; who changes weights or modes takes a copy or builds a network anew.
+"""
+
+import copy
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmstp import Supernet
+from tests import networks
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state, in whatever order they run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@functools.cache
+def _made(name: str) -> tuple[nn.Module, Supernet]:
+    model = networks.build(name)
+    return copy.deepcopy(model), Supernet(model, networks.images(name, batch=1))
+
+
+@pytest.fixture(scope='session')
+def supernet_of():
+    """The supernet of a network by name, with default options, in eval mode."""
+    return lambda name: _made(name)[1]
+
+
+@pytest.fixture(scope='session')
+def dense_of():
+    """A static copy of the network that `supernet_of` gives, made before it became dynamic."""
+    return lambda name: copy.deepcopy(_made(name)[0])
