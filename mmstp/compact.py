@@ -89,6 +89,7 @@ def compact(
         parent = _module(model, path.rpartition('.')[0], path)
         _module(model, path, path)
         setattr(parent, path.rpartition('.')[2], nn.Identity())
+    narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     for key, shape in plan.shapes.items():
         if any(key.startswith(path + '.') for path in plan.skipped):
             continue
@@ -104,13 +105,15 @@ def compact(
             raise CompactPlanError(
                 f'{key}: shape {shape} is not within the dense {tuple(dense.shape)}'
             )
-        if tensors is not None:
-            data = tensors[key]
-        else:
-            data = dense.detach()[tuple(slice(size) for size in shape)].clone()
-        if isinstance(dense, nn.Parameter):
-            data = nn.Parameter(data, requires_grad=dense.requires_grad)
-        store[name] = data
+        if dense not in narrow:
+            if tensors is not None:
+                data = tensors[key]
+            else:
+                data = dense.detach()[tuple(slice(size) for size in shape)].clone()
+            if isinstance(dense, nn.Parameter):
+                data = nn.Parameter(data, requires_grad=dense.requires_grad)
+            narrow[dense] = data
+        store[name] = narrow[dense]
     for path, sizes in plan.sizes.items():
         if any(path == p or path.startswith(p + '.') for p in plan.skipped):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,7 +95,7 @@ class Supernet:
             self._make_static()
             frozen.update(failing)
         self.cost = CostModel(self.graph, self.space)
-        self._plan = functools.lru_cache(maxsize=64)(self._make_plan)
+        self._plan = self._cached_plans()
 
     def _make_dynamic(self) -> None:
         tensors: dict[str, set[str]] = {}
@@ -112,15 +112,27 @@ class Supernet:
         for attribute in self._attributes:
             sizes.setdefault(attribute.module, set()).add(attribute.name)
         skippable = set(self.space.min_depth())
-        for path in {*tensors, *sizes, *skippable}:
+        once = dict(self.model.named_modules())  # a shared module by its first path alone
+        for path in once.keys() & {*tensors, *sizes, *skippable}:
             make_dynamic(
-                self.model.get_submodule(path),
+                once[path],
                 path,
                 self._active,
                 tensors.get(path, ()),
                 sizes.get(path, ()),
                 path in skippable,
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
+        """Copies the model; what is known about it does not change and is shared."""
+        memo[id(self)] = copied = copy.copy(self)
+        copied.model = copy.deepcopy(self.model, memo)
+        copied._active = copy.deepcopy(self._active, memo)
+        copied._plan = copied._cached_plans()
+        return copied
+
+    def _cached_plans(self) -> Callable[[Architecture], SubnetPlan]:
+        return functools.lru_cache(maxsize=64)(self._make_plan)
 
     def _make_static(self) -> None:
         for module in self.model.modules():

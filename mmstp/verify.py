@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .dynamic import ActiveSubnet, DynamicMixin, SubnetPlan
-from .graph import ChannelGraph
+from .graph import ChannelGraph, first_keys
 
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -96,13 +96,15 @@ class Verifier:
     ) -> list[Tensor]:
         """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
         parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        known = first_keys(self._model)  # the trace may name a shared tensor by another key
         lifted = []
         for name, node in zip(self._graph.trace.names, self._placeholders(), strict=False):
-            tensor = parameters.get(name)
+            key = known.get(name, name)
+            tensor = parameters.get(key)
             if tensor is None:
                 lifted.append(self._constant(name, node))
                 continue
-            for dim, dim_map in self._graph.dims.get(name, {}).items():
+            for dim, dim_map in self._graph.dims.get(key, {}).items():
                 keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
                 keep[torch.from_numpy(dim_map.kept(units))] = 1
                 shape = [-1 if d == dim else 1 for d in range(tensor.dim())]

@@ -95,6 +95,49 @@ NETWORKS = {
 }
 
 
+class Residual(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))).relu()
+
+
+class Tiny(nn.Module):
+    """For tests that change their network: a second to wrap, two stages of up to three blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.stage1 = nn.Sequential(
+            nn.Conv2d(16, 16, 1), *(Residual(16, hidden) for hidden in (24, 32))
+        )
+        self.stage2 = nn.Sequential(nn.Conv2d(16, 40, 3, 2, padding=1), Residual(40, 48))
+        self.head = nn.Linear(40, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
+
+
+def tiny() -> Tiny:
+    """A `Tiny` in eval mode, always with the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Tiny()
+        randomize(model)
+    model.eval()
+    return model
+
+
+TINY_INPUT = torch.zeros(1, 3, 8, 8)
+
+
 def names(chosen: Iterable[str] = NETWORKS) -> list:
     """Networks as parameters of a test, the large ones marked as slow."""
     return [

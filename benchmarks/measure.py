@@ -1,0 +1,128 @@
+"""What the benchmarks share: interleaved timing, Markdown tables and the line of versions.
+
+Machines are noisy and differ from each other, so what is reported are ratios within one run: the
+competitors take turns (A B A B ...), a ratio is formed in every round, and its median is given with
+its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument('--repeats', type=int, default=repeats, help='rounds (default %(default)s)')
+    found.add_argument('--threads', type=int, default=1, help='of the CPU (default %(default)s)')
+    found.add_argument('--seed', type=int, default=0)
+    found.add_argument('--out', type=Path, help='also write the Markdown to this file')
+    return found
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Applies the common options; foreign warnings would stand between the lines of a table."""
+    warnings.filterwarnings('ignore')
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each function in each of ``repeats`` rounds; every round calls each one once."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    enabled = gc.isenabled()
+    try:
+        for turn in range(warmup + repeats):
+            gc.collect()
+            gc.disable()
+            for name, function in functions.items():
+                _synchronize()
+                start = time.perf_counter()
+                function()
+                _synchronize()
+                if turn >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+            if enabled:
+                gc.enable()
+    finally:
+        if enabled:
+            gc.enable()
+    return seconds
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """``a / b``, round by round."""
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+def spread(values: Sequence[float], form: str = '.2f', unit: str = '') -> str:
+    """The median, and the quartiles in brackets."""
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method='inclusive') if len(values) > 1 else [*values] * 3
+    )
+    return f'{middle:{form}}{unit} ({low:{form}}–{high:{form}})'
+
+
+def milliseconds(seconds: Sequence[float]) -> list[float]:
+    """For `spread`."""
+    return [1000 * value for value in seconds]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def environment(*packages: str) -> str:
+    """The line that says what was measured with what, and when."""
+    names = ['torch', 'mmstp', *packages]
+    load = f', load average {os.getloadavg()[0]:.1f}' if hasattr(os, 'getloadavg') else ''
+    device = f', {torch.cuda.get_device_name()}' if torch.cuda.is_initialized() else ''
+    return (
+        ', '.join(f'{name} {_version(name)}' for name in names)
+        + f'; {torch.get_num_threads()} of {os.cpu_count()} processor threads '
+        + f'({torch.backends.cpu.get_cpu_capability()}){device}{load}; {datetime.date.today()}'
+    )
+
+
+def _version(name: str) -> str:
+    if name == 'mmstp':
+        import mmstp
+
+        return mmstp.__version__
+    for distribution in (name, f'onedl-{name}'):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return '(no version)'
+
+
+def report(args: argparse.Namespace, *paragraphs: str) -> None:
+    """Prints the Markdown and writes it to ``--out``."""
+    text = '\n\n'.join(paragraphs) + '\n'
+    print(text, flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
