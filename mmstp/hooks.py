@@ -103,8 +103,10 @@ class PoolHook(Hook):
     def _report(self, runner: Runner, stp: STP) -> None:
         best, cost = stp.pool.best, stp.supernet.cost
         macs, dense = (int(c) for c in cost.macs([best, stp.supernet.space.largest]))
+        score = stp.pool.scores[best]
         runner.logger.info(
-            f'pool: {len(stp.pool)} left, best {best} with score {stp.pool.scores[best]:.4f}, '
+            f'pool: {len(stp.pool)} left, best {best} '
+            f'{"(not visited yet)" if score is None else f"with score {score:.4f}"}, '
             f'{macs / dense:.2%} of the MACs'
         )
         stages = stp.supernet.space.stages

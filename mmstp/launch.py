@@ -89,6 +89,17 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
         if args.no_pin_memory:
             config[field].pin_memory = False
     check_work_dir(config.work_dir)
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _start_cpu_process(config)
+
+
+def _start_cpu_process(config: Config) -> None:
+    """Joins the process group; MMEngine itself starts processes on accelerators only."""
+    torch.distributed.init_process_group('gloo')
+    config.setdefault(
+        'model_wrapper_cfg',
+        dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None),
+    )
 
 
 def check_work_dir(path: str) -> None:

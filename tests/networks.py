@@ -75,8 +75,11 @@ NETWORKS = {
     'res2net': Network(_of(2048, type='Res2Net', depth=50, scales=4, base_width=26)),
     'regnet': Network(_of(384, type='RegNet', arch='regnetx_400mf')),
     'vgg_bn': Network(_of(512, type='VGG', depth=11, norm_cfg=dict(type='BN'))),
+    'vgg': Network(_of(512, type='VGG', depth=11)),
     # its first linear layer takes 7 x 7 positions: no other input size will do
-    'vgg_with_classifier': Network(functools.partial(VGG, 11, num_classes=10), size=224),
+    'vgg_with_classifier': Network(
+        functools.partial(VGG, 11, num_classes=10), size=224, slow=True
+    ),
     'densenet': Network(_of(76, type='DenseNet', arch=SLIM_DENSENET)),
     'densenet121': Network(_of(1024, type='DenseNet', arch='121'), slow=True),
     'hrnet': Network(_of(128, type='HRNet', extra=SLIM_HRNET)),

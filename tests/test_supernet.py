@@ -424,6 +424,19 @@ def test_modes_stay_as_they_were():
     assert len(set(modes)) == 2
 
 
+def test_copies_do_not_share_weights_or_state():
+    supernet, x = Supernet(tiny(), TINY_INPUT), torch.randn(2, 3, 8, 8)
+    twin = copy.deepcopy(supernet)
+    dense = supernet.model(x)
+    with twin.activate(twin.space.smallest):
+        narrow = twin.model(x)
+        assert torch.equal(supernet.model(x), dense)
+    with supernet.activate(supernet.space.smallest):
+        assert torch.equal(supernet.model(x), narrow)
+    twin.model.head.weight.zero_()
+    assert torch.equal(supernet.model(x), dense)
+
+
 def test_statistics_and_gradients_are_not_touched():
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())

@@ -128,6 +128,9 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--epochs', type=int, help='of both runs; default: those of the config')
     parser.add_argument('--baselines', action='store_true')
+    parser.add_argument(
+        '--tiny', action='store_true', help='64 images and a small pool: a check of the way alone'
+    )
     args = parser.parse_args()
     start = time.perf_counter()
     out = Path(args.work_dir)
@@ -139,6 +142,11 @@ def main() -> None:
         config.train_cfg.max_epochs = args.epochs
         config.param_scheduler.update(end=args.epochs, T_max=args.epochs)
         config.train_cfg.val_interval = min(config.train_cfg.val_interval, args.epochs)
+
+    if args.tiny:
+        config.model.pool.size = 3
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[field].dataset.indices = 64
 
     print('1. the dense network, trained without STP')
     classifier = config.model.model.to_dict()

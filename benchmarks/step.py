@@ -1,0 +1,180 @@
+"""What a training step of STP costs against a step of ordinary training of the same classifier.
+
+A step of STP runs the main network, a target subnet and a support subnet, forward and backward. If
+time followed the multiply-adds and nothing else cost any, it would take ``1 + r + s`` dense steps,
+where r and s are the shares of the two subnets: the proportional limit. Both shares are counted for
+the architectures that were drawn in this very run, round by round (their means estimate r and
+E[r_support]). Steps are forward, backward, SGD with momentum and zeroing the gradients, on random
+images without a data pipeline. The goal is at most 1.15 times the limit.
+
+Memory is the peak of three steps above what the built model takes, each kind of step in a process
+of its own: gradients, momenta and activations. On the CPU it is resident memory, on CUDA what
+PyTorch's allocator handed out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from measure import environment, interleave, parser, prepare, ratios, report, spread
+from measure import table as markdown
+from mmpretrain.structures import DataSample
+from networks import BACKBONES, classifier
+from torch import nn
+
+from mmstp import STP, Architecture
+
+
+def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
+    """One training step of a classifier or of STP around one."""
+    model.to(args.device).train()
+    inputs = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    labels = torch.randint(args.classes, (args.batch,)).tolist()
+    samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+
+    def step() -> None:
+        loss, _ = model.parse_losses(model(inputs, samples, mode='loss'))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def algorithm(dense: nn.Module, args: argparse.Namespace) -> STP:
+    """STP with the paper's settings."""
+    shape = (3, args.size, args.size)
+    return STP(dense, target=args.target, input_shape=shape, pool=dict(seed=args.seed))
+
+
+def record(stp: STP, drawn: list[Architecture]) -> None:
+    """From now on the architectures that are activated are appended to ``drawn``."""
+    activate = stp.supernet.activate
+
+    def recording(architecture: Architecture) -> AbstractContextManager[nn.Module]:
+        drawn.append(architecture)
+        return activate(architecture)
+
+    stp.supernet.activate = recording  # type: ignore[method-assign]
+
+
+def peak_memory(kind: str, args: argparse.Namespace) -> int:
+    """Bytes that three steps need on top of the model; to be called in a fresh process."""
+    model = classifier(args.network, args.classes)
+    step = stepper(algorithm(model, args) if kind == 'stp' else model, args)
+    if args.device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        # the mark of a process that only just started is its parent's, or that of building
+        Path('/proc/self/clear_refs').write_text('5')
+        before = _status('VmRSS')
+    for _ in range(3):
+        step()
+    if args.device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated() - before
+    return _status('VmHWM') - before
+
+
+def _status(field: str) -> int:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ':'))
+
+
+def peaks(args: argparse.Namespace) -> Iterator[int]:
+    """`peak_memory` of STP and of ordinary training."""
+    for kind in ('stp', 'dense'):
+        options = [f'--{name}={getattr(args, name)}' for name in (
+            'network', 'classes', 'size', 'batch', 'target', 'device', 'threads', 'seed'
+        )]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', __file__, '--peak-memory', kind, *options],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        yield int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Measures and prints the tables."""
+    options = parser(__doc__, repeats=30)
+    options.add_argument('--network', choices=BACKBONES, default='resnet50')
+    options.add_argument('--classes', type=int, default=1000)
+    options.add_argument('--size', type=int, default=64, help='of the images (default %(default)s)')
+    options.add_argument('--batch', type=int, default=16, help='default %(default)s')
+    options.add_argument('--target', type=float, default=0.15, help='budget (default %(default)s)')
+    options.add_argument('--device', default='cpu')
+    options.add_argument('--peak-memory', choices=('stp', 'dense'), help=argparse.SUPPRESS)
+    args = options.parse_args()
+    prepare(args)
+    if args.peak_memory:
+        print(peak_memory(args.peak_memory, args))
+        return
+    peak_stp, peak_dense = peaks(args)
+
+    dense = classifier(args.network, args.classes)
+    stp = algorithm(copy.deepcopy(dense), args)
+    supernet = stp.supernet
+    drawn: list[Architecture] = []
+    record(stp, drawn)
+    warmup = 3
+    a, b = interleave(
+        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
+    ).values()
+    share = supernet.cost.macs(drawn) / supernet.cost.macs([supernet.space.largest])[0]
+    target, support = share[2 * warmup :: 2], share[2 * warmup + 1 :: 2]
+    limit = 1 + target + support
+    report(
+        args,
+        environment('mmpretrain'),
+        f'{args.network}, {args.classes} classes, {args.size} pixels, batch {args.batch}, '
+        f'{args.device}, budget {args.target:.0%}, {len(stp.pool)} architectures in the pool. '
+        f'Medians of {args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 times the '
+        'limit.',
+        markdown(
+            ('', 'STP', 'ordinary training', 'ratio'),
+            [
+                (
+                    'step',
+                    f'{1000 * statistics.median(a):.4g} ms',
+                    f'{1000 * statistics.median(b):.4g} ms',
+                    spread(ratios(a, b)),
+                ),
+                (
+                    'limit 1 + r + s',
+                    f'r = {target.mean():.3f}, s = {support.mean():.3f}',
+                    '1',
+                    f'{limit.mean():.2f}',
+                ),
+                ('step over its limit', '', '', f'**{spread(ratios(ratios(a, b), limit))}**'),
+                (
+                    'total time over total limit',
+                    '',
+                    '',
+                    f'{sum(a) / sum(b) / limit.mean():.2f}',
+                ),
+                (
+                    'peak memory of steps',
+                    f'{peak_stp / 2**20:,.0f} MiB',
+                    f'{peak_dense / 2**20:,.0f} MiB',
+                    f'{peak_stp / peak_dense:.2f}',
+                ),
+            ],
+        ),
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,211 @@
+"""The command-line tools, run as a user does."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmstp.launch import LaunchError
+from mmstp.loading import CheckpointError
+from tests import tiny
+
+TOOLS = tiny.ROOT / 'tools'
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a tool in this process."""
+
+    def run(tool, *args):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+        monkeypatch.syspath_prepend(str(TOOLS))
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def tiny_config(tmp_path_factory):
+    """A config file as a user has it."""
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    cfg = tiny.config()
+    cfg.custom_hooks[1]['num_images'] = 32
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_config, tmp_path_factory):
+    """The work dir of ``tools/train.py CONFIG --work-dir DIR``."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['train.py', str(tiny_config), '--work-dir', str(work_dir)])
+        runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+    return work_dir
+
+
+def test_train_export_test(call, tiny_config, trained, tmp_path):
+    call('test.py', tiny_config, trained / 'epoch_2.pth', '--work-dir', tmp_path / 'test',
+         '--out', tmp_path / 'supernet.json', '--out-item', 'metrics')  # fmt: skip
+    call('export.py', tiny_config, trained / 'epoch_2.pth', '--out', tmp_path / 'out',
+         '--num-images', 32)  # fmt: skip
+    call('test.py', tmp_path / 'out/compact.py', tmp_path / 'out/compact.pth',
+         '--work-dir', tmp_path / 'compact', '--out', tmp_path / 'compact.json',
+         '--out-item', 'metrics')  # fmt: skip
+    supernet = json.loads((tmp_path / 'supernet.json').read_text())
+    compact = json.loads((tmp_path / 'compact.json').read_text())
+    assert compact['accuracy/top1'] == supernet['subnet/accuracy/top1']
+    best = json.loads((trained / 'best_architecture.json').read_text())
+    exported = json.loads((tmp_path / 'out/architecture.json').read_text())
+    assert exported['architecture'] == best['architecture']
+
+
+def test_any_architecture_of_the_space_can_be_exported(call, tiny_config, trained, tmp_path):
+    text = '((1, 2, 1, 2), (0.5, 0.3, 1.0, 0.7))'
+    call('export.py', tiny_config, trained / 'epoch_2.pth', '--out', tmp_path,
+         '--architecture', text, '--num-images', 32)  # fmt: skip
+    assert json.loads((tmp_path / 'architecture.json').read_text())['architecture'] == text
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('((1, 2), (0.5', r'does not parse: expected'),
+        ('((1, 2, 1), (0.5, 0.3, 1.0))', r'has 3 stages, this space has 4'),
+        ('((1, 2, 1, 9), (0.5, 0.3, 1.0, 0.7))', r"stage 'backbone\.layer4' cannot keep 9 blocks"),
+        ('((1, 2, 1, 2), (0.5, 0.3, 1.0, 0.6))', r'cannot keep 0\.6 of its channels; choices'),
+    ],
+)
+def test_architectures_that_do_not_fit_are_explained(
+    call, tiny_config, trained, tmp_path, text, message
+):
+    with pytest.raises(ValueError, match=message):
+        call('export.py', tiny_config, trained / 'epoch_2.pth', '--out', tmp_path,
+             '--architecture', text)  # fmt: skip
+
+
+def test_search_space_tells_what_there_is(call, tiny_config, capsys):
+    call('search_space.py', tiny_config)
+    text = capsys.readouterr().out
+    assert 'backbone.layer4' in text
+    assert 'head.fc: an output of the model' in text
+    assert '10,000 architectures' in text
+    assert 'met by' in text
+
+
+def test_search_space_tells_that_a_target_cannot_be_met(call, tiny_config, capsys):
+    call('search_space.py', tiny_config, '--cfg-options', 'model.target=0.01')
+    assert 'cannot be met' in capsys.readouterr().out
+
+
+def test_resume_flag_goes_on_from_the_latest(call, tiny_config, trained, tmp_path):
+    for name in ('epoch_1.pth',):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    call('train.py', tiny_config, '--work-dir', tmp_path, '--resume')
+    expected, found = (
+        torch.load(folder / 'epoch_2.pth', weights_only=False) for folder in (trained, tmp_path)
+    )
+    assert found['mmstp'] == expected['mmstp']
+    for name, tensor in expected['state_dict'].items():
+        assert torch.equal(tensor, found['state_dict'][name]), name
+
+
+def test_no_validate(call, tiny_config, tmp_path):
+    call('train.py', tiny_config, '--work-dir', tmp_path, '--no-validate',
+         '--cfg-options', 'train_cfg.max_epochs=1')  # fmt: skip
+    assert (tmp_path / 'epoch_1.pth').exists()
+    saved = Config.fromfile(next(tmp_path.glob('*.py')))
+    assert saved.val_dataloader is None
+
+
+def test_unwritable_work_dir(call, tiny_config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(LaunchError, match=r'work_dir .*file/dir.* cannot be written.*--work-dir'):
+        call('train.py', tiny_config, '--work-dir', tmp_path / 'file' / 'dir')
+
+
+def test_missing_config_and_missing_data(call, tmp_path):
+    with pytest.raises(LaunchError, match=r"config 'none\.py' is not a file"):
+        call('train.py', 'none.py')
+    with pytest.raises(FileNotFoundError, match=r'train_dataloader\.dataset\.data_root'):
+        call('train.py', tiny.ROOT / 'configs/stp/r50_15pct.py', '--work-dir', tmp_path,
+             '--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}/nowhere')  # fmt: skip
+
+
+def test_export_wants_a_checkpoint_of_the_run(call, tiny_config, tmp_path):
+    torch.save({'state_dict': {}}, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=r'other\.pth.* was not written by an STP run'):
+        call('export.py', tiny_config, tmp_path / 'other.pth', '--out', tmp_path / 'out')
+    (tmp_path / 'cut.pth').write_bytes(b'')
+    with pytest.raises(CheckpointError, match=r'cut\.pth.* cannot be read'):
+        call('export.py', tiny_config, tmp_path / 'cut.pth', '--out', tmp_path / 'out')
+
+
+def test_compact_weights_in_another_compact_config(call, tiny_config, trained, tmp_path):
+    for name, text in (('a', '((1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5))'),
+                       ('b', '((2, 2, 2, 2), (1.0, 0.5, 0.5, 0.5))')):  # fmt: skip
+        call('export.py', tiny_config, trained / 'epoch_2.pth', '--out', tmp_path / name,
+             '--architecture', text, '--num-images', 32)  # fmt: skip
+    with pytest.raises(CheckpointError, match=r'do not fit this ResNet_CIFAR \(backbone\)'):
+        call('test.py', tmp_path / 'a/compact.py', tmp_path / 'b/compact.pth',
+             '--work-dir', tmp_path / 'test')  # fmt: skip
+
+
+def test_pool_is_plotted(call, trained, tmp_path):
+    call('analysis_tools/plot_pool.py', trained, '--out', tmp_path / 'pool.png')
+    assert (tmp_path / 'pool.png').stat().st_size > 10_000
+    with pytest.raises(FileNotFoundError, match=r'holds no \*/vis_data/scalars\.json'):
+        call('analysis_tools/plot_pool.py', tmp_path)
+
+
+def test_demo_writes_its_summary(call, tmp_path, capsys):
+    call('demo.py', '--epochs', 1, '--work-dir', tmp_path, '--baselines', '--tiny')
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert {
+        'dense_top1', 'main_top1', 'subnet_top1', 'macs_ratio', 'params_ratio', 'latency_ratio',
+        'architecture', 'export_max_abs_diff', 'seconds', 'scratch_top1', 'l1_top1',
+    } <= set(summary)  # fmt: skip
+    assert summary['export_max_abs_diff'] == 0
+    assert summary['macs_ratio'] == pytest.approx(0.15, rel=0.02)
+    assert 'subnet, cut out' in capsys.readouterr().out
+    assert (tmp_path / 'pool.png').exists()
+
+
+def test_dist_train_runs_two_processes(tiny_config, tmp_path):
+    done = subprocess.run(
+        ['bash', str(TOOLS / 'dist_train.sh'), str(tiny_config), '2', '--work-dir', str(tmp_path),
+         '--cfg-options', 'train_cfg.max_epochs=1'],
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': str(20000 + os.getpid() % 20000),
+             'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tiny.ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    assert saved['message_hub']['runtime_info']['iter'] == 2  # 64 images in batches of 2 x 16
+    assert len(saved['mmstp']['pool']['architectures']) == 1
+
+
+@pytest.mark.parametrize('script', sorted(TOOLS.glob('*.sh')), ids=lambda path: path.name)
+def test_launchers_without_arguments_say_how_to_call_them(script):
+    done = subprocess.run(['bash', str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert script.name in done.stderr
+
+
+def test_slurm_launcher_passes_everything_on(tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '4'}
+    done = subprocess.run(
+        ['bash', str(TOOLS / 'slurm_train.sh'), 'part', 'job', 'a.py', 'dir', '--amp'],
+        env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert '-p part --job-name=job' in done.stdout
+    assert '--ntasks=4' in done.stdout
+    assert done.stdout.strip().endswith('train.py a.py --work-dir dir --launcher slurm --amp')
