@@ -1,9 +1,9 @@
 """How much faster a compact ResNet-50 is on the CPU, beside how many multiply-adds it saves.
 
 For every budget some architectures are drawn by ``--seed`` from all that meet it, exported, and run
-in turn with the dense network, eagerly and in ONNX Runtime. The weights are random: which member of
-a budget training would choose is not known here, and it does not matter to a dense kernel; the range
-over the members says how much the choice matters. ONNX Runtime's outputs have to equal PyTorch's
+in turn with the dense network, eagerly and in ONNX Runtime. The weights are random, which does not
+matter to a dense kernel, and which member of a budget training would choose is not known here: the
+range over the members says how much that matters. ONNX Runtime's outputs have to equal PyTorch's
 within 1e-4 (relative to the largest logit); the script fails if one does not.
 
 Beside them stand figures that others published for their pruned ResNet-50 at about the same saving,
@@ -148,19 +148,17 @@ def main() -> int:
     inputs = torch.randn(args.batch, 3, args.size, args.size)
     supernet = Supernet(copy.deepcopy(dense), inputs[:1])
     candidates = [candidate('dense', dense, inputs, args.threads)]
-    chosen: dict[str, list[Architecture]] = {
-        f'mmstp, {target:.3g} of the dense': members(supernet, target, args.members, args.seed)
-        for target in args.targets
-    }
-    chosen |= {f'mmstp, `{text}`': [Architecture.parse(text)] for text in args.architecture}
-    for row, architectures in chosen.items():
-        for architecture in architectures:
-            network = supernet.export(architecture)
-            candidates.append(candidate(row, network, inputs, args.threads))
-    for target in args.targets if args.torch_pruning else ():
-        network = uniform(dense, target, inputs[:1])
-        row = f'Torch-Pruning, uniform, {target:.3g} of the dense'
+
+    def add(row: str, network: nn.Module) -> None:
         candidates.append(candidate(row, network, inputs, args.threads))
+
+    for target in args.targets:
+        for architecture in members(supernet, target, args.members, args.seed):
+            add(f'mmstp, {target:.3g}', supernet.export(architecture))
+        if args.torch_pruning:
+            add(f'Torch-Pruning, {target:.3g}', uniform(dense, target, inputs[:1]))
+    for text in args.architecture:
+        add(f'mmstp, `{text}`', supernet.export(Architecture.parse(text)))
 
     functions: dict[str, Callable[[], object]] = {}
     for index, found in enumerate(candidates):
@@ -172,19 +170,17 @@ def main() -> int:
     for row in dict.fromkeys(found.row for found in candidates):
         own = [index for index, found in enumerate(candidates) if found.row == row]
         saving = statistics.median(candidates[0].macs / candidates[i].macs for i in own)
-        line: list[str] = [row, f'{1 / saving:.1%}', f'{saving:.2f}']
+        line = [row, f'{1 / saving:.1%}', f'{saving:.2f}']
         for engine in ('eager', 'onnx'):
-            speedups = [ratios(seconds[f'{engine} 0'], seconds[f'{engine} {i}']) for i in own]
-            medians = [statistics.median(s) for s in speedups]
-            time = statistics.median(statistics.median(seconds[f'{engine} {i}']) for i in own)
-            line.append(f'{1000 * time:.3g}')
-            if len(own) > 1:
-                line.append(
-                    f'**{statistics.median(medians):.2f}** '
-                    f'({min(medians):.2f} to {max(medians):.2f})'
-                )
-            else:
-                line.append(f'**{spread(speedups[0])}**'.replace(' (', '** (', 1).rstrip('*'))
+            times = [seconds[f'{engine} {i}'] for i in own]
+            line.append(f'{1000 * statistics.median(map(statistics.median, times)):.3g}')
+            speedups = [ratios(seconds[f'{engine} 0'], time) for time in times]
+            medians = [statistics.median(found) for found in speedups]
+            line.append(
+                f'{statistics.median(medians):.2f} ({min(medians):.2f} to {max(medians):.2f})'
+                if len(own) > 1
+                else spread(speedups[0])
+            )
         line.append(f'{max(candidates[i].difference for i in own):.0e}')
         line.append(published(saving) if row.startswith('mmstp') else '')
         rows.append(line)
@@ -195,11 +191,11 @@ def main() -> int:
         f'ResNet-50, {args.size} pixels, batch {args.batch}, CPU, random weights; {args.members} '
         f'architectures for each budget (within {TOLERANCE:.0%}), drawn with seed {args.seed}. '
         f'Medians of {args.repeats} rounds; speed-ups are against the dense network in the same '
-        'engine, in brackets from the slowest to the fastest member, or the quartiles where there '
-        'is one network.',
+        'engine, with the range over the members in brackets, or the quartiles where there is one '
+        'network. Torch-Pruning prunes every layer to the same fraction, the stem too.',
         markdown(
             (
-                'network',
+                'network, budget',
                 'MACs',
                 'saving',
                 'eager, ms',

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner, set_random_seed
 from torch.utils.data import DataLoader, Subset
 
@@ -182,7 +181,7 @@ class SubnetEvalHook(Hook):
     def _evaluate(self, runner: Runner, loop: Any) -> dict[str, Any]:
         stp = stp_of(runner)
         network: Any = stp.export()
-        calibrate_on(network, runner.cfg.train_dataloader, self.num_images)
+        calibrate_on(network, runner.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False
         for batch in loop.dataloader:
@@ -206,34 +205,48 @@ class EpochSeedHook(Hook):
         )
 
 
-def calibrate_on(network: Any, dataloader: Any, num_images: int) -> None:
-    """Estimates a compact classifier's statistics from a dataloader's config.
+@FUNCTIONS.register_module(name='mmstp_seed_worker')
+def seed_worker(worker_id: int) -> None:
+    """Seeds a dataloader's worker from the epoch's seed and the rank; for ``worker_init_fn``.
 
-    The same images are drawn on every rank, so all get the same statistics.
+    MMEngine's own gives a worker that starts anew the same random numbers in every epoch.
+    """
+    # PyTorch has seeded the worker from the main process' random state, which is the epoch's
+    seed = (torch.initial_seed() + 1_000_003 * int(os.environ.get('RANK', 0))) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def calibrate_on(network: Any, dataloader: DataLoader, num_images: int) -> None:
+    """Estimates a compact classifier's statistics on images of a dataloader's dataset.
+
+    The same images with the same augmentation are drawn every time and on every rank, and the
+    random state is left as it was.
 
     Args:
         network: With a ``data_preprocessor``, as mmpretrain's classifiers have.
-        dataloader: The config of the training's dataloader.
+        dataloader: The training's; its dataset, batch size and workers are used.
         num_images: How many images; all there are if the dataset has fewer.
     """
-    dataset = DATASETS.build(dataloader['dataset'])
+    dataset: Any = dataloader.dataset
     chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
-    size = min(dataloader['batch_size'], len(chosen))
-    collate = dataloader.get('collate_fn')
-    collate_fn = FUNCTIONS.get(collate['type']) if collate else pseudo_collate
     batches = DataLoader(
         Subset(dataset, chosen),
-        batch_size=size,
-        num_workers=dataloader.get('num_workers', 0),
-        collate_fn=collate_fn,
+        batch_size=min(dataloader.batch_size or 1, len(chosen)),
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
-    calibrate(network, _inputs(network, batches), lambda inputs: network(inputs, mode='tensor'))
-
-
-def _inputs(network: Any, batches: Any) -> Iterator[Any]:
-    for batch in batches:
-        yield network.data_preprocessor(batch, training=False)['inputs']
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        set_random_seed(0)
+        inputs = (network.data_preprocessor(batch, False)['inputs'] for batch in batches)
+        calibrate(network, inputs, lambda images: network(images, mode='tensor'))
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def spread(stp: STP) -> float:

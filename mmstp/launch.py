@@ -77,12 +77,9 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if config.get(field) is None:
             continue
-        # workers of the training start anew in every epoch, from the epoch's seed: so a resumed
-        # run repeats an uninterrupted one
-        workers = config[field].get('num_workers', 0) > 0
         defaults = ConfigDict(
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers and field != 'train_dataloader',
+            persistent_workers=config[field].get('num_workers', 0) > 0,
             collate_fn=dict(type='default_collate'),
         )
         config[field] = ConfigDict({**defaults, **config[field]})

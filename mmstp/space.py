@@ -87,7 +87,6 @@ class SearchSpace:
                 + (f'what was found has to stay ({reasons})' if reasons else
                    'it has no layer that makes channels and no block that may be skipped')
             )  # fmt: skip
-        covered = {g for stage in self.stages for g in stage.groups}
         full = [group.units for group in graph.groups]
         self._full_units = np.array(full, dtype=np.int64)
         self._unit_tables = [
@@ -97,7 +96,6 @@ class SearchSpace:
             ).reshape(len(stage.widths), len(stage.groups))
             for stage in self.stages
         ]
-        assert len(covered) == sum(len(stage.groups) for stage in self.stages)
 
     # --- found in the graph ----------------------------------------------------------------------
 

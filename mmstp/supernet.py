@@ -182,7 +182,6 @@ class Supernet:
 
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
-            SupernetError: If layers were replaced since the supernet was made.
         """
         plan = self._plan(architecture)
         before, self._active.plan = self._active.plan, plan

@@ -77,9 +77,7 @@ NETWORKS = {
     'vgg_bn': Network(_of(512, type='VGG', depth=11, norm_cfg=dict(type='BN'))),
     'vgg': Network(_of(512, type='VGG', depth=11)),
     # its first linear layer takes 7 x 7 positions: no other input size will do
-    'vgg_with_classifier': Network(
-        functools.partial(VGG, 11, num_classes=10), size=224, slow=True
-    ),
+    'vgg_with_classifier': Network(functools.partial(VGG, 11, num_classes=10), size=224, slow=True),
     'densenet': Network(_of(76, type='DenseNet', arch=SLIM_DENSENET)),
     'densenet121': Network(_of(1024, type='DenseNet', arch='121'), slow=True),
     'hrnet': Network(_of(128, type='HRNet', extra=SLIM_HRNET)),

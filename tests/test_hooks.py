@@ -65,7 +65,7 @@ def test_best_architecture_is_written_at_every_checkpoint(finished):
 def test_subnet_metric_is_that_of_the_calibrated_export(finished):
     stp = stp_of(finished)
     network = stp.export()
-    calibrate_on(network, finished.cfg.train_dataloader, 32)
+    calibrate_on(network, finished.train_dataloader, 32)
     network.eval()
     right = [
         sample.pred_label.item() == sample.gt_label.item()
@@ -142,7 +142,7 @@ def test_averaged_weights_are_what_is_evaluated(tmp_path):
     stp.load_state_dict(saved['state_dict'])
     stp.pool.load_state_dict(saved[STATE]['pool'])
     network = stp.export()
-    calibrate_on(network, runner.cfg.train_dataloader, 32)
+    calibrate_on(network, runner.train_dataloader, 32)
     network.eval()
     right = [
         sample.pred_label.item() == sample.gt_label.item()

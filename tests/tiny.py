@@ -24,6 +24,7 @@ OPTIONS = {
     'model.target_ce': 0.0,
     'train_dataloader.batch_size': 16,
     'train_dataloader.dataset.indices': 64,
+    'train_dataloader.num_workers': 1,
     'val_dataloader.dataset.indices': 32,
     'test_dataloader.dataset.indices': 32,
     'train_cfg.max_epochs': 2,

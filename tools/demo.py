@@ -117,7 +117,7 @@ def l1_pruned(dense: nn.Module, config: Config, supernet: Supernet) -> tuple[flo
     # the narrowest that is not below the budget: the benefit of the doubt is the baseline's
     width = next(i for i, ratio in enumerate(ratios) if ratio >= config.model.target * 0.98)
     network = pruned.export(uniform[width])
-    calibrate_on(network, config.train_dataloader, 2000)
+    calibrate_on(network, Runner.build_dataloader(config.train_dataloader), 2000)
     return evaluate(config, network), float(ratios[width])
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     architecture = stp.pool.best
     print(f'3. the pool left {architecture}; cut out, written, reloaded from config and weights')
     subnet = stp.export(architecture)
-    calibrate_on(subnet, config.train_dataloader, 2000)
+    calibrate_on(subnet, pruned.train_dataloader, 2000)
     description = write_export(out / 'export', subnet, config, stp, architecture)
     reloaded = reload(out / 'export')
     plot_pool(out / 'stp', out / 'pool.png')

@@ -8,6 +8,7 @@ that it gives the same numbers.
 import argparse
 
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 
 from mmstp import Architecture
 from mmstp.export import max_abs_difference, reload, write_export
@@ -51,7 +52,8 @@ def main() -> None:
     network = stp.export(architecture)
     if args.num_images:
         logger.info(f'estimating the statistics of norm layers on {args.num_images} images')
-        calibrate_on(network, config.train_dataloader, args.num_images)
+        dataloader = Runner.build_dataloader(config.train_dataloader)
+        calibrate_on(network, dataloader, args.num_images)
     description = write_export(args.out, network, config, stp, architecture)
     difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)
     logger.info(

@@ -2,8 +2,8 @@
 # The short-schedule preset, not the paper's.
 _base_ = [
     '../_base_/models/stp.py',
-    '../_base_/datasets/digits_bs32.py',
-    '../_base_/schedules/digits_bs32_12e.py',
+    '../_base_/datasets/digits_bs64.py',
+    '../_base_/schedules/digits_bs64_16e.py',
     '../_base_/default_runtime.py',
 ]
 

@@ -187,7 +187,7 @@ def test_dist_train_runs_two_processes(tiny_config, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
-    assert saved['message_hub']['runtime_info']['iter'] == 2  # 64 images in batches of 2 x 16
+    assert saved['meta']['iter'] == 2  # 64 images in batches of 2 x 16
     assert len(saved['mmstp']['pool']['architectures']) == 1
 
 

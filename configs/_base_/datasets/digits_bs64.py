@@ -19,7 +19,7 @@ test_pipeline = [
 
 # The images are in memory: a worker process would cost more than it saves.
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=64,
     num_workers=0,
     persistent_workers=False,
     drop_last=True,  # the rest would be a batch of 8
