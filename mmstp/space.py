@@ -286,7 +286,7 @@ class SearchSpace:
     def units(self, group: Group, width: float) -> int:
         """Units kept of a group: channels rounded up to a multiple of the divisor."""
         step = math.lcm(group.unit_size, self.divisor)
-        # the subtraction keeps 0.7 * 160 = 112.00000000000001 at 112
+        # the subtraction keeps 0.55 * 800 = 440.00000000000006 at 440
         channels = math.ceil(width * group.channels / step - 1e-9) * step
         return min(channels // group.unit_size, group.units)
 
