@@ -1,6 +1,6 @@
-"""Runs the benchmarks and puts what they print into docs/benchmarks.md, between its markers.
+"""Runs the benchmarks and puts what they print into the docs, between markers.
 
-The name of each marker is a script's: ``<!-- begin cost_table -->`` ... ``<!-- end cost_table -->``.
+A marker is named after its script: ``<!-- begin cost_table -->`` ... ``<!-- end cost_table -->``.
 Further options go to every script: ``python benchmarks/all.py --repeats 3``.
 """
 
@@ -14,8 +14,11 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / 'docs' / 'benchmarks.md'
-SCRIPTS = ('cost_table', 'forward', 'step', 'latency')
+DOCS = HERE.parent / 'docs'
+PAGES = {
+    **dict.fromkeys(('cost_table', 'forward', 'step', 'latency'), DOCS / 'benchmarks.md'),
+    'demo_seeds': DOCS / 'results.md',
+}
 
 
 def insert(page: str, name: str, text: str) -> str:
@@ -23,7 +26,7 @@ def insert(page: str, name: str, text: str) -> str:
     begin, end = f'<!-- begin {name} -->', f'<!-- end {name} -->'
     pattern = re.compile(re.escape(begin) + '.*?' + re.escape(end), re.DOTALL)
     if len(pattern.findall(page)) != 1:
-        raise SystemExit(f'{PAGE} does not have {begin} and {end} once')
+        raise SystemExit(f'the page does not have {begin} and {end} once')
     return pattern.sub(lambda _: f'{begin}\n{text.strip()}\n{end}', page)
 
 
@@ -32,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--only', nargs='+', choices=SCRIPTS, default=SCRIPTS)
+    parser.add_argument('--only', nargs='+', choices=PAGES, default=PAGES)
     args, options = parser.parse_known_args()
     failed = []
     with tempfile.TemporaryDirectory() as directory:
@@ -43,7 +46,8 @@ def main() -> int:
             if subprocess.run([*script, *options, '--out', str(out)]).returncode:
                 failed.append(name)
             else:
-                PAGE.write_text(insert(PAGE.read_text(), name, out.read_text()))
+                page = PAGES[name]
+                page.write_text(insert(page.read_text(), name, out.read_text()))
     if failed:
         print(f'failed: {", ".join(failed)}', file=sys.stderr)
     return int(bool(failed))
