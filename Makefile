@@ -30,6 +30,9 @@ help:
 demo: install
 	$(BIN)/python tools/demo.py
 
+# One thread: where another process keeps the cores busy, two were 5 to 8 times slower on small networks.
+test test-slow: export OMP_NUM_THREADS ?= 1
+
 # pytest stays last, so that its summary is the last line.
 test: lint types install-ops
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)

@@ -61,7 +61,7 @@ def test_other_stages_are_not_contained():
     ],
 )  # fmt: skip
 def test_other_forms_are_refused_with_an_example(value):
-    with pytest.raises(ArchitectureError, match='does not parse: expected .* such as') as error:
+    with pytest.raises(ArchitectureError, match=r'does not parse: expected .* such as') as error:
         Architecture.from_nested(value)
     assert str(value).replace('"', "'") in str(error.value)
     example = str(error.value).rpartition('such as ')[2].strip('"')

@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/stp.py',
     '../_base_/datasets/digits_bs64.py',
-    '../_base_/schedules/digits_bs64_16e.py',
+    '../_base_/schedules/digits_bs64_12e.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -21,7 +21,7 @@ model = dict(
     ),
     input_shape=(3, 16, 16),
     target=0.15,
-    pool=dict(size=24),
+    pool=dict(size=12),
     target_ce=1.0,
     warmup=0.3,
 )

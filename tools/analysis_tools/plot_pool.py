@@ -39,7 +39,8 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     per_epoch = max((t['step'] for t in train), default=1) / max(
         (t.get('epoch', 1) for t in train), default=1
     )
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout='constrained')
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.6), layout='constrained')
+    figure.get_layout_engine().set(wspace=0.06)
 
     steps = [line['step'] for line in train]
     left.step(steps, [line['pool_size'] for line in train], where='post', color='tab:blue')
