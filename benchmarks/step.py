@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import os
 import statistics
 import subprocess
 import sys
@@ -77,7 +79,8 @@ def peak_memory(kind: str, args: argparse.Namespace) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        # the mark of a process that only just started is its parent's, or that of building
+        gc.collect()
+        # forget the mark that building the model left
         Path('/proc/self/clear_refs').write_text('5')
         before = _status('VmRSS')
     for _ in range(3):
@@ -103,6 +106,8 @@ def peaks(args: argparse.Namespace) -> Iterator[int]:
             check=True,
             stdout=subprocess.PIPE,
             text=True,
+            # freed tensors go back to the system at once, not to a heap that hides them
+            env={**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'},
         )
         yield int(done.stdout.split()[-1])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from .algorithm import STP
@@ -156,6 +157,10 @@ def load_search(stp: STP, checkpoint: str) -> None:
         raise CheckpointError(
             f'checkpoint {checkpoint!r} was not written by an STP run: it holds no state of the '
             'search'
+        )
+    if 'ema_state_dict' in content:
+        MMLogger.get_current_instance().info(
+            f'{checkpoint} was written with EMAHook: the averaged weights are read'
         )
     stp.load_state_dict(content['state_dict'])
     stp.pool.load_state_dict(content[STATE]['pool'])

@@ -57,12 +57,11 @@ def one(block):
         Block(after=nn.functional.gelu),
         Block(around=lambda m, x: x.relu()),
         Block(around=lambda m, x: x.clone().contiguous()),
-        Block(around=lambda m, x: x.flatten(2).unflatten(2, (4, 4))),
+        Block(around=lambda m, x: x.flatten(2).reshape(x.shape)),
         Block(around=lambda m, x: nn.functional.dropout(x, 0.5, m.training)),
         Residual(16, 24),
-        nn.Sequential(Block()),
     ],
-    ids='plain relu gelu before clone reshape dropout residual nested'.split(),
+    ids='plain relu gelu before clone reshape dropout residual'.split(),
 )
 def test_a_way_around_makes_a_block(block):
     assert one(block)
@@ -109,6 +108,11 @@ def test_next_to_nothing_is_no_block():
     heavy = nn.Sequential(Block(), Block(layer=light), nn.Conv2d(16, 16, 31, padding=15))
     assert runs(Net(heavy)) == []
     assert one(Block(layer=light))
+
+
+def test_a_stage_of_one_block_is_no_block():
+    body = nn.Sequential(nn.Sequential(Block()), nn.Sequential(Block()), nn.Sequential(Block()))
+    assert runs(Net(body)) == []
 
 
 class Pair(nn.Module):
@@ -169,7 +173,11 @@ def test_what_makes_the_stream_is_first():
 
 def test_where_the_stream_comes_from_outside_the_first_block_stays():
     assert runs(Net(nn.Sequential(Block(), Block(), Block()))) == [('body.0', ['body.1', 'body.2'])]
-    assert runs(Net(Block())) == []
+    assert runs(Net(nn.Sequential(Block()))) == []
+
+
+def test_a_layer_beside_the_block_can_make_the_stream():
+    assert runs(Net(Block())) == [('stem', ['body'])]
 
 
 class Named(nn.Module):
