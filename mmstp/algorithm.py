@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from mmengine.dist import all_reduce, broadcast
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .architecture import Architecture
@@ -49,8 +51,9 @@ class STP(BaseModel):
         beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
         target_ce: Weight of a cross entropy of the target subnet; the paper has none (0).
         warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
-        pretrained: A checkpoint of the dense classifier to start from. The channels of every group
-            are then ordered by importance, so that the first are the ones worth keeping.
+        pretrained: A checkpoint (file or address) of the dense classifier to start from. The
+            channels of every group are then ordered by importance, so that the first are the ones
+            worth keeping.
         data_preprocessor: The classifier's, where its config names none.
         init_cfg: Of `mmengine.model.BaseModule`.
 
@@ -86,6 +89,8 @@ class STP(BaseModel):
         refuse_unknown('model.space', space, options_of(SearchSpace))
         refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
         _check_ranges(normalize, beta1, beta2, target_ce, warmup)
+        if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
+            raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
         classifier = _build_classifier(model, data_preprocessor)
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
         self.model = classifier
@@ -101,7 +106,7 @@ class STP(BaseModel):
         self.budget = Budget.of(target, metric, tolerance, self.supernet.space, cost)
         size = pool.pop('size', 1000)
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f'model.pool.size={size!r}: expected a whole number of at least 1')
+            raise ValueError(f'pool.size={size!r}: expected a whole number of at least 1')
         seed = pool.pop('seed', None)
         if seed is None:
             seed = _shared_seed()
@@ -131,7 +136,7 @@ class STP(BaseModel):
         super().init_weights()
         if self.pretrained is None:
             return
-        from_file = torch.load(self.pretrained, map_location='cpu', weights_only=False)
+        from_file = CheckpointLoader.load_checkpoint(self.pretrained, map_location='cpu')
         weights = from_file.get('state_dict', from_file)
         if found := differences(self.model, weights):
             shown = '\n  '.join(found[:5])
@@ -167,9 +172,8 @@ class STP(BaseModel):
         target = self.pool.sample()
         with self.supernet.activate(target):
             target_logits = self._logits(inputs)
-        distance = normalized_kl(target_logits, logits, self.normalize)
-        losses['loss_target'] = self.beta1 * ramp * distance
-        self.pool.update(target, _mean_over_ranks(distance))
+        target_distance = normalized_kl(target_logits, logits, self.normalize)
+        losses['loss_target'] = self.beta1 * ramp * target_distance
         if self.target_ce:
             found = self.model.head._get_loss(target_logits, data_samples)
             losses['loss_target_ce'] = self.target_ce * found['loss']
@@ -179,6 +183,8 @@ class STP(BaseModel):
                 support_logits = self._logits(inputs)
             distance = normalized_kl(support_logits, logits, self.normalize)
             losses['loss_support'] = self.beta2 * ramp * distance
+        # last: reading the number waits for a GPU, which has all three passes queued by now
+        self.pool.update(target, _mean_over_ranks(target_distance))
         return losses
 
     def _logits(self, inputs: Tensor) -> Tensor:

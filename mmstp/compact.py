@@ -87,8 +87,9 @@ def compact(
     """
     for path in plan.skipped:
         parent = _module(model, path.rpartition('.')[0], path)
-        _module(model, path, path)
-        setattr(parent, path.rpartition('.')[2], nn.Identity())
+        identity = nn.Identity()
+        identity.training = _module(model, path, path).training
+        setattr(parent, path.rpartition('.')[2], identity)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     for key, shape in plan.shapes.items():
         if any(key.startswith(path + '.') for path in plan.skipped):

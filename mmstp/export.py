@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from .algorithm import STP
@@ -58,7 +59,7 @@ def compact_classifier(
         for sizes in plan.within(part).sizes.values():
             if 'in_features' in sizes and isinstance(config.get(part), dict):
                 config[part] = {**config[part], 'in_channels': sizes['in_features']}
-    built = MODELS.build(copy.deepcopy(config))
+    built = build_model(config)
     found = differences(built, stp.export(architecture).state_dict())
     if found:
         raise ExportError(
@@ -67,6 +68,13 @@ def compact_classifier(
             + '\n  '.join(found[:5])
         )
     return config
+
+
+def build_model(config: Mapping[str, Any], scope: str = 'mmpretrain') -> nn.Module:
+    """Builds a model whose config leaves the scope of its types open, without a runner."""
+    with DefaultScope.overwrite_default_scope(scope):
+        network: nn.Module = MODELS.build(copy.deepcopy(dict(config)))
+    return network
 
 
 def write_export(
@@ -148,10 +156,10 @@ def reload(directory: str | Path) -> nn.Module:
     """
     directory = Path(directory)
     config = Config.fromfile(directory / CONFIG)
-    model = config.model.copy()
+    model = config.model.to_dict()
     if config.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', config.data_preprocessor)
-    network: nn.Module = MODELS.build(model)
+    network = build_model(model, config.get('default_scope', 'mmpretrain'))
     weights = torch.load(directory / WEIGHTS, map_location='cpu', weights_only=True)
     if found := differences(network, weights['state_dict']):
         raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')

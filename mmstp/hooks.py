@@ -75,8 +75,9 @@ class PoolHook(Hook):
         if self._size > 1 and visits < 5:
             runner.logger.warning(
                 f'the pool has {self._size} architectures and shrinks within {end} iterations: '
-                f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything. '
-                f'Use model.pool.size={max(2, end // 10)}, or train longer'
+                f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything; '
+                + (f'use model.pool.size={end // 10}, or ' if end >= 20 else '')
+                + 'train longer'
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -89,7 +90,7 @@ class PoolHook(Hook):
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
-            self._report(runner, stp)
+            self._report(runner, stp, runner.iter + 1)
         hub = runner.message_hub
         hub.update_scalar('train/pool_size', len(stp.pool))
         best = stp.pool.scores[stp.pool.best]
@@ -99,7 +100,7 @@ class PoolHook(Hook):
             self._spread = spread(stp)
         hub.update_scalar('train/pool_spread', self._spread)
 
-    def _report(self, runner: Runner, stp: STP) -> None:
+    def _report(self, runner: Runner, stp: STP, step: int) -> None:
         best, cost = stp.pool.best, stp.supernet.cost
         macs, dense = (int(c) for c in cost.macs([best, stp.supernet.space.largest]))
         score = stp.pool.scores[best]
@@ -115,7 +116,7 @@ class PoolHook(Hook):
                 **{f'best/depth/{s.name}': d for s, d in zip(stages, best.depths, strict=True)},
                 **{f'best/width/{s.name}': w for s, w in zip(stages, best.widths, strict=True)},
             },
-            step=runner.iter + 1,
+            step=step,
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -141,8 +142,7 @@ class PoolHook(Hook):
         self._size = state['pool_size']
 
     def after_train(self, runner: Runner) -> None:
-        stp = stp_of(runner)
-        self._report(runner, stp)
+        self._report(runner, stp_of(runner), runner.iter)
         runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
 
 
@@ -238,15 +238,15 @@ def calibrate_on(network: Any, dataloader: DataLoader, num_images: int) -> None:
         collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()
     try:
-        set_random_seed(0)
-        inputs = (network.data_preprocessor(batch, False)['inputs'] for batch in batches)
-        calibrate(network, inputs, lambda images: network(images, mode='tensor'))
+        with torch.random.fork_rng():
+            set_random_seed(0)
+            inputs = (network.data_preprocessor(batch, False)['inputs'] for batch in batches)
+            calibrate(network, inputs, lambda images: network(images, mode='tensor'))
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def spread(stp: STP) -> float:

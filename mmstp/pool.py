@@ -89,8 +89,9 @@ def feasible_rows(
         return met
     low, dense = (int(c) for c in cost.count([space.smallest, space.largest], budget.metric))
     nearest = costs[np.abs(costs - budget.target).argsort(kind='stable')][:1]
+    hint = '' if budget.target > 100 else ' (above 1 it is a number; 15 % is target=0.15)'
     raise BudgetError(
-        f'no architecture meets target={budget.target:,.0f} {budget.metric} '
+        f'no architecture meets target={budget.target:,.0f} {budget.metric}{hint} '
         f'({budget.target / dense:.2%} of the dense network) within {budget.tolerance:.2%}: '
         f'this space reaches {low:,} to {dense:,} {budget.metric} ({low / dense:.2%} to 100%), the '
         f'nearest is {int(nearest[0]):,} ({nearest[0] / dense:.2%}). Change target, tolerance or '

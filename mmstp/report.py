@@ -10,8 +10,8 @@ from .supernet import Supernet
 _SAMPLED = 1000
 
 
-def describe_space(supernet: Supernet, budget: Budget) -> str:
-    """Stages, groups and fixed layers, the range of costs and whether the budget can be met."""
+def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
+    """Stages, groups, fixed layers and the range of costs; and whether the budget can be met."""
     space, cost = supernet.space, supernet.cost
     groups = supernet.graph.groups
     lines = ['stage                       depths            widths                     groups']
@@ -44,17 +44,16 @@ def describe_space(supernet: Supernet, budget: Budget) -> str:
         _costs('largest', dense, int(macs[1]), int(params[1])),
         f'         (the smallest has {macs[0] / macs[1]:.2%} of the MACs, '
         f'{params[0] / params[1]:.2%} of the parameters)',
-        '',
-        _feasible(supernet, budget),
     ]
-    return '\n'.join(lines)
+    feasible, met = _feasible(supernet, budget)
+    return '\n'.join([*lines, '', feasible]), met
 
 
 def _costs(name: str, architecture: Architecture, macs: int, params: int) -> str:
     return f'{name:8s} {architecture}: {macs:,} MACs, {params:,} parameters'
 
 
-def _feasible(supernet: Supernet, budget: Budget) -> str:
+def _feasible(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     space, cost = supernet.space, supernet.cost
     dense = int(cost.count([space.largest], budget.metric)[0])
     target = (
@@ -64,7 +63,8 @@ def _feasible(supernet: Supernet, budget: Budget) -> str:
     try:
         met = len(feasible_rows(space, cost, budget, _SAMPLED))
     except BudgetError as error:
-        return f'{target}cannot be met\n         {error}'
+        return f'{target}cannot be met\n         {error}', False
     if space.size <= ENUMERABLE:
-        return f'{target}met by {met:,} architectures ({met / space.size:.2%} of the space)'
-    return f'{target}can be met; a random search found {met:,} architectures'
+        share = met / space.size
+        return f'{target}met by {met:,} architectures ({share:.2%} of the space)', True
+    return f'{target}can be met; a random search found {met:,} architectures', True

@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,12 @@ class SearchSpace:
         widths: Fractions of the channels to choose from; 1 is always among them.
         divisor: Channels are rounded up to a multiple of it (or stay whole).
         depths: Whether blocks may be skipped.
-        stages: Other choices for single stages, by name:
-            ``dict(layer1=dict(widths=(0.5, 1.0), depths=(2, 3)))``.
+        stages: Other choices for single stages, by name (``tools/search_space.py`` shows them):
+            ``{'backbone.layer1': dict(widths=(0.5, 1.0), depths=(2, 3))}``.
         fix: Regular expressions; channels of layers whose path one of them matches stay whole.
         stem: Whether the stem may be pruned: the layers at the first layer's resolution and
-            before the first block (in a network without blocks, the first layer).
+            before the first block (in a network without blocks, the first layer). Where they
+            are on a stage's residual stream, as in ResNet-18, they follow that stage.
 
     Raises:
         SpaceError: If an option is out of range or nothing is left to prune.
@@ -73,12 +74,21 @@ class SearchSpace:
     ) -> None:
         if not isinstance(divisor, int) or divisor < 1:
             raise SpaceError(f'space.divisor={divisor!r}: expected a whole number of at least 1')
+        if isinstance(fix, str):
+            raise SpaceError(f'space.fix={fix!r}: expected a list of regular expressions')
+        for pattern in fix:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SpaceError(
+                    f'space.fix: {pattern!r} is no regular expression: {error}'
+                ) from error
         self.graph = graph
         self.divisor = divisor
         self.fixed = dict(graph.fixed)
         choices = _widths('space.widths', widths)
         free = self._free_groups(fix, stem)
-        found = self._stages(free, choices, depths)
+        found = _unique_names(self._stages(free, choices, depths))
         self.stages = tuple(_with_choices(found, stages or {}))
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
             reasons = '; '.join(f'{k}: {v}' for k, v in list(self.fixed.items())[:8])
@@ -131,7 +141,7 @@ class SearchSpace:
         groups = self.graph.groups
         found: dict[object, dict[str, Any]] = {}
         for run in self.graph.runs:
-            stage = found.setdefault(run.residual, {'runs': [], 'groups': []})
+            stage = found.setdefault(run.residual, {'runs': [], 'groups': [], 'order': run.order})
             stage['runs'].append(run.paths)
         loose = []
         for index in free:
@@ -149,7 +159,6 @@ class SearchSpace:
                 loose.append(index)
         for stage in found.values():
             own = [groups[g] for g in stage['groups']]
-            stage['order'] = min((g.order for g in own), default=0)
             stage['resolution'] = own[-1].resolution if own else None
         anchors = sorted(found.values(), key=lambda s: s['order'])
         for index in loose:
@@ -323,6 +332,17 @@ def _inside(path: str, blocks: Sequence[str]) -> bool:
     return any(path == block or path.startswith(block + '.') for block in blocks)
 
 
+def _unique_names(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages that share a container are named after their first block."""
+    names = [stage.name for stage in stages]
+    return [
+        replace(stage, name=stage.runs[0][0])
+        if stage.runs and names.count(stage.name) > 1
+        else stage
+        for stage in stages
+    ]
+
+
 def _name(stage: Mapping[str, Any], groups: Sequence[Group]) -> str:
     if not stage['runs']:
         return groups[stage['groups'][0]].name
@@ -330,11 +350,15 @@ def _name(stage: Mapping[str, Any], groups: Sequence[Group]) -> str:
     return first.rpartition('.')[0] or first
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value)
+
+
 def _widths(field: str, widths: Sequence[float]) -> tuple[float, ...]:
-    if not widths or any(
+    if not _is_list(widths) or any(
         isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 < w <= 1 for w in widths
     ):
-        raise SpaceError(f'{field}={widths!r}: expected fractions in (0, 1]')
+        raise SpaceError(f'{field}={widths!r}: expected a list of fractions in (0, 1]')
     return tuple(sorted({*map(float, widths), 1.0}))
 
 
@@ -357,10 +381,13 @@ def _with_choices(
             widths = _widths(f'space.stages[{stage.name!r}].widths', choices['widths'])
         if 'depths' in choices:
             longest = max(depths)
-            depths = tuple(sorted({*choices['depths'], longest}))
-            if any(not isinstance(d, int) or not 1 <= d <= longest for d in depths):
+            wanted = choices['depths']
+            if not _is_list(wanted) or any(
+                not isinstance(d, int) or not 1 <= d <= longest for d in wanted
+            ):
                 raise SpaceError(
                     f'space.stages[{stage.name!r}].depths={choices["depths"]!r}: '
-                    f'expected whole numbers from 1 to {longest}'
+                    f'expected a list of whole numbers from 1 to {longest}'
                 )
+            depths = tuple(sorted({*wanted, longest}))
         yield Stage(stage.name, stage.runs, stage.groups, depths, widths)

@@ -278,7 +278,9 @@ class Supernet:
             if not isinstance(modules.get(path), DynamicMixin):
                 raise SupernetError(
                     f'{path} was replaced by {type(modules.get(path)).__name__} after the supernet '
-                    'was made; convert layers (sync_bn, quantization, ...) before'
+                    'was made. Name the layer that you want in the config of the model '
+                    "(norm_cfg=dict(type='SyncBN'), with several processes) instead of having it "
+                    'converted later'
                 )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -51,8 +51,9 @@ def main() -> None:
         logger.warning(f'the search is not finished: the best of {len(stp.pool)} candidates is cut')
     network = stp.export(architecture)
     if args.num_images:
-        logger.info(f'estimating the statistics of norm layers on {args.num_images} images')
         dataloader = Runner.build_dataloader(config.train_dataloader)
+        number = min(args.num_images, len(dataloader.dataset))
+        logger.info(f'estimating the statistics of norm layers on {number} images')
         calibrate_on(network, dataloader, args.num_images)
     description = write_export(args.out, network, config, stp, architecture)
     difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)

@@ -4,7 +4,8 @@ import argparse
 
 import torch
 
-from mmstp import Supernet
+from mmstp import SearchSpace, Supernet
+from mmstp.fields import options_of, refuse_unknown
 from mmstp.launch import LaunchError, add_config_options, load_config
 from mmstp.pool import Budget
 from mmstp.registry import MODELS
@@ -23,12 +24,17 @@ def main() -> None:
         raise LaunchError(f'model.type is {model.get("type")!r}, not mmstp.STP')
     classifier = MODELS.build(model.model)
     inputs = torch.zeros(1, *model.get('input_shape', (3, 224, 224)))
-    supernet = Supernet(classifier, inputs, **model.get('space', {}))
+    space = model.get('space', {})
+    refuse_unknown('model.space', space, options_of(SearchSpace))
+    supernet = Supernet(classifier, inputs, **space)
     budget = Budget.of(
         model.target, model.get('metric', 'macs'), model.get('tolerance', 0.02),
         supernet.space, supernet.cost,
     )  # fmt: skip
-    print(describe_space(supernet, budget))
+    text, met = describe_space(supernet, budget)
+    print(text)
+    if not met:
+        raise SystemExit(1)
 
 
 if __name__ == '__main__':

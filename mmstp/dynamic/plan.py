@@ -95,7 +95,7 @@ def plan_subnet(
         units: Units kept of every group.
         skipped: Paths of the blocks left out.
     """
-    dims = graph.dims
+    dims, modules = graph.dims, dict(model.named_modules(remove_duplicate=False))
     tensors: dict[str, tuple[Selection, ...]] = {}
     kept: dict[str, dict[str, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
     for key in [*dims, *aliases]:
@@ -110,7 +110,7 @@ def plan_subnet(
             tensors[key] = tuple(selections)
     sizes: dict[str, dict[str, int]] = {}
     for path, narrowed in kept.items():
-        if changed := sizes_of(model.get_submodule(path), narrowed):
+        if changed := sizes_of(modules[path], narrowed):
             sizes[path] = changed
     for attribute in attributes:
         count = len(attribute.dim.kept(units))

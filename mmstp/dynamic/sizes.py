@@ -49,8 +49,9 @@ def _convolution(module: nn.Module, kept: Kept) -> dict[str, int]:
     dims = kept.get('weight', {})
     rows = dims.get(0, np.arange(module.out_channels))
     columns = len(dims[1]) if 1 in dims else module.weight.shape[1]
-    # a group all of whose output channels are gone is gone
-    groups = len(np.unique(rows // (module.out_channels // module.groups)))
+    groups = module.groups
+    if groups > 1:  # a group all of whose output channels are gone is gone
+        groups = len(np.unique(rows // (module.out_channels // groups)))
     return {'in_channels': columns * groups, 'out_channels': len(rows), 'groups': groups}
 
 

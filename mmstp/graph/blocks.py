@@ -35,12 +35,14 @@ class Run:
     """Consecutive blocks of one container, the output of each being the input of the next.
 
     The first stays: it makes the residual stream, or is the first of its container. ``residual``
-    are the channels of the stream; runs that share them are one stage.
+    are the channels of the stream; runs that share them are one stage. ``order`` is
+    the place of the first skippable block's input in the trace.
     """
 
     first: str
     skippable: tuple[Block, ...]
     residual: frozenset[int]
+    order: int
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
         if run:
             factors = walk.values[run[0].output].factors
             streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
-            found.append(Run(first, tuple(run), streams))
+            found.append(Run(first, tuple(run), streams, walk_order(run[0].input)))
     return found
 
 

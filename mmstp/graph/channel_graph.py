@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,21 @@ class DimMap:
 
     group: NDArray[np.int64]
     unit: NDArray[np.int64]
+    _kept: dict[tuple[int, ...], NDArray[np.int64]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def kept(self, units: Sequence[int]) -> NDArray[np.int64]:
         """The positions that stay when the first ``units[g]`` units of each group ``g`` do."""
-        limits = np.append(np.asarray(units), 1)  # WHOLE indexes the last: unit 0 of 1
-        return np.flatnonzero(self.unit < limits[self.group])
+        own = tuple(int(units[group]) for group in self._groups)
+        if own not in self._kept:
+            limits = np.append(np.asarray(units), 1)  # WHOLE indexes the last: unit 0 of 1
+            self._kept[own] = np.flatnonzero(self.unit < limits[self.group])
+        return self._kept[own]
+
+    @functools.cached_property
+    def _groups(self) -> list[int]:
+        return [group for group in np.unique(self.group).tolist() if group != WHOLE]
 
     def form(self) -> LinearForm:
         """How many positions stay, as a function of the units kept of each group."""
@@ -253,11 +264,7 @@ def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str
 
 def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
     kept = [
-        Run(
-            run.first,
-            tuple(b for b in run.skippable if kind_of(b.path) not in freeze),
-            run.residual,
-        )
+        replace(run, skippable=tuple(b for b in run.skippable if kind_of(b.path) not in freeze))
         for run in runs
     ]
     return [run for run in kept if run.skippable]

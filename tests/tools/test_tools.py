@@ -99,7 +99,8 @@ def test_search_space_tells_what_there_is(call, tiny_config, capsys):
 
 
 def test_search_space_tells_that_a_target_cannot_be_met(call, tiny_config, capsys):
-    call('search_space.py', tiny_config, '--cfg-options', 'model.target=0.01')
+    with pytest.raises(SystemExit, match='1'):
+        call('search_space.py', tiny_config, '--cfg-options', 'model.target=0.01')
     assert 'cannot be met' in capsys.readouterr().out
 
 
