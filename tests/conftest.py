@@ -5,6 +5,7 @@ Tests leave them as they are; who changes weights or modes takes a copy or build
 
 import copy
 import functools
+import os
 import random
 
 import numpy as np
@@ -14,6 +15,10 @@ from torch import nn
 
 from mmstp import Supernet
 from tests import networks
+
+# The tensors are small: more threads gain nothing, and lose where processes share the cores. The
+# variable is for the processes that tests start.
+torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
 
 
 @pytest.fixture(autouse=True)

@@ -61,6 +61,14 @@ def test_without_weights_it_starts_with_the_first_part(supernet):
     assert supernet.model.stem[0].weight.any()
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_mode_stays(training, supernet):
+    network = tiny()
+    network.train(training)
+    compact(network, supernet.compact_plan(SMALL))
+    assert {module.training for module in network.modules()} == {training}
+
+
 def test_frozen_parameters_stay_frozen(supernet):
     network = tiny()
     network.stage2[0].weight.requires_grad_(False)

@@ -317,6 +317,12 @@ def test_target_out_of_reach_names_what_can_be_reached(exhaustive, supernet_of, 
     assert f'target={0.01 * dense:,.0f} macs (1.00% of the dense network)' in str(error.value)
 
 
+def test_a_percentage_is_taken_for_a_number_and_explained(supernet_of):
+    supernet = supernet_of('wrn16_2')
+    with pytest.raises(BudgetError, match=r'above 1 it is a number; 15 % is target=0\.15'):
+        feasible_rows(supernet.space, supernet.cost, budget_of(supernet, 15), 10)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmstp import Architecture, ArchitectureError, ChannelGraph, SearchSpace
 from mmstp.space import SpaceError
-from tests.networks import NETWORKS, TINY_INPUT, build, images, names, tiny
+from tests.networks import NETWORKS, TINY_INPUT, Residual, build, images, names, tiny
 
 
 @pytest.fixture(scope='module')
@@ -230,10 +230,14 @@ def test_outputs_stay_and_say_why(resnet50):
     [
         ({'divisor': 0}, r'space\.divisor=0: expected a whole number of at least 1'),
         ({'divisor': 2.5}, r'space\.divisor=2\.5'),
-        ({'widths': ()}, r'space\.widths=\(\): expected fractions in \(0, 1\]'),
+        ({'widths': ()}, r'space\.widths=\(\): expected a list of fractions in \(0, 1\]'),
         ({'widths': (0.5, 1.2)}, r'space\.widths=\(0\.5, 1\.2\)'),
         ({'widths': (0,)}, r'space\.widths=\(0,\)'),
         ({'widths': (True,)}, r'space\.widths=\(True,\)'),
+        ({'widths': 0.5}, r'space\.widths=0\.5: expected a list'),
+        ({'stages': {'stage1': {'depths': 2}}}, r'depths=2: expected a list of whole numbers'),
+        ({'fix': 'stem'}, r"space\.fix='stem': expected a list of regular expressions"),
+        ({'fix': ('stem', '(')}, r"space\.fix: '\(' is no regular expression: missing \)"),
         ({'widths': ('half',)}, r"space\.widths=\('half',\)"),
         (
             {'stages': {'layer1': {}}},
@@ -245,14 +249,14 @@ def test_outputs_stay_and_say_why(resnet50):
         ),
         (
             {'stages': {'stage1': {'widths': (2,)}}},
-            r"space\.stages\['stage1'\]\.widths=\(2,\): expected fractions",
+            r"space\.stages\['stage1'\]\.widths=\(2,\): expected a list of fractions",
         ),
         (
             {'stages': {'stage1': {'depths': (0, 2)}}},
-            r"space\.stages\['stage1'\]\.depths=\(0, 2\): expected whole numbers from 1 to 3",
+            r"space\.stages\['stage1'\]\.depths=\(0, 2\): expected a list of whole .* 1 to 3",
         ),
-        ({'stages': {'stage2': {'depths': (3,)}}}, r'expected whole numbers from 1 to 2'),
-        ({'stages': {'stage2': {'depths': (1.0,)}}}, r'expected whole numbers from 1 to 2'),
+        ({'stages': {'stage2': {'depths': (3,)}}}, r'a list of whole numbers from 1 to 2'),
+        ({'stages': {'stage2': {'depths': (1.0,)}}}, r'a list of whole numbers from 1 to 2'),
         (
             {'widths': (1.0,), 'depths': False},
             'nothing in this model can be pruned: what was found has to stay .*head: an output',
@@ -263,6 +267,45 @@ def test_outputs_stay_and_say_why(resnet50):
 def test_options_out_of_range(options, message, small):
     with pytest.raises(SpaceError, match=message):
         SearchSpace(small, **options)
+
+
+class TwoStreams(nn.Module):
+    """Blocks of two streams side by side in one container."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.blocks = nn.Sequential(
+            *(Residual(16, 16) for _ in range(2)),
+            nn.Conv2d(16, 24, 1),
+            *(Residual(24, 16) for _ in range(3)),
+            nn.Conv2d(24, 4, 1),
+        )
+
+    def forward(self, x):
+        return self.blocks(self.stem(x))
+
+
+def test_stages_have_names_of_their_own():
+    graph = ChannelGraph.from_model(TwoStreams(), [TINY_INPUT])
+    choices = {'blocks.2': {'depths': (2,)}}
+    first, second = SearchSpace(graph, stages=choices).stages
+    assert (first.name, first.depths) == ('blocks.0', (1, 2))
+    assert (second.name, second.depths) == ('blocks.2', (2, 4))
+
+
+@pytest.mark.parametrize('name', names())
+def test_stages_follow_the_forward(name, supernet_of):
+    """Their names tell them apart; their blocks run one stage after the other."""
+    supernet = supernet_of(name)
+    stages = supernet.space.stages
+    assert len({stage.name for stage in stages}) == len(stages)
+    starts = [
+        min(run.order for run in supernet.graph.runs if run.paths in stage.runs)
+        for stage in stages
+        if stage.runs
+    ]
+    assert starts == sorted(starts)
 
 
 def test_expanding_a_stranger_is_an_error(small):
