@@ -26,6 +26,23 @@ def scalars(work_dir: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def subnet_metric(runner) -> float:
+    return runner.message_hub.get_scalar('val/subnet/accuracy/top1').current()
+
+
+def calibrated_accuracy(stp, runner):
+    """The subnet's, cut out and evaluated by hand."""
+    network = stp.export()
+    calibrate_on(network, runner.train_dataloader, 32)
+    network.eval()
+    right = [
+        sample.pred_label.item() == sample.gt_label.item()
+        for batch in runner.val_dataloader
+        for sample in network.val_step(batch)
+    ]
+    return pytest.approx(100 * np.mean(right))
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A run of 2 epochs of 4 iterations, its pool shrunk from 5 to 1 within 6 of the 8."""
@@ -64,16 +81,7 @@ def test_best_architecture_is_written_at_every_checkpoint(finished):
 
 def test_subnet_metric_is_that_of_the_calibrated_export(finished):
     stp = stp_of(finished)
-    network = stp.export()
-    calibrate_on(network, finished.train_dataloader, 32)
-    network.eval()
-    right = [
-        sample.pred_label.item() == sample.gt_label.item()
-        for batch in finished.val_dataloader
-        for sample in network.val_step(batch)
-    ]
-    metric = finished.message_hub.get_scalar('val/subnet/accuracy/top1').current()
-    assert metric == pytest.approx(100 * np.mean(right))
+    assert subnet_metric(finished) == calibrated_accuracy(stp, finished)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, finished):
@@ -141,16 +149,7 @@ def test_averaged_weights_are_what_is_evaluated(tmp_path):
     stp = tiny.stp()
     stp.load_state_dict(saved['state_dict'])
     stp.pool.load_state_dict(saved[STATE]['pool'])
-    network = stp.export()
-    calibrate_on(network, runner.train_dataloader, 32)
-    network.eval()
-    right = [
-        sample.pred_label.item() == sample.gt_label.item()
-        for batch in runner.val_dataloader
-        for sample in network.val_step(batch)
-    ]
-    metric = runner.message_hub.get_scalar('val/subnet/accuracy/top1').current()
-    assert metric == pytest.approx(100 * np.mean(right))
+    assert subnet_metric(runner) == calibrated_accuracy(stp, runner)
 
 
 def test_few_visits_are_warned_of(tmp_path, caplog):
