@@ -13,6 +13,7 @@ ROOT = Path(mmstp.__file__).parent
 LAYERS = [
     {'version', 'architecture', 'losses', 'fields', 'registry', 'loading'},
     {'graph'},
+    {'stages'},
     {'space'},
     {'cost', 'dynamic'},
     {'pool', 'verify', 'compact', 'calibration'},

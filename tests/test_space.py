@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmstp import Architecture, ArchitectureError, ChannelGraph, SearchSpace
-from mmstp.space import SpaceError
+from mmstp.stages import SpaceError
 from tests.networks import NETWORKS, TINY_INPUT, Residual, build, images, names, tiny
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmstp import Architecture, ArchitectureError, Supernet, WideResNet
 from mmstp.dynamic import DynamicMixin
 from mmstp.graph import TraceError
-from mmstp.space import SpaceError
+from mmstp.stages import SpaceError
 from mmstp.supernet import SupernetError
 from mmstp.verify import VerificationError
 from tests.networks import (

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmstp import ChannelGraph, Supernet, register_handler
 from mmstp.graph import HANDLERS
-from mmstp.space import SpaceError
+from mmstp.stages import SpaceError
 
 
 class Net(nn.Module):
