@@ -49,7 +49,7 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     left.set_ylim(bottom=0)
     spread = left.twinx()
     spread.step(steps, [line['pool_spread'] for line in train], where='post', color='tab:red')
-    spread.set_ylabel('spread (mean squared distance to the mean)', color='tab:red')
+    spread.set_ylabel('spread of its architectures', color='tab:red')
     spread.set_ylim(bottom=0)
 
     scored = [line for line in train if 'best_score' in line]
