@@ -53,7 +53,9 @@ class Supernet:
     Raises:
         TraceError: If the model cannot be traced.
         SpaceError: If nothing can be pruned, or an option is wrong.
-        SupernetError: If the model recomputes blocks in the backward pass (``with_cp=True``).
+        SupernetError: If the model recomputes blocks in the backward pass (``with_cp=True``), or
+            is part of a supernet already.
+        VerificationError: If the trace does not compute what the model does.
 
     Example:
         >>> supernet = Supernet(model, inputs=torch.zeros(1, 3, 224, 224))
