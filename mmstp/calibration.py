@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .modes import eval_mode
+
 
 @torch.no_grad()
 def calibrate(
@@ -40,24 +42,20 @@ def calibrate(
     ]
     if not norms:
         return 0
-    modes = {module: module.training for module in network.modules()}
     momenta = [norm.momentum for norm in norms]
     try:
-        for module in modes:
-            module.training = False
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.training = True
-        count = 0
-        for batch in batches:
-            (forward or network)(batch)
-            count += 1
+        with eval_mode(network):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.training = True
+            count = 0
+            for batch in batches:
+                (forward or network)(batch)
+                count += 1
         if not count:
             raise ValueError('no batch to estimate the statistics of the norm layers from')
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
     return len(norms)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .modes import eval_mode
+
 
 class CompactPlanError(ValueError):
     """A compact network's description that does not fit the dense network."""
@@ -138,9 +140,6 @@ def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one forward, by `torch.utils.flop_counter`: a second, independent count."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
-    model.train(training)
     return int(counter.get_total_flops()) // 2

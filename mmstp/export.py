@@ -17,6 +17,7 @@ from .algorithm import STP
 from .architecture import Architecture
 from .hooks import write_json
 from .loading import CheckpointError, differences
+from .modes import eval_mode
 from .registry import MODELS
 from .version import __version__
 
@@ -30,7 +31,7 @@ class ExportError(RuntimeError):
 
 
 def compact_classifier(
-    classifier: Mapping[str, Any], stp: STP, architecture: Architecture
+    classifier: Mapping[str, Any], stp: STP, architecture: Architecture, network: nn.Module
 ) -> dict[str, Any]:
     """The config of a subnet as a classifier of its own.
 
@@ -41,6 +42,7 @@ def compact_classifier(
         classifier: The dense classifier's config.
         stp: The algorithm around it.
         architecture: The subnet.
+        network: The subnet, cut out; the config has to build one of its shapes.
 
     Raises:
         ExportError: If the config so changed does not build the subnet.
@@ -60,7 +62,7 @@ def compact_classifier(
             if 'in_features' in sizes and isinstance(config.get(part), dict):
                 config[part] = {**config[part], 'in_channels': sizes['in_features']}
     built = build_model(config)
-    found = differences(built, stp.export(architecture).state_dict())
+    found = differences(built, network.state_dict())
     if found:
         raise ExportError(
             'the dense config with a compact backbone and in_channels filled in does not build '
@@ -104,8 +106,9 @@ def write_export(
     os.replace(temporary, directory / WEIGHTS)
 
     compact_config = copy.deepcopy(config)
-    classifier = compact_classifier(config.model.model.to_dict(), stp, architecture)
-    compact_config.model = classifier
+    compact_config.model = compact_classifier(
+        config.model.model.to_dict(), stp, architecture, network
+    )
     compact_config.custom_hooks = [
         hook for hook in config.get('custom_hooks', []) if hook['type'] not in _OWN_HOOKS
     ]
@@ -173,10 +176,6 @@ def max_abs_difference(first: nn.Module, second: nn.Module, shape: Sequence[int]
     images = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
     outputs = []
     for network in (first, second):
-        modes = {module: module.training for module in network.modules()}
-        for module in modes:
-            module.training = False
-        outputs.append(network(images.to(next(network.parameters()).device)).cpu())
-        for module, training in modes.items():
-            module.training = training
+        with eval_mode(network):
+            outputs.append(network(images.to(next(network.parameters()).device)).cpu())
     return float((outputs[0] - outputs[1]).abs().max())

@@ -24,7 +24,7 @@ from .dynamic import (
     sized_attributes,
 )
 from .dynamic.sizes import sizes_of
-from .graph import ChannelGraph, first_keys, kind_of
+from .graph import WHOLE, ChannelGraph, first_keys, kind_of
 from .space import SearchSpace
 from .verify import Verifier
 
@@ -233,24 +233,17 @@ class Supernet:
             norm: 1 or 2: the sum of magnitudes or of squares.
         """
         tensors = dict(self._tensors())
+        weights = {key for key, parameter in self.model.named_parameters() if parameter.dim() > 1}
         scores: list[Tensor | None] = [None] * len(self.graph.groups)
         for key, dims in self.graph.dims.items():
-            if key not in dict(self.model.named_parameters()) or tensors[key].dim() < 2:
+            if key not in weights:
                 continue
+            magnitudes = tensors[key].detach().double().abs().pow(norm)
             for dim, dim_map in dims.items():
-                energy = (
-                    tensors[key]
-                    .detach()
-                    .double()
-                    .abs()
-                    .pow(norm)
-                    .transpose(0, dim)
-                    .flatten(1)
-                    .sum(1)
-                )
+                energy = magnitudes.transpose(0, dim).flatten(1).sum(1)
                 group_of = torch.from_numpy(dim_map.group)
                 unit_of = torch.from_numpy(dim_map.unit)
-                for group in set(dim_map.group.tolist()) - {-1}:
+                for group in set(dim_map.group.tolist()) - {WHOLE}:
                     here = group_of == group
                     units = self.graph.groups[group].units
                     score = torch.zeros(units, dtype=torch.float64)

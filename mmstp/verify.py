@@ -96,13 +96,14 @@ class Verifier:
     ) -> list[Tensor]:
         """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
         parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        others = {**self._graph.trace.constants, **dict(self._model.named_buffers())}
         known = first_keys(self._model)  # the trace may name a shared tensor by another key
         lifted = []
-        for name, node in zip(self._graph.trace.names, self._placeholders(), strict=False):
+        for name in self._graph.trace.names:
             key = known.get(name, name)
             tensor = parameters.get(key)
             if tensor is None:
-                lifted.append(self._constant(name, node))
+                lifted.append(others[key])
                 continue
             for dim, dim_map in self._graph.dims.get(key, {}).items():
                 keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
@@ -125,16 +126,6 @@ class Verifier:
             narrowed.append(output)
         return narrowed
 
-    def _placeholders(self) -> list[fx.Node]:
-        return [n for n in self._graph.trace.module.graph.nodes if n.op == 'placeholder']
-
-    def _constant(self, name: str, node: fx.Node) -> Tensor:
-        path, _, attribute = name.rpartition('.')
-        buffers = self._model.get_submodule(path)._buffers if _has(self._model, path) else {}
-        if attribute in buffers and buffers[attribute] is not None:
-            return buffers[attribute]  # type: ignore[return-value]
-        return self._graph.trace.constants[name]
-
 
 class _Skipping(fx.Interpreter):
     """Runs a graph in which some blocks are the identity."""
@@ -150,10 +141,6 @@ class _Skipping(fx.Interpreter):
         if n in self._inside:
             return None
         return super().run_node(n)
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    return path in dict(model.named_modules())
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

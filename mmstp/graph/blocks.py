@@ -58,7 +58,7 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
     calls = _calls(graph)
     blocks = _outermost(_candidates(model, walk, calls))
     runs: list[list[Block]] = []
-    for block in sorted(blocks, key=lambda b: walk_order(b.output)):
+    for block in sorted(blocks, key=lambda b: walk.order[b.output]):
         last = runs[-1][-1] if runs else None
         if last and last.output is block.input and _parent(last.path) == _parent(block.path):
             runs[-1].append(block)
@@ -72,17 +72,8 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
         if run:
             factors = walk.values[run[0].output].factors
             streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
-            found.append(Run(first, tuple(run), streams, walk_order(run[0].input)))
+            found.append(Run(first, tuple(run), streams, walk.order[run[0].input]))
     return found
-
-
-def walk_order(node: fx.Node) -> int:
-    """The node's place in its graph."""
-    order = getattr(node.graph, '_mmstp_order', None)
-    if order is None:
-        order = {n: i for i, n in enumerate(node.graph.nodes)}
-        node.graph._mmstp_order = order  # type: ignore[attr-defined]
-    return order[node]
 
 
 def _calls(graph: fx.Graph) -> dict[str, list[frozenset[fx.Node]]]:

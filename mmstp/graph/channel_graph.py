@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .blocks import Run, find_runs, walk_order
+from .blocks import Run, find_runs
 from .values import Ids, Value
 from .walk import Trace, Walk, module_stack, trace
 
@@ -282,7 +282,7 @@ def _makers(walk: Walk, lines: Lines) -> Makers:
         if (key, 0) not in lines:
             continue
         shape = tuple(node.meta['val'].shape)
-        maker = (walk_order(node), key.rpartition('.')[0], shape[2:])
+        maker = (walk.order[node], key.rpartition('.')[0], shape[2:])
         for root in np.unique(lines[key, 0]).tolist():
             makers[root].append(maker)
     return makers

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from ..modes import eval_mode
 from .handlers import HANDLERS
 from .values import ChannelIds, Ids, Value, varying
 
@@ -41,20 +42,14 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     Raises:
         TraceError: If the export fails; the message holds the exporter's own.
     """
-    modes = {module: module.training for module in model.modules()}
     try:
-        for module in modes:  # not model.eval(), which users override
-            module.training = False
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             program = torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:
         raise TraceError(
             f'{type(model).__name__} cannot be traced with inputs of shape '
             f'{[tuple(x.shape) for x in inputs]}: torch.export says: {error}'
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     names = tuple(
         str(spec.target)
         for spec in program.graph_signature.input_specs
@@ -88,11 +83,17 @@ def module_stack(node: fx.Node) -> dict[str, str]:
     return {key: path for key, (path, _) in stack.items()}
 
 
+def caller(node: fx.Node) -> str:
+    """The path of the module whose own code called the operator."""
+    return next(reversed(module_stack(node).values()), '')
+
+
 class Walk:
     """Carries channel ids through a trace.
 
     Attributes:
         ids: The union-find.
+        order: The place of every node in the graph.
         values: The value of every node; a tuple where the operator returns several tensors.
         tensors: The value of every parameter and buffer, by state-dict key.
         outputs: The values of the model's outputs.
@@ -115,6 +116,7 @@ class Walk:
 
         known = first_keys(model)
         graph = traced.module.graph
+        self.order = {node: place for place, node in enumerate(graph.nodes)}
         placeholders = [node for node in graph.nodes if node.op == 'placeholder']
         for node, name in zip(placeholders, traced.names, strict=False):
             value = Value(tuple(node.meta['val'].shape))
@@ -152,7 +154,7 @@ class Walk:
         handler = HANDLERS.get(name)
         if handler is not None:
             return handler(self, node, *args, **kwargs)
-        path = next(reversed(module_stack(node).values()), '')
+        path = caller(node)
         if path not in self.unknown[name]:
             self.unknown[name].append(path)
         for value in _tensors((args, kwargs)):
@@ -195,8 +197,7 @@ class Walk:
         """The size along ``dim`` may be a number that the calling module holds."""
         ids = value.factor(dim)
         if ids is not None:
-            path = next(reversed(module_stack(node).values()), '')
-            self.baked_sizes.append(BakedSize(path, size, _vector(ids, dim)))
+            self.baked_sizes.append(BakedSize(caller(node), size, _vector(ids, dim)))
 
     def sliced(self, node: fx.Node, x: Value, dim: int, start: int, stop: int, step: int) -> None:
         """A part of the channels is taken; settled when all parts of the tensor are known."""
