@@ -14,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .dynamic import (
+    Call,
+    Size,
+    first_argument,
+    forward_of,
+    replace_forward,
+    supply_sizes,
+)
 from .modes import eval_mode
 
 
@@ -27,12 +35,14 @@ class CompactPlan:
 
     Attributes:
         shapes: Shapes of tensors, by state-dict key.
-        sizes: Integer attributes, by module path and name.
+        sizes: Attributes that hold numbers of channels, by module path and name.
+        calls: The sizes that the calls of a forward take, by module path.
         skipped: Paths of blocks that are the identity.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    sizes: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, Mapping[str, Size]]
+    calls: Mapping[str, tuple[Call, ...]]
     skipped: tuple[str, ...]
 
     @classmethod
@@ -42,14 +52,18 @@ class CompactPlan:
         Raises:
             CompactPlanError: If a field is missing or unknown.
         """
-        if set(plan) != {'shapes', 'sizes', 'skipped'}:
+        if set(plan) != {'shapes', 'sizes', 'calls', 'skipped'}:
             raise CompactPlanError(
-                f'plan has the fields {sorted(plan)}; expected shapes, sizes and skipped, '
+                f'plan has the fields {sorted(plan)}; expected shapes, sizes, calls and skipped, '
                 'as tools/export.py writes them'
             )
         return cls(
             {key: tuple(shape) for key, shape in plan['shapes'].items()},
-            {path: dict(sizes) for path, sizes in plan['sizes'].items()},
+            {
+                path: {name: _plain_size(size) for name, size in sizes.items()}
+                for path, sizes in plan['sizes'].items()
+            },
+            {path: tuple(map(Call.from_list, calls)) for path, calls in plan['calls'].items()},
             tuple(plan['skipped']),
         )
 
@@ -57,7 +71,11 @@ class CompactPlan:
         """Dicts, lists, strings and whole numbers."""
         return {
             'shapes': {key: list(shape) for key, shape in self.shapes.items()},
-            'sizes': {path: dict(sizes) for path, sizes in self.sizes.items()},
+            'sizes': {
+                path: {n: list(s) if isinstance(s, tuple) else s for n, s in sizes.items()}
+                for path, sizes in self.sizes.items()
+            },
+            'calls': {path: [c.to_list() for c in calls] for path, calls in self.calls.items()},
             'skipped': list(self.skipped),
         }
 
@@ -66,10 +84,21 @@ class CompactPlan:
         start = prefix + '.'
 
         def inside(mapping: Mapping[str, Any]) -> dict[str, Any]:
-            return {k.removeprefix(start): v for k, v in mapping.items() if k.startswith(start)}
+            return {
+                '' if key == prefix else key.removeprefix(start): value
+                for key, value in mapping.items()
+                if key == prefix or key.startswith(start)
+            }
 
         skipped = tuple(p.removeprefix(start) for p in self.skipped if p.startswith(start))
-        return CompactPlan(inside(self.shapes), inside(self.sizes), skipped)
+        return CompactPlan(inside(self.shapes), inside(self.sizes), inside(self.calls), skipped)
+
+
+class Skipped(nn.Identity):
+    """A block that is left out: returns the first of what it is called with."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return first_argument(args, kwargs)
 
 
 def compact(
@@ -89,7 +118,7 @@ def compact(
     """
     for path in plan.skipped:
         parent = _module(model, path.rpartition('.')[0], path)
-        identity = nn.Identity()
+        identity = Skipped()
         identity.training = _module(model, path, path).training
         setattr(parent, path.rpartition('.')[2], identity)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
@@ -120,8 +149,18 @@ def compact(
     for path, sizes in plan.sizes.items():
         if any(path == p or path.startswith(p + '.') for p in plan.skipped):
             continue
+        module = _module(model, path, f'{path}.{next(iter(sizes))}')
         for name, size in sizes.items():
-            setattr(_module(model, path, f'{path}.{name}'), name, size)
+            setattr(module, name, size)
+    for path, module in model.named_modules():
+        if (forward := forward_of(module)) is not None:
+            replace_forward(module, forward if path in plan.sizes else type(module).forward)
+    for path, calls in plan.calls.items():
+        supply_sizes(_module(model, path, path), path, calls)
+
+
+def _plain_size(size: Any) -> Size:
+    return tuple(size) if isinstance(size, (list, tuple)) else size
 
 
 def _module(model: nn.Module, path: str, wanted: str) -> nn.Module:
@@ -140,6 +179,11 @@ def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one forward, by `torch.utils.flop_counter`: a second, independent count."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
+    fast = torch.backends.mha.get_fastpath_enabled()  # the counter does not know its operator
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2

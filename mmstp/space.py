@@ -17,6 +17,7 @@ from .stages import SpaceError, find_stages, free_groups, read_widths, with_choi
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
+CUT = 3
 
 
 class SearchSpace:
@@ -25,7 +26,8 @@ class SearchSpace:
     Args:
         graph: The analysis of the model.
         widths: Fractions of the channels to choose from; 1 is always among them.
-        divisor: Channels are rounded up to a multiple of it (or stay whole).
+        divisor: Channels are rounded up to a multiple of it (or stay whole); heads, and groups of
+            a convolution, to whole ones.
         depths: Whether blocks may be skipped.
         stages: Other choices for single stages, by name (``tools/search_space.py`` shows them):
             ``{'backbone.layer1': dict(widths=(0.5, 1.0), depths=(2, 3))}``.
@@ -33,6 +35,10 @@ class SearchSpace:
         stem: Whether the stem may be pruned: the layers at the first layer's resolution and
             before the first block (in a network without blocks, the first layer). Where they
             are on a stage's residual stream, as in ResNet-18, they follow that stage.
+        embedding: Whether the embedding of a transformer may be pruned: a residual stream over
+            whose channels layers normalise. Width is heads and hidden channels without it.
+        cut: A network all of whose blocks are one run, a ViT, is cut into this many stages, of
+            lengths that differ by one at most (with fewer than two blocks for each, it is not).
 
     Raises:
         SpaceError: If an option is out of range or nothing is left to prune.
@@ -47,13 +53,17 @@ class SearchSpace:
         stages: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
         fix: Sequence[str] = (),
         stem: bool = False,
+        embedding: bool = False,
+        cut: int = CUT,
     ) -> None:
         if not isinstance(divisor, int) or divisor < 1:
             raise SpaceError(f'space.divisor={divisor!r}: expected a whole number of at least 1')
         self.graph = graph
         self.divisor = divisor
-        free, self.fixed = free_groups(graph, fix, stem)
-        found = find_stages(graph, free, read_widths('space.widths', widths), depths)
+        if not isinstance(cut, int) or cut < 1:
+            raise SpaceError(f'space.cut={cut!r}: expected a whole number of at least 1')
+        free, self.fixed = free_groups(graph, fix, stem, embedding)
+        found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
         self.stages = tuple(with_choices(found, stages or {}))
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
             reasons = '; '.join(f'{k}: {v}' for k, v in list(self.fixed.items())[:8])
@@ -180,8 +190,13 @@ class SearchSpace:
     # --- what an architecture keeps --------------------------------------------------------------
 
     def units(self, group: Group, width: float) -> int:
-        """Units kept of a group: channels rounded up to a multiple of the divisor."""
-        step = math.lcm(group.unit_size, self.divisor)
+        """Units kept of a group: channels rounded up to a multiple of the divisor.
+
+        Whole groups of a convolution and whole heads are kept as they are where the divisor is no
+        multiple of them.
+        """
+        divides = self.divisor % group.unit_size == 0
+        step = self.divisor if divides else group.unit_size
         # the subtraction keeps 0.55 * 800 = 440.00000000000006 at 440
         channels = math.ceil(width * group.channels / step - 1e-9) * step
         return min(channels // group.unit_size, group.units)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from .graph import ChannelGraph, Group
 
 
@@ -34,7 +36,7 @@ class Stage:
 
 
 def free_groups(
-    graph: ChannelGraph, fix: Sequence[str], stem: bool
+    graph: ChannelGraph, fix: Sequence[str], stem: bool, embedding: bool
 ) -> tuple[list[int], dict[str, str]]:
     """The groups that may be narrowed, and why the layers of the others stay whole.
 
@@ -42,6 +44,7 @@ def free_groups(
         graph: The analysis of the model.
         fix: Regular expressions of paths of layers that stay whole.
         stem: Whether the stem may be pruned.
+        embedding: Whether residual streams over which layers normalise may be.
 
     Raises:
         SpaceError: If ``fix`` is not a list of regular expressions.
@@ -73,6 +76,8 @@ def free_groups(
         in_block = sum(_inside(m, blocks) for m in group.makers) * 2 > len(group.makers)
         if reason is None and in_stem and not in_block and not stem:
             reason = 'the stem stays whole (space.stem=False)'
+        if reason is None and group.embedding and not embedding:
+            reason = 'the embedding stays whole (space.embedding=False)'
         if reason is None:
             free.append(index)
         else:
@@ -81,7 +86,7 @@ def free_groups(
 
 
 def find_stages(
-    graph: ChannelGraph, free: Sequence[int], widths: tuple[float, ...], depths: bool
+    graph: ChannelGraph, free: Sequence[int], widths: tuple[float, ...], depths: bool, cut: int
 ) -> list[Stage]:
     """Blocks on one residual stream are a stage; other layers join by resolution.
 
@@ -90,12 +95,19 @@ def find_stages(
         free: Indices of the groups that may be narrowed.
         widths: The choices of every stage.
         depths: Whether blocks may be skipped.
+        cut: How many stages one single run of blocks is cut into.
     """
     groups = graph.groups
     found: dict[object, dict[str, Any]] = {}
-    for run in graph.runs:
-        stage = found.setdefault(run.residual, {'runs': [], 'groups': [], 'order': run.order})
-        stage['runs'].append(run.paths)
+    if len(graph.runs) == 1 and len(graph.runs[0].paths) >= 2 * cut:
+        paths, order = graph.runs[0].paths, graph.runs[0].order
+        for part in np.array_split(np.arange(len(paths)), cut):
+            blocks = tuple(paths[i] for i in part)
+            found[blocks] = {'runs': [blocks], 'groups': [], 'order': order + int(part[0])}
+    else:
+        for run in graph.runs:
+            stage = found.setdefault(run.residual, {'runs': [], 'groups': [], 'order': run.order})
+            stage['runs'].append(run.paths)
     loose = []
     for index in free:
         members = [

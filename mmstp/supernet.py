@@ -21,9 +21,9 @@ from .dynamic import (
     make_dynamic,
     make_static,
     plan_subnet,
-    sized_attributes,
+    sized_calls,
+    sizes_of,
 )
-from .dynamic.sizes import sizes_of
 from .graph import WHOLE, ChannelGraph, first_keys, kind_of
 from .space import SearchSpace
 from .verify import Verifier
@@ -79,7 +79,7 @@ class Supernet:
         while True:
             self.graph = ChannelGraph.from_model(model, self.inputs, fix_outputs, frozen)
             self.space = SearchSpace(self.graph, **space)
-            self._attributes = sized_attributes(model, self.graph)
+            self._calls = sized_calls(model, self.graph)
             self._aliases = {
                 key: first
                 for key, first in first_keys(model).items()
@@ -89,13 +89,12 @@ class Supernet:
             self._make_dynamic()
             try:
                 failing = self._verify()
-            except Exception:
+            finally:
                 self._make_static()
-                raise
             if not failing:
                 break
-            self._make_static()
             frozen.update(failing)
+        self._make_dynamic()
         self.cost = CostModel(self.graph, self.space)
         self._plan = self._cached_plans()
 
@@ -111,11 +110,9 @@ class Supernet:
             tensors.setdefault(path, set()).add(name)
         for path in tensors:
             sizes[path] = set(sizes_of(self.model.get_submodule(path), {}))
-        for attribute in self._attributes:
-            sizes.setdefault(attribute.module, set()).add(attribute.name)
         skippable = set(self.space.min_depth())
         once = dict(self.model.named_modules())  # a shared module by its first path alone
-        for path in once.keys() & {*tensors, *sizes, *skippable}:
+        for path in once.keys() & {*tensors, *sizes, *skippable, *self._calls}:
             make_dynamic(
                 once[path],
                 path,
@@ -123,6 +120,7 @@ class Supernet:
                 tensors.get(path, ()),
                 sizes.get(path, ()),
                 path in skippable,
+                path in self._calls,
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
@@ -145,23 +143,35 @@ class Supernet:
         return self._plan_units(units, self.space.skipped(architecture))
 
     def _plan_units(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
-        return plan_subnet(self.model, self.graph, self._attributes, self._aliases, units, skipped)
+        return plan_subnet(self.model, self.graph, self._calls, self._aliases, units, skipped)
 
     def _verify(self) -> dict[str, str]:
-        """Kinds of groups and blocks whose narrow forward is not that of the masked trace."""
+        """Kinds of groups and blocks whose narrow forward is not that of the masked trace.
+
+        Where all are right, only modules whose code gave other sizes than the subnet's go on
+        being supplied with those.
+        """
         verifier = Verifier(self.model, self.graph, self.inputs)
         full = [group.units for group in self.graph.groups]
-        halved = [(group.units + 1) // 2 for group in self.graph.groups]
+        narrowed = {index for stage in self.space.stages for index in stage.groups}
+        halved = [
+            (group.units + 1) // 2 if index in narrowed else group.units
+            for index, group in enumerate(self.graph.groups)
+        ]
         blocks = sorted(self.space.min_depth())
 
         def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
             return verifier.difference(self._plan_units(units, skipped), units)
 
-        together = reason(halved, blocks)
+        together = reason(halved, ()) or (blocks and reason(halved, blocks))
         if not together:
+            self._calls = {
+                path: calls for path, calls in self._calls.items() if path in verifier.supplied
+            }
             return {}
+        verifier.check_dense()
         failing = {}
-        for kind in sorted({group.kind for group in self.graph.groups}):
+        for kind in sorted({self.graph.groups[index].kind for index in narrowed}):
             units = [
                 half if group.kind == kind else group.units
                 for group, half in zip(self.graph.groups, halved, strict=True)
@@ -199,6 +209,7 @@ class Supernet:
         return CompactPlan(
             {key: tuple(plan.narrow(key, tensors[key]).shape) for key in plan.tensors},
             {path: dict(sizes) for path, sizes in plan.sizes.items()},
+            dict(plan.calls),
             tuple(sorted(plan.skipped)),
         )
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .dynamic import ActiveSubnet, DynamicMixin, SubnetPlan
-from .graph import ChannelGraph, first_keys
+from .dynamic import DENSE, ActiveSubnet, DynamicMixin, SubnetPlan
+from .graph import ChannelGraph, Statistics, first_keys, operator_name
 
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -35,9 +35,6 @@ class Verifier:
         model: A model whose layers have been made dynamic; not touched.
         graph: Its analysis.
         inputs: Example inputs.
-
-    Raises:
-        VerificationError: If the dense model and its trace disagree.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor]) -> None:
@@ -52,10 +49,21 @@ class Verifier:
         generator = torch.Generator().manual_seed(0)
         self._inputs = [_random_like(x, generator) for x in inputs]
         _randomize(self._model, generator)
-        nothing = SubnetPlan({}, {}, frozenset())
-        if reason := self.difference(nothing, [g.units for g in graph.groups]):
+
+    @property
+    def supplied(self) -> set[str]:
+        """Paths of modules whose code gave sizes that were not the subnet's."""
+        return self._subnet.supplied
+
+    def check_dense(self) -> None:
+        """Whether the trace computes what the dense model does.
+
+        Raises:
+            VerificationError: If not.
+        """
+        if reason := self.difference(DENSE, [group.units for group in self._graph.groups]):
             raise VerificationError(
-                f'the trace of {type(model).__name__} does not compute what the model does '
+                f'the trace of {type(self._model).__name__} does not compute what the model does '
                 f'({reason}): its forward depends on values, on chance or on its own state'
             )
 
@@ -65,31 +73,34 @@ class Verifier:
         for dtype in (torch.float32, torch.float64):
             self._model.to(dtype)
             inputs = [x.to(dtype) if x.is_floating_point() else x for x in self._inputs]
-            reason = self._difference(plan, units, inputs, _TOLERANCE[dtype])
-            if not reason:
+            reason, rounding = self._difference(plan, units, inputs, _TOLERANCE[dtype])
+            if not rounding:
                 break
         return reason
 
     @torch.no_grad()
     def _difference(
         self, plan: SubnetPlan, units: Sequence[int], inputs: list[Tensor], tolerance: float
-    ) -> str:
-        masked = self._masked_outputs(plan, units, inputs)
+    ) -> tuple[str, bool]:
+        """The difference, and whether more digits may make it go."""
         self._subnet.plan = plan
         try:
             narrow = _tensors(self._model(*inputs))
         except Exception as error:  # whatever the model's code raises about sizes it did not expect
-            return f'its forward fails when narrowed: {type(error).__name__}: {error}'
+            return f'its forward fails when narrowed: {type(error).__name__}: {error}', False
         finally:
             self._subnet.plan = None
+        masked = self._masked_outputs(plan, units, inputs)
         for a, b in zip(narrow, masked, strict=True):
             if a.shape != b.shape:
-                return f'its output has shape {tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
+                shapes = f'{tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
+                return f'its output has shape {shapes}', False
             scale = b.abs().max().item()
             gap = (a - b).abs().max().item()
             if not gap <= tolerance * scale or not math.isfinite(scale):
-                return f'its narrowed output differs by {gap:.1e} where values reach {scale:.1e}'
-        return ''
+                values = f'by {gap:.1e} where values reach {scale:.1e}'
+                return f'its narrowed output differs {values}', True
+        return '', False
 
     def _masked_outputs(
         self, plan: SubnetPlan, units: Sequence[int], inputs: Sequence[Tensor]
@@ -117,7 +128,11 @@ class Verifier:
             for block in run.skippable
             if block.path in plan.skipped
         }
-        outputs = _Skipping(self._graph.trace.module, skipped).run(*lifted, *inputs)
+        statistics = [
+            (one, {dim: torch.from_numpy(over.kept(units)) for dim, over in one.dims.items()})
+            for one in self._graph.statistics
+        ]
+        outputs = _Masked(self._graph.trace.module, skipped, statistics).run(*lifted, *inputs)
         narrowed = []
         for output, dims in zip(_tensors(outputs), self._graph.outputs, strict=True):
             for dim, dim_map in dims.items():
@@ -127,20 +142,82 @@ class Verifier:
         return narrowed
 
 
-class _Skipping(fx.Interpreter):
-    """Runs a graph in which some blocks are the identity."""
+class _Masked(fx.Interpreter):
+    """Runs a graph in which some blocks are the identity and some channels are zero.
 
-    def __init__(self, module: fx.GraphModule, skipped: Mapping[fx.Node, Any]) -> None:
+    Operators over channels (norms, softmax, means) see those that are kept alone, as they would in
+    the narrow network.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        skipped: Mapping[fx.Node, Any],
+        statistics: Sequence[tuple[Statistics, Mapping[int, Tensor]]],
+    ) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._outputs = skipped
         self._inside = {node for block in skipped.values() for node in block.nodes}
+        self._over = {one.node: kept for one, kept in statistics}
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self._outputs:
             return self.env[self._outputs[n].input]
         if n in self._inside:
             return None
-        return super().run_node(n)
+        kept = self._over.get(n)
+        if kept is None:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return over_kept(n, kept, list(args), kwargs)
+
+
+def over_kept(
+    node: fx.Node, kept: Mapping[int, Tensor], args: list[Any], kwargs: dict[str, Any]
+) -> Any:
+    """Runs an operator on the kept channels; the others are zero in what it returns."""
+    x: Tensor = args[0]
+    whole = x
+    for dim, places in kept.items():
+        args[0] = args[0].index_select(dim, places.to(x.device))
+    name = operator_name(node)
+    if name in ('layer_norm', 'rms_norm'):
+        rank = x.dim() - len(args[1])
+        args[1] = list(args[0].shape[rank:])
+        args[2:], kwargs = _narrow_parameters(args[2:], kwargs, kept, rank, len(args[1]))
+    elif name in ('group_norm', 'batch_norm'):
+        args[1:], kwargs = _narrow_parameters(args[1:], kwargs, {0: kept.get(1)}, 0, 1)
+    assert callable(node.target)
+    out = node.target(*args, **kwargs)
+    outs = [out] if isinstance(out, Tensor) else list(out)
+    for i, one in enumerate(outs):
+        if one.shape == args[0].shape:
+            for dim, places in kept.items():
+                shape = [*one.shape]
+                shape[dim] = whole.shape[dim]
+                one = one.new_zeros(shape).index_copy(dim, places.to(x.device), one)
+        outs[i] = one
+    return outs[0] if isinstance(out, Tensor) else tuple(outs)
+
+
+def _narrow_parameters(
+    args: list[Any],
+    kwargs: dict[str, Any],
+    kept: Mapping[int, Tensor | None],
+    offset: int,
+    rank: int,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The parameters of a norm, of ``rank`` dimensions that start at its input's ``offset``."""
+
+    def narrow(arg: Any) -> Any:
+        if not isinstance(arg, Tensor) or arg.dim() != rank:
+            return arg
+        for dim, places in kept.items():
+            if places is not None:
+                arg = arg.index_select(dim - offset, places.to(arg.device))
+        return arg
+
+    return [narrow(arg) for arg in args], {k: narrow(arg) for k, arg in kwargs.items()}
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

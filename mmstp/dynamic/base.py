@@ -14,11 +14,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .calls import SuppliedSizes, unsupplied
+from .forwards import Forward, forward_of
 from .plan import SubnetPlan
+from .sizes import Size
 
 
 class ActiveSubnet:
     """Which subnet a model is at the moment; shared by all its dynamic modules.
+
+    ``supplied`` collects the paths of modules whose code gave sizes that were not the subnet's.
 
     A deep copy starts with none active: a copy made inside ``with supernet.activate(...)`` would
     otherwise stay narrow for good.
@@ -26,6 +31,7 @@ class ActiveSubnet:
 
     def __init__(self) -> None:
         self.plan: SubnetPlan | None = None
+        self.supplied: set[str] = set()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
         memo[id(self)] = copied = ActiveSubnet()
@@ -46,6 +52,7 @@ def make_dynamic(
     tensors: Iterable[str] = (),
     sizes: Iterable[str] = (),
     skippable: bool = False,
+    calls: bool = False,
 ) -> None:
     """Turns a module into a dynamic one, in place.
 
@@ -56,9 +63,11 @@ def make_dynamic(
         tensors: Names of the parameters and buffers that get narrower.
         sizes: Names of the integer attributes that change with them.
         skippable: Whether the module is a block that may be the identity.
+        calls: Whether its forward gives operators sizes that change.
     """
     base: Any = type(module)
-    cls = _dynamic_class(base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable)
+    own = forward_of(module)
+    cls = _dynamic_class(base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable, calls, own)
     vars(module)['_subnet'] = subnet
     vars(module)['_path'] = path
     module.__class__ = cls
@@ -73,7 +82,12 @@ def make_static(module: nn.Module) -> None:
 
 @functools.cache
 def _dynamic_class(
-    base: type[nn.Module], tensors: tuple[str, ...], sizes: tuple[str, ...], skippable: bool
+    base: type[nn.Module],
+    tensors: tuple[str, ...],
+    sizes: tuple[str, ...],
+    skippable: bool,
+    calls: bool,
+    own: Forward | None,
 ) -> type[nn.Module]:
     members: dict[str, Any] = {
         **{name: _narrow_tensor(name) for name in tensors},
@@ -81,8 +95,15 @@ def _dynamic_class(
         '__module__': __name__,
         '__doc__': f'{base.__name__} of which a subnet may use a part.',
     }
+    forward = base.forward
+    if own is not None:
+        forward = _forward_when_narrow(forward, own)
+    if calls:
+        forward = _supplied_forward(forward)
     if skippable:
-        members['forward'] = _skippable_forward(base)
+        forward = _skippable_forward(forward)
+    if forward is not base.forward:
+        members['forward'] = forward
     return type(f'Dynamic{base.__name__}', (DynamicMixin, base), members)
 
 
@@ -101,22 +122,52 @@ def _narrow_tensor(name: str) -> property:
 
 
 def _narrow_size(name: str) -> property:
-    def get(self: Any) -> int:
+    def get(self: Any) -> Size:
         plan = self._subnet.plan
-        own: int = vars(self)[name]
+        own: Size = vars(self)[name]
         return own if plan is None else plan.sizes.get(self._path, {}).get(name, own)
 
-    def set_(self: Any, value: int) -> None:
+    def set_(self: Any, value: Size) -> None:
         vars(self)[name] = value
 
     return property(get, set_)
 
 
-def _skippable_forward(base: type[nn.Module]) -> Any:
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a block that is skipped hands on."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _skippable_forward(base: Forward) -> Forward:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._subnet.plan
         if plan is not None and self._path in plan.skipped:
-            return args[0] if args else next(iter(kwargs.values()))
-        return base.forward(self, *args, **kwargs)
+            return first_argument(args, kwargs)
+        return base(self, *args, **kwargs)
+
+    return forward
+
+
+def _supplied_forward(base: Forward) -> Forward:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._subnet.plan
+        calls = None if plan is None else plan.calls.get(self._path)
+        if calls is None:
+            return base(self, *args, **kwargs)
+        with SuppliedSizes(self._path, calls) as sizes:
+            out = base(self, *args, **kwargs)
+        if sizes.changed:
+            self._subnet.supplied.add(self._path)
+        return out
+
+    return forward
+
+
+def _forward_when_narrow(base: Forward, own: Forward) -> Forward:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan = self._subnet.plan
+        narrow = plan is not None and self._path in plan.sizes
+        with unsupplied():
+            return (own if narrow else base)(self, *args, **kwargs)
 
     return forward

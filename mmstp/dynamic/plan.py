@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..graph import ChannelGraph, DimMap
-from .sizes import sizes_of
+from ..graph import ChannelGraph, SizedCall
+from .calls import SIZED_OPERATORS, Call
+from .forwards import forward_of
+from .sizes import Size, sizes_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class SubnetPlan:
     Attributes:
         tensors: By state-dict key, what is kept along the dimensions that are narrowed.
         sizes: By module path, the attributes that have another value.
+        calls: By module path, the sizes that the calls of its forward take.
         skipped: Paths of blocks that are left out.
     """
 
     tensors: Mapping[str, tuple[Selection, ...]]
-    sizes: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, Mapping[str, Size]]
+    calls: Mapping[str, tuple[Call, ...]]
     skipped: frozenset[str]
 
     def narrow(self, key: str, tensor: Tensor) -> Tensor:
@@ -55,32 +59,44 @@ class SubnetPlan:
         return tensor
 
 
+DENSE = SubnetPlan({}, {}, {}, frozenset())
+
+
 @dataclass(frozen=True)
-class SizedAttribute:
-    """A number that a module's code holds of some channels."""
+class TracedCall:
+    """A call that takes sizes, with the modules that it is made in."""
 
-    module: str
     name: str
-    dim: DimMap
+    modules: tuple[str, ...]
+    call: SizedCall
 
 
-def sized_attributes(model: nn.Module, graph: ChannelGraph) -> tuple[SizedAttribute, ...]:
-    """Integer attributes that equal a size which the module gives to a shape operator.
+def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[TracedCall, ...]]:
+    """For every module that gives sizes of channels to operators, all such calls of its forward.
 
-    They are candidates: `verify` compares the outcome with the traced graph.
+    Calls inside a module with a forward of its own (`register_forward`) are left out: they are
+    not the ones that are traced.
     """
-    found = {}
-    for sized in graph.sized_by:
-        for name, value in vars(model.get_submodule(sized.module)).items():
-            if type(value) is int and value == sized.size:
-                found[sized.module, name] = SizedAttribute(sized.module, name, sized.dim)
-    return tuple(found.values())
+    own = {path for path, module in model.named_modules() if forward_of(module) is not None}
+    sized = [
+        TracedCall(SIZED_OPERATORS[call.operator], call.modules, call)
+        for call in graph.calls
+        if call.operator in SIZED_OPERATORS and own.isdisjoint(call.modules)
+    ]
+    callers = {
+        one.modules[-1] if one.modules else ''
+        for one in sized
+        if any(dim is not None for dim in one.call.dims)
+    }
+    return {
+        path: tuple(one for one in sized if path in one.modules or not path) for path in callers
+    }
 
 
 def plan_subnet(
     model: nn.Module,
     graph: ChannelGraph,
-    attributes: Sequence[SizedAttribute],
+    calls: Mapping[str, Sequence[TracedCall]],
     aliases: Mapping[str, str],
     units: Sequence[int],
     skipped: Iterable[str],
@@ -90,7 +106,7 @@ def plan_subnet(
     Args:
         model: The dense model.
         graph: Its analysis.
-        attributes: `sized_attributes` of the two.
+        calls: `sized_calls` of the two.
         aliases: Further state-dict keys of shared tensors, and the key each is known by.
         units: Units kept of every group.
         skipped: Paths of the blocks left out.
@@ -108,11 +124,41 @@ def plan_subnet(
                 kept[path][name][dim] = positions
         if selections:
             tensors[key] = tuple(selections)
-    sizes: dict[str, dict[str, int]] = {}
-    for path, narrowed in kept.items():
-        if changed := sizes_of(modules[path], narrowed):
-            sizes[path] = changed
-    for attribute in attributes:
-        count = len(attribute.dim.kept(units))
-        sizes.setdefault(attribute.module, {})[attribute.name] = count
-    return SubnetPlan(tensors, sizes, frozenset(skipped))
+    sizes = {
+        path: changed
+        for path, narrowed in kept.items()
+        if (changed := sizes_of(modules[path], narrowed))
+    }
+    gone = frozenset(skipped)
+    supplied = {
+        path: tuple(_call(one, units) for one in made if gone.isdisjoint(one.modules))
+        for path, made in calls.items()
+        if gone.isdisjoint(_and_parents(path))
+    }
+    return SubnetPlan(
+        tensors,
+        sizes,
+        {path: made for path, made in supplied.items() if _differs(made)},
+        gone,
+    )
+
+
+def _call(traced: TracedCall, units: Sequence[int]) -> Call:
+    """The sizes of a call in one architecture."""
+    if not any(dim is not None for dim in traced.call.dims):
+        return Call(traced.name)
+    kept = tuple(None if dim is None else len(dim.kept(units)) for dim in traced.call.dims)
+    return Call(traced.name, traced.call.sizes, kept, traced.call.runs)
+
+
+def _differs(calls: Sequence[Call]) -> bool:
+    return any(
+        kept is not None and kept != dense
+        for call in calls
+        for dense, kept in zip(call.dense, call.kept, strict=True)
+    )
+
+
+def _and_parents(path: str) -> set[str]:
+    parts = path.split('.')
+    return {'.'.join(parts[:n]) for n in range(1, len(parts) + 1)}

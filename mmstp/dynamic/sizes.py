@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
-SizeRule = Callable[[nn.Module, Kept], dict[str, int]]
+Size = int | tuple[int, ...]
+SizeRule = Callable[[nn.Module, Kept], dict[str, Size]]
 SIZE_RULES: dict[type[nn.Module], SizeRule] = {}
 
 
@@ -35,7 +36,7 @@ def register_sizes(*types: type[nn.Module]) -> Callable[[SizeRule], SizeRule]:
     return register
 
 
-def sizes_of(module: nn.Module, kept: Kept) -> dict[str, int]:
+def sizes_of(module: nn.Module, kept: Kept) -> dict[str, Size]:
     """The attributes of a module when only ``kept`` is left of its tensors."""
     for kind in type(module).__mro__:
         if kind in SIZE_RULES:
@@ -44,7 +45,7 @@ def sizes_of(module: nn.Module, kept: Kept) -> dict[str, int]:
 
 
 @register_sizes(_ConvNd)
-def _convolution(module: nn.Module, kept: Kept) -> dict[str, int]:
+def _convolution(module: nn.Module, kept: Kept) -> dict[str, Size]:
     assert isinstance(module, _ConvNd)
     dims = kept.get('weight', {})
     rows = dims.get(0, np.arange(module.out_channels))
@@ -56,7 +57,7 @@ def _convolution(module: nn.Module, kept: Kept) -> dict[str, int]:
 
 
 @register_sizes(nn.Linear)
-def _linear(module: nn.Module, kept: Kept) -> dict[str, int]:
+def _linear(module: nn.Module, kept: Kept) -> dict[str, Size]:
     assert isinstance(module, nn.Linear)
     dims = kept.get('weight', {})
     return {
@@ -66,9 +67,43 @@ def _linear(module: nn.Module, kept: Kept) -> dict[str, int]:
 
 
 @register_sizes(_NormBase)
-def _norm(module: nn.Module, kept: Kept) -> dict[str, int]:
+def _norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
     assert isinstance(module, _NormBase)
     for name in ('weight', 'running_mean'):
         if 0 in kept.get(name, {}):
             return {'num_features': len(kept[name][0])}
     return {'num_features': module.num_features}
+
+
+@register_sizes(nn.LayerNorm)
+def _layer_norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
+    assert isinstance(module, nn.LayerNorm)
+    dims = kept.get('weight', {})
+    shape = tuple(
+        len(dims[dim]) if dim in dims else size for dim, size in enumerate(module.normalized_shape)
+    )
+    return {'normalized_shape': shape}
+
+
+@register_sizes(nn.GroupNorm)
+def _group_norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
+    assert isinstance(module, nn.GroupNorm)
+    channels = len(kept.get('weight', {}).get(0, range(module.num_channels)))
+    if module.num_groups == 1:
+        return {'num_channels': channels, 'num_groups': 1}
+    groups = channels // (module.num_channels // module.num_groups)
+    return {'num_channels': channels, 'num_groups': groups}
+
+
+@register_sizes(nn.MultiheadAttention)
+def _multihead_attention(module: nn.Module, kept: Kept) -> dict[str, Size]:
+    assert isinstance(module, nn.MultiheadAttention)
+    joint = kept.get('in_proj_weight', {})
+    heads, width = module.num_heads, module.embed_dim
+    if 0 in joint:
+        heads = len(joint[0]) // (3 * module.head_dim)
+    elif 0 in kept.get('q_proj_weight', {}):
+        heads = len(kept['q_proj_weight'][0]) // module.head_dim
+    if 1 in joint:
+        width = len(joint[1])
+    return {'num_heads': heads, 'embed_dim': width}

@@ -1,7 +1,18 @@
 """The analysis of a model: one trace, walked once."""
 
-from .channel_graph import WHOLE, ChannelGraph, Cost, DimMap, Group, LinearForm, kind_of
+from .channel_graph import (
+    WHOLE,
+    ChannelGraph,
+    Cost,
+    DimMap,
+    Group,
+    LinearForm,
+    SizedCall,
+    Statistics,
+    kind_of,
+)
 from .handlers import HANDLERS, register_handler
+from .nodes import operator_name
 from .walk import TraceError, first_keys
 
 __all__ = [
@@ -12,8 +23,11 @@ __all__ = [
     'DimMap',
     'Group',
     'LinearForm',
+    'SizedCall',
+    'Statistics',
     'TraceError',
     'first_keys',
     'kind_of',
+    'operator_name',
     'register_handler',
 ]

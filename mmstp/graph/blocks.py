@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from .nodes import module_stack, operator_name
 from .values import Value
-from .walk import Walk, module_stack, operator_name
+from .walk import Walk
 
 # what an identity path may consist of: nothing that mixes, gates, pools or normalises
 _PASSING = frozenset(
     'add relu relu6 hardtanh leaky_relu elu silu hardswish mish gelu dropout feature_dropout '
-    'clone contiguous detach alias to view reshape flatten permute transpose getitem'.split()
+    'clone contiguous detach alias to view reshape flatten permute transpose getitem '
+    'unflatten squeeze unsqueeze'.split()
 )
 # a block of less than this share of the network's multiply-adds is not worth a choice
 NEGLIGIBLE = 0.002
@@ -34,9 +36,9 @@ class Block:
 class Run:
     """Consecutive blocks of one container, the output of each being the input of the next.
 
-    The first stays: it makes the residual stream, or is the first of its container. ``residual``
-    are the channels of the stream; runs that share them are one stage. ``order`` is
-    the place of the first skippable block's input in the trace.
+    The first stays, and may be the only one: it makes the residual stream, or is the first of its
+    container. ``residual`` are the channels of the stream; runs that share them are one stage.
+    ``order`` is the place of the first skippable block's input in the trace.
     """
 
     first: str
@@ -66,13 +68,12 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
             runs.append([block])
     found = []
     for run in runs:
-        first = _maker(calls, run[0])
+        first, skippable = _maker(calls, run[0]), run
         if first is None:  # the stream comes from outside the container
-            first, run = run[0].path, run[1:]
-        if run:
-            factors = walk.values[run[0].output].factors
-            streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
-            found.append(Run(first, tuple(run), streams, walk.order[run[0].input]))
+            first, skippable = run[0].path, run[1:]
+        factors = walk.values[run[0].output].factors
+        streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
+        found.append(Run(first, tuple(skippable), streams, walk.order[run[0].input]))
     return found
 
 

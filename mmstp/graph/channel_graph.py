@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .blocks import Run, find_runs
+from .nodes import module_stack, operator_name
 from .values import Ids, Value
-from .walk import Trace, Walk, module_stack, trace
+from .walk import Trace, Walk, trace
 
 WHOLE = -1  # a position that belongs to no group is always kept
 
@@ -31,10 +32,12 @@ class Group:
     Attributes:
         name: The module that makes them (the first, where several do).
         units: How many can be dropped one after the other.
-        unit_size: Channels per unit: 1, or those of a whole group of a grouped convolution.
+        unit_size: Channels that a maker puts out per unit: 1, or those of a whole group of a
+            grouped convolution, or of a whole head of an attention layer.
         makers: Paths of all modules that make them.
         order: The place of the first maker in the trace.
         resolution: The spatial shape of what the first maker puts out; empty for vectors.
+        embedding: Whether it is a residual stream over whose channels a layer normalises.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Group:
     makers: tuple[str, ...]
     order: int
     resolution: tuple[int, ...]
+    embedding: bool = False
 
     @property
     def channels(self) -> int:
@@ -80,7 +84,7 @@ class DimMap:
         """How many positions stay, as a function of the units kept of each group."""
         groups, counts = np.unique(self.group, return_counts=True)
         constant = int(counts[groups == WHOLE].sum())
-        weights = {}
+        weights: dict[int, int] = {}
         for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
             if group != WHOLE:
                 units = int(self.unit[self.group == group].max()) + 1
@@ -113,12 +117,33 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class SizedBy:
-    """A module whose Python code may hold the size of some channels as a number."""
+class SizedCall:
+    """A call whose sizes count channels, or lies between such calls.
 
-    module: str
-    size: int
-    dim: DimMap
+    Attributes:
+        operator: Its name in the trace.
+        modules: The modules in whose forward it is made, outermost first.
+        sizes: Of the output's dimensions, or of the parts of a split.
+        dims: For each of the sizes what it counts; None where it counts no free channels.
+        runs: Of a reshape: which dimensions of the input become which of the output.
+    """
+
+    operator: str
+    modules: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+    dims: tuple[DimMap | None, ...] = ()
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """An operator over channels: what it gives for one depends on which others there are.
+
+    ``dims`` says what the dimensions of its first argument hold that it goes over.
+    """
+
+    node: fx.Node
+    dims: Mapping[int, DimMap]
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,8 @@ class ChannelGraph:
         dims: For every tensor (state-dict key) the dimensions that hold free channels.
         runs: Blocks that may be skipped.
         costs: One row per operator and per parameter.
+        calls: The calls of operators in order, with the sizes that some are given.
+        statistics: Operators over free channels.
         fixed: Layers whose channels have to stay, with the reason.
         unknown: Operators without a handler, with the modules that call them.
         outputs: For every output of the model the dimensions that hold free channels.
@@ -139,7 +166,8 @@ class ChannelGraph:
     dims: Mapping[str, Mapping[int, DimMap]]
     runs: tuple[Run, ...]
     costs: tuple[Cost, ...]
-    sized_by: tuple[SizedBy, ...]
+    calls: tuple[SizedCall, ...]
+    statistics: tuple[Statistics, ...]
     fixed: Mapping[str, str]
     unknown: Mapping[str, Sequence[str]]
     outputs: tuple[Mapping[int, DimMap], ...]
@@ -171,17 +199,19 @@ class ChannelGraph:
 
 def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]) -> ChannelGraph:
     graph = traced.module.graph
-    runs = _without(find_runs(model, walk, graph), freeze)
+    found = find_runs(model, walk, graph)
+    runs = _without(found, freeze)
     lines = {
         (key, dim): walk.ids.find(factor.reshape(-1))
         for key, value in walk.tensors.items()
         for dim in range(len(value.shape))
         if (factor := value.factor(dim)) is not None
     }
-    makers = _makers(walk, lines)
+    makers = _makers(walk)
     reasons = _reasons(walk)
     classes, fixed = _classes(lines, makers, reasons)
-    groups = [_group(roots, lines, makers, signature) for signature, roots in classes.items()]
+    embedding = _embedding(walk, found)
+    groups = [_group(roots, makers, embedding) for roots in classes.values()]
     for group in groups:
         if group.kind in freeze:
             fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
@@ -200,12 +230,19 @@ def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str
 
     def dim_map(ids: Ids) -> DimMap:
         roots = walk.ids.find(ids)
+        if (roots == roots[0]).all():  # all of one unit of others' making: none can go alone
+            return DimMap(np.full(len(roots), WHOLE), np.zeros(len(roots), dtype=np.int64))
         return DimMap(place[roots, 0], place[roots, 1])
+
+    def free_dim(ids: Ids | None) -> DimMap | None:
+        if ids is None:
+            return None
+        mapped = dim_map(ids)
+        return mapped if (mapped.group != WHOLE).any() else None
 
     dims: dict[str, dict[int, DimMap]] = defaultdict(dict)
     for (key, dim), line in lines.items():
-        mapped = dim_map(line)
-        if (mapped.group != WHOLE).any():
+        if (mapped := free_dim(line)) is not None:
             dims[key][dim] = mapped
 
     def size(value: Value, dim: int) -> LinearForm:
@@ -242,24 +279,55 @@ def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str
         dims=dict(dims),
         runs=tuple(runs),
         costs=(*rows, *parameters, *unused),
-        sized_by=tuple(
-            SizedBy(baked.module, baked.size, mapped)
-            for baked in walk.baked_sizes
-            if ((mapped := dim_map(baked.ids)).group != WHOLE).any()
+        calls=tuple(_calls(graph, walk, free_dim)),
+        statistics=tuple(
+            Statistics(one.node, dims_over)
+            for one in walk.renormalised
+            if (dims_over := _free(one.dims, free_dim))
         ),
         fixed=fixed,
         unknown=dict(walk.unknown),
         outputs=tuple(
-            {
-                dim: mapped
-                for dim in range(len(value.shape))
-                if (ids := value.factor(dim)) is not None
-                and ((mapped := dim_map(ids.reshape(-1))).group != WHOLE).any()
-            }
+            _free({d: walk.line(value, d) for d in range(len(value.shape))}, free_dim)
             for value in walk.outputs
         ),
         trace=traced,
     )
+
+
+def _free(
+    dims: Mapping[int, Ids | None], free_dim: Callable[[Ids | None], DimMap | None]
+) -> dict[int, DimMap]:
+    """The dimensions that hold free channels."""
+    return {dim: mapped for dim, ids in dims.items() if (mapped := free_dim(ids)) is not None}
+
+
+def _calls(
+    graph: fx.Graph, walk: Walk, free_dim: Callable[[Ids | None], DimMap | None]
+) -> Iterator[SizedCall]:
+    """All calls, in order: which are given sizes by Python code, the dynamic modules know."""
+    sized = {call.node: call for call in walk.sized}
+    for node in graph.nodes:
+        if node.op != 'call_function' or str(node.target).endswith('.dtype'):
+            continue
+        name, modules = operator_name(node), tuple(module_stack(node).values())
+        if node in sized:
+            call = sized[node]
+            dims = tuple(map(free_dim, call.ids))
+            yield SizedCall(name, modules, call.sizes, dims, call.runs)
+        else:
+            yield SizedCall(name, modules)
+
+
+def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:
+    """Channels of residual streams over which some operator normalises."""
+    normalised = {
+        root
+        for one in walk.renormalised
+        for ids in one.dims.values()
+        for root in walk.ids.find(ids).tolist()
+    }
+    return normalised & {root for run in runs for root in run.residual}
 
 
 def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
@@ -272,19 +340,22 @@ def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
 
 Lines = Mapping[tuple[str, int], Ids]
 Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
-Makers = dict[int, list[tuple[int, str, tuple[int, ...]]]]
+Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
 
 
-def _makers(walk: Walk, lines: Lines) -> Makers:
-    """For every class of channels the layers that make it: order, path and resolution."""
+def _makers(walk: Walk) -> Makers:
+    """For every class of channels the layers that make it.
+
+    Of each its order, path, resolution, and how many of its channels are of the class.
+    """
     makers: Makers = defaultdict(list)
-    for node, key in walk.producers:
-        if (key, 0) not in lines:
-            continue
-        shape = tuple(node.meta['val'].shape)
-        maker = (walk.order[node], key.rpartition('.')[0], shape[2:])
-        for root in np.unique(lines[key, 0]).tolist():
-            makers[root].append(maker)
+    for producer in walk.producers:
+        shape = tuple(producer.node.meta['val'].shape)
+        last = operator_name(producer.node) == 'linear'  # channels come last there
+        order, space = walk.order[producer.node], shape[1:-1] if last else shape[2:]
+        roots, counts = np.unique(walk.ids.find(producer.ids), return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            makers[root].append((order, producer.path, space, count))
     return makers
 
 
@@ -309,22 +380,27 @@ def _classes(
     fixed: dict[str, str] = {}
     for root in sorted(appears):
         if root in reasons:
-            for _, path, _ in makers.get(root, ()):
+            for _, path, *_ in makers.get(root, ()):
                 fixed.setdefault(path, reasons[root])
         elif root in makers:
             classes[tuple(appears[root])].append(root)
     for signature, members in list(classes.items()):
         if len(members) == 1:
             del classes[signature]
-            for _, path, _ in makers[members[0]]:
+            for _, path, *_ in makers[members[0]]:
                 fixed.setdefault(path, 'all its channels are coupled')
     return dict(classes), fixed
 
 
-def _group(roots: Sequence[int], lines: Lines, makers: Makers, signature: Signature) -> Group:
+def _group(roots: Sequence[int], makers: Makers, embedding: set[int]) -> Group:
     made_by = sorted(set(makers[roots[0]]))
-    order, name, resolution = made_by[0]
-    unit_size = min(count for _, _, count in signature)
+    order, name, resolution, _ = made_by[0]
     return Group(
-        name, len(roots), int(unit_size), tuple(path for _, path, _ in made_by), order, resolution
+        name,
+        units=len(roots),
+        unit_size=min(count for *_, count in made_by),
+        makers=tuple(dict.fromkeys(path for _, path, *_ in made_by)),
+        order=order,
+        resolution=resolution,
+        embedding=roots[0] in embedding,
     )

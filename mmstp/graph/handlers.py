@@ -10,13 +10,15 @@ handler makes the channels that reach it stay, and is named in the report.
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from .values import Value, varying
+from .nodes import output_shape, plain
+from .values import Value, aligned_runs, varying
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
@@ -36,13 +38,6 @@ def register_handler(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def output_shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's (first) output, from the trace."""
-    value = node.meta['val']
-    first = value[0] if isinstance(value, (tuple, list)) else value
-    return tuple(first.shape)
-
-
 # --- layers with weights ------------------------------------------------------------------------
 
 
@@ -59,8 +54,8 @@ def convolution(
     groups: int = 1,
 ) -> Value:
     ids = walk.ids
-    ids.freeze_value(x, 'varies over the space that a convolution sees', range(2, len(x.shape)))
-    ids.freeze_value(weight, 'the size of a kernel', range(2, len(weight.shape)))
+    x = ids.keep_whole(x, range(2, len(x.shape)), 'varies over the space that a convolution sees')
+    ids.keep_whole(weight, range(2, len(weight.shape)), 'the size of a kernel')
     channels = walk.line(x, 1)
     columns = walk.line(weight, 1)
     rows = walk.line(weight, 0)
@@ -95,28 +90,141 @@ def convolution(
 
 @register_handler('linear')
 def linear(walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    ids = walk.ids
-    last = len(x.shape) - 1
-    _tie_lines(walk, walk.line(x, last), walk.line(weight, 1))
     walk.produced(node, weight)
-    shape = output_shape(node)
-    kept = [factor for factor in x.factors if factor.shape[last] == 1]
-    rows = [line.reshape([1] * last + [-1]) for line in _lines(walk, weight, 0)]
-    out = ids.value(shape, [*kept, *rows])
-    if bias is not None:
-        out = _add_bias(walk, node, out, bias, last)
-    walk.cost(
-        node,
-        'matmul',
-        [*[(out, dim) for dim in range(len(shape))], (weight, 1)],
-    )
-    return out
+    transposed = walk.ids.permute(weight, [1, 0], weight.shape[::-1])
+    out = product(walk, node, x, transposed)
+    return out if bias is None else _add_bias(walk, node, out, bias, len(out.shape) - 1)
+
+
+@register_handler('matmul', 'mm', 'bmm')
+def product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
+    return walk.ids.reshape(_matrix_product(walk, node, a, b), output_shape(node))
+
+
+def _matrix_product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
+    """``a @ b``, with as many leading dimensions as either has."""
+    rank = max(len(a.shape), len(b.shape), 2)
+    if len(a.shape) == 1:
+        a = walk.ids.reshape(a, (1, *a.shape))
+    if len(b.shape) == 1:
+        b = walk.ids.reshape(b, (*b.shape, 1))
+    left, right = lifted(a, rank), lifted(b, rank)
+    # dimensions of both: leading ones, rows of a, summed over, columns of b
+    left = walk.ids.reshape(left, (*left.shape, 1))
+    right = walk.ids.reshape(right, (*right.shape[:-2], 1, *right.shape[-2:]))
+    shape = tuple(max(pair) for pair in zip(left.shape, right.shape, strict=True))
+    every = walk.ids.contract([left, right], shape, [rank - 1])
+    walk.cost(node, 'matmul', [(every, dim) for dim in range(rank + 1)])
+    return walk.ids.squeeze(every, [rank - 1])
+
+
+@register_handler('addmm', 'baddbmm')
+def add_product(walk: Any, node: fx.Node, added: Value, a: Value, b: Value, **kwargs: Any) -> Value:
+    out = product(walk, node, a, b)
+    return walk.ids.combine([out, added], out.shape)
+
+
+@register_handler('einsum')
+def einsum(
+    walk: Any, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
+) -> Value:
+    """Any product of operands; dimensions are named by letters."""
+    inputs, _, output = equation.replace(' ', '').partition('->')
+    spare = [c for c in string.ascii_letters if c not in equation]
+    terms = inputs.split(',')
+    widest = max(
+        (len(x.shape) - len(term) + 3 for term, x in zip(terms, operands, strict=True)
+         if '...' in term), default=0,
+    )  # fmt: skip
+    dots = ''.join(spare[:widest])
+    terms = [
+        term.replace('...', dots[widest - (len(x.shape) - len(term) + 3) :]) if '...' in term
+        else term
+        for term, x in zip(terms, operands, strict=True)
+    ]  # fmt: skip
+    if '->' not in equation:
+        names = ''.join(terms).replace(dots, '')
+        output = dots + ''.join(sorted(c for c in set(names) if names.count(c) == 1))
+    output = output.replace('...', dots)
+    letters = output + ''.join(sorted(set(''.join(terms)) - set(output)))
+    sizes = {
+        letter: size
+        for term, x in zip(terms, operands, strict=True)
+        for letter, size in zip(term, x.shape, strict=True)
+        if size > 1 or letter not in term
+    }
+    full = tuple(sizes.get(letter, 1) for letter in letters)
+    aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
+    summed = range(len(output), len(letters))
+    every = walk.ids.contract(aligned, full, summed)
+    walk.cost(node, 'matmul', [(every, dim) for dim in range(len(letters))])
+    return walk.ids.squeeze(every, summed)
+
+
+def _by_letters(walk: Any, x: Value, term: str, letters: str) -> Value:
+    """A tensor with a dimension for every letter, of size 1 where it has none."""
+    if len(set(term)) < len(term):  # a diagonal
+        walk.ids.freeze_value(x, 'the diagonal of a product')
+        sizes = dict(zip(term, x.shape, strict=True))
+        return Value(tuple(sizes.get(letter, 1) for letter in letters))
+    order = sorted(range(len(term)), key=lambda d: letters.index(term[d]))
+    x = walk.ids.permute(x, order, [x.shape[d] for d in order])
+    sizes = dict(zip(sorted(term, key=letters.index), x.shape, strict=True))
+    return walk.ids.reshape(x, tuple(sizes.get(letter, 1) for letter in letters))
+
+
+@register_handler('scaled_dot_product_attention')
+def attention(
+    walk: Any, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None = None,
+    *args: Any, scale: float | None = None, **kwargs: Any,
+) -> Value:  # fmt: skip
+    ids, rank = walk.ids, len(query.shape)
+    if scale is None:
+        reason = 'its size is the scale of the attention'
+        query = ids.keep_whole(ids.group_along(query, [rank - 1]), [rank - 1], reason)
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    keys = ids.permute(key, order, [key.shape[d] for d in order])
+    scores = _matrix_product(walk, node, query, keys)
+    if mask is not None:
+        scores = ids.combine([scores, mask], scores.shape)
+    return _matrix_product(walk, node, scores, value)
 
 
 @register_handler('batch_norm')
 def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
     params = [arg for arg in args if isinstance(arg, Value)]
+    if 'batch_norm' in str(node.target) and args[4]:  # used to standardise a weight
+        x = walk.over_channels(node, x, [d for d in range(len(x.shape)) if d != 1])
     out = _per_channel(walk, x, params)
+    walk.elementwise_cost(node, 'norm', out)
+    return out
+
+
+@register_handler('instance_norm')
+def instance_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+    return batch_norm(walk, node, x, *args)
+
+
+@register_handler('group_norm')
+def group_norm(walk: Any, node: fx.Node, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
+    if groups == 1:
+        x = walk.over_channels(node, x, [1])
+    elif groups < x.shape[1]:  # whole groups are dropped: the others' statistics stay as they are
+        channels = walk.line(x, 1)
+        if channels is not None:
+            walk.ids.tie(channels.reshape(groups, -1), [1])
+    return batch_norm(walk, node, x, *args)
+
+
+@register_handler('layer_norm', 'rms_norm')
+def layer_norm(
+    walk: Any, node: fx.Node, x: Value, normalized_shape: Sequence[int], *args: Any, **kw: Any
+) -> Value:
+    dims = list(range(len(x.shape)))[-len(normalized_shape) :]
+    x = walk.over_channels(node, x, dims)
+    params = [arg for arg in (*args, *kw.values()) if isinstance(arg, Value)]
+    out = walk.ids.combine([x, *params], x.shape)
+    walk.sizes(node, [(x, dim) for dim in dims])
     walk.elementwise_cost(node, 'norm', out)
     return out
 
@@ -126,7 +234,7 @@ def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
 
 @register_handler(
     *'relu relu6 hardtanh leaky_relu elu celu selu sigmoid hardsigmoid hardswish silu mish'.split(),
-    *'softplus tanh gelu prelu'.split(),
+    *'softplus tanh gelu prelu threshold log_sigmoid softsign'.split(),
 )
 def activation(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     params = [arg for arg in args if isinstance(arg, Value)]  # PReLU's slopes
@@ -145,7 +253,9 @@ def addition(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
 @register_handler(
     *'mul div pow neg abs exp log sqrt rsqrt reciprocal square clamp clamp_min clamp_max'.split(),
     *'minimum maximum where sin cos erf log1p expm1 floor round sign eq ne lt le gt ge'.split(),
-    *'masked_fill logical_not logical_and logical_or bitwise_not addcmul'.split(),
+    *'masked_fill logical_not logical_and logical_or bitwise_not addcmul remainder'.split(),
+    *'floor_divide true_divide isnan isinf nan_to_num lerp ceil tan atan log2 exp2'.split(),
+    *'bitwise_and bitwise_or fmod'.split(),
 )
 def elementwise(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
@@ -154,7 +264,7 @@ def elementwise(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
 
 @register_handler(
     *'dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy'.split(),
-    *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity'.split(),
+    *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity zero fill'.split(),
     '_assert_tensor_metadata',
 )
 def same(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
@@ -184,19 +294,101 @@ def pooling(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Va
     *'upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d'.split(),
 )
 def resize(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
-    walk.ids.freeze_value(x, 'varies over space that is resized', range(2, len(x.shape)))
-    shape = output_shape(node)
-    return walk.ids.value(shape, [f for f in x.factors if varying(f) == [1] or varying(f) == [0]])
+    # pooling over the last dimensions takes inputs without a batch too: count from the end
+    space = range(max(len(x.shape) - _space(node), 1), len(x.shape))
+    x = walk.ids.keep_whole(x, space, 'varies over space that is resized')
+    kept = [f for f in x.factors if not set(space).intersection(varying(f))]
+    return walk.ids.value(output_shape(node), kept)
 
 
-@register_handler('mean', 'sum', 'amax', 'amin')
+def _space(node: fx.Node) -> int:
+    """Dimensions of space that a pooling or an interpolation has, as its name says."""
+    return next((n for n in (1, 2, 3) if f'{n}d' in str(node.target)), 2)
+
+
+@register_handler('grid_sampler')
+def sample(walk: Any, node: fx.Node, x: Value, grid: Value, *args: Any) -> Value:
+    walk.ids.freeze_value(grid, 'a position')
+    x = walk.ids.keep_whole(x, range(2, len(x.shape)), 'varies over space that is sampled')
+    return walk.ids.value(output_shape(node), [f for f in x.factors if varying(f) == [1]])
+
+
+@register_handler(*'mean sum amax amin var std logsumexp prod any all'.split())
 def reduction(
-    walk: Any, node: fx.Node, x: Value, dims: Sequence[int] | None = None, keepdim: bool = False,
+    walk: Any, node: fx.Node, x: Value, dims: int | Sequence[int] | None = None, *args: Any,
     **kwargs: Any,
 ) -> Value:  # fmt: skip
     walk.elementwise_cost(node, 'pool', x)
-    every = range(len(x.shape))
-    return walk.ids.reduce(x, every if dims is None else dims, keepdim, output_shape(node))
+    over = _dims(x, kwargs.get('dim', dims))
+    x = walk.over_channels(node, x, over)
+    return walk.ids.squeeze(x, over, len(output_shape(node)) == len(x.shape))
+
+
+@register_handler('var_mean', 'std_mean')
+def statistics(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> tuple[Value, ...]:
+    one = reduction(walk, node, x, *args, **kwargs)
+    return one, one
+
+
+@register_handler('linalg_vector_norm', 'norm')
+def vector_norm(
+    walk: Any, node: fx.Node, x: Value, order: float = 2, dims: int | Sequence[int] | None = None,
+    *args: Any, **kwargs: Any,
+) -> Value:  # fmt: skip
+    return reduction(walk, node, x, kwargs.get('dim', dims))
+
+
+@register_handler('softmax', '_softmax', 'log_softmax')
+def softmax(walk: Any, node: fx.Node, x: Value, dim: int, *args: Any, **kwargs: Any) -> Value:
+    return walk.over_channels(node, x, [dim])
+
+
+def _dims(x: Value, dims: int | Sequence[int] | None) -> list[int]:
+    """Dimensions as an operator is given them; all, where it is given none."""
+    if dims is None or (not isinstance(dims, int) and not dims):
+        return list(range(len(x.shape)))
+    return [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+@register_handler('glu')
+def gated(walk: Any, node: fx.Node, x: Value, dim: int = -1) -> Value:
+    """One half of the channels times the sigmoid of the other."""
+    dim %= len(x.shape)
+    half = x.shape[dim] // 2
+    x = _tie_equal_parts(walk, x, dim, [half, half])
+    out = walk.ids.take(x, dim, 0, half)
+    walk.elementwise_cost(node, 'activation', out)
+    return out
+
+
+@register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort', 'max')
+def ordered(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """The place of an element counts along some dimension."""
+    if any(isinstance(arg, Value) for arg in args):  # the larger of two tensors
+        return elementwise(walk, node, x, *args)
+    name = str(node.target)
+    given = kwargs.get('dim', kwargs.get('dims', args[-1] if args else None))
+    if 'roll' in name and len(args) < 2:
+        given = None  # shifts of the flattened tensor
+    if 'topk' in name:
+        given = kwargs.get('dim', args[1] if len(args) > 1 else -1)
+    if isinstance(given, bool) or given is None:
+        walk.ids.freeze_value(x, 'its order counts')
+        return plain(node)
+    dims = _dims(x, given)
+    x = walk.ids.keep_whole(x, dims, 'its order counts')
+    kept = [f for f in x.factors if not set(dims).intersection(varying(f))]
+    outs = node.meta['val']
+    if isinstance(outs, (tuple, list)):
+        return tuple(_kept_ranks(x, kept, tuple(out.shape), dims) for out in outs)
+    return _kept_ranks(x, kept, tuple(outs.shape), dims)
+
+
+def _kept_ranks(x: Value, factors: list[Any], shape: tuple[int, ...], dims: list[int]) -> Value:
+    """Factors after dimensions along which none varies may have gone."""
+    if len(shape) < len(x.shape):
+        factors = [factor.squeeze(tuple(dims)) for factor in factors]
+    return Value(shape, factors)
 
 
 @register_handler('constant_pad_nd', 'pad')
@@ -221,11 +413,18 @@ def pad(walk: Any, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, **k
 # --- shapes -------------------------------------------------------------------------------------
 
 
-@register_handler('view', 'reshape', '_unsafe_view', 'flatten', 'unflatten', 'squeeze', 'unsqueeze')
+@register_handler(
+    *'view reshape _unsafe_view flatten unflatten squeeze unsqueeze reshape_as view_as'.split()
+)
 def reshape(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
-    out = walk.ids.reshape(x, output_shape(node))
-    for dim, size in enumerate(out.shape):
-        walk.baked(node, size, out, dim)
+    shape = output_shape(node)
+    out = walk.ids.reshape(x, shape)
+    runs = [
+        (before, after)
+        for before, after in aligned_runs(x.shape, shape)
+        if any(x.factor(d) is not None for d in before)
+    ]
+    walk.sizes(node, [(out, dim) for dim in range(len(shape))], runs)
     return out
 
 
@@ -249,7 +448,76 @@ def matrix_transpose(walk: Any, node: fx.Node, x: Value) -> Value:
 
 @register_handler('expand', 'expand_as')
 def expand(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
-    return walk.ids.combine([x], output_shape(node))
+    out = spread(walk, lifted(x, len(output_shape(node))), output_shape(node))
+    walk.sizes(node, [(out, dim) for dim in range(len(out.shape))])
+    return out
+
+
+@register_handler('repeat', 'tile')
+def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
+    shape = output_shape(node)
+    x = lifted(x, len(shape))
+    counts = [size // own for size, own in zip(shape, x.shape, strict=True)]
+    copies = [
+        np.tile(f, [n if f.shape[d] > 1 else 1 for d, n in enumerate(counts)]) for f in x.factors
+    ]
+    tiled = tuple(size if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True))
+    out = spread(walk, Value(tiled, copies), shape)
+    alone = [Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])]
+    walk.sizes(node, [(alone[0], dim) for dim in range(len(shape))])
+    return out
+
+
+def spread(walk: Any, x: Value, shape: Sequence[int]) -> Value:
+    """Copies along dimensions of size 1; as many as whatever they meet has, so they get ids."""
+    grown = [d for d, (own, size) in enumerate(zip(x.shape, shape, strict=True)) if own < size]
+    rank = len(shape)
+    fresh = [
+        walk.ids.fresh(shape[dim]).reshape([-1 if d == dim else 1 for d in range(rank)])
+        for dim in grown
+    ]
+    return Value(tuple(shape), [*x.factors, *fresh])
+
+
+@register_handler('im2col')
+def unfold(walk: Any, node: fx.Node, x: Value, kernel: Sequence[int], *args: Any) -> Value:
+    """Every channel becomes one per position of the kernel."""
+    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is unfolded')
+    shape = output_shape(node)
+    lines = [np.repeat(line, shape[1] // x.shape[1]) for line in _lines(walk, x, 1)]
+    return walk.ids.value(shape, [line.reshape(1, -1, 1) for line in lines])
+
+
+@register_handler('col2im')
+def fold(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+    """The positions of the kernel become one channel again."""
+    shape = output_shape(node)
+    x = walk.ids.keep_whole(x, [2], 'varies over space that is folded')
+    lines = [walk.ids.tie(f.reshape(shape[1], -1), [1]) for f in _lines(walk, x, 1)]
+    return walk.ids.value(shape, [line.reshape(1, -1, 1, 1) for line in lines])
+
+
+@register_handler('pixel_shuffle')
+def pixel_shuffle(walk: Any, node: fx.Node, x: Value, factor: int) -> Value:
+    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
+    lines = [walk.ids.tie(line.reshape(-1, factor**2), [1]) for line in _lines(walk, x, 1)]
+    return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])
+
+
+@register_handler('pixel_unshuffle')
+def pixel_unshuffle(walk: Any, node: fx.Node, x: Value, factor: int) -> Value:
+    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
+    lines = [np.repeat(line, factor**2) for line in _lines(walk, x, 1)]
+    return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])
+
+
+@register_handler('channel_shuffle')
+def channel_shuffle(walk: Any, node: fx.Node, x: Value, groups: int) -> Value:
+    ids, (batch, channels, *space) = walk.ids, x.shape
+    apart = ids.reshape(x, (batch, groups, channels // groups, *space))
+    order = [0, 2, 1, *range(3, len(apart.shape))]
+    swapped = ids.permute(apart, order, [apart.shape[d] for d in order])
+    return ids.reshape(swapped, x.shape)
 
 
 @register_handler('cat', 'concat')
@@ -273,14 +541,22 @@ def split(
 ) -> tuple[Value, ...]:
     shapes = [tuple(part.shape) for part in node.meta['val']]
     dim %= len(x.shape)
-    _tie_equal_parts(walk, x, dim, [shape[dim] for shape in shapes])
+    if isinstance(sizes, int) or 'tensor_split' in str(node.target):
+        x = _tie_equal_parts(walk, x, dim, [shape[dim] for shape in shapes])
     parts, start = [], 0
     for shape in shapes:
-        part = walk.ids.take(x, dim, start, start + shape[dim])
-        walk.baked(node, shape[dim], part, dim)
-        parts.append(part)
+        parts.append(walk.ids.take(x, dim, start, start + shape[dim]))
         start += shape[dim]
+    walk.sizes(node, [(part, dim) for part in parts])
     return tuple(parts)
+
+
+@register_handler('unbind')
+def unbind(walk: Any, node: fx.Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    dim %= len(x.shape)
+    x = _tie_equal_parts(walk, x, dim, [1] * x.shape[dim])
+    parts = [walk.ids.take(x, dim, i, i + 1) for i in range(x.shape[dim])]
+    return tuple(walk.ids.squeeze(part, [dim]) for part in parts)
 
 
 @register_handler('slice')
@@ -292,15 +568,63 @@ def slice_(
     begin, stop, _ = slice(start, end).indices(x.shape[dim])
     out = walk.ids.take(x, dim, begin, stop, step)
     if out.shape != x.shape and x.factor(dim) is not None:
-        walk.sliced(node, x, dim, begin, stop, step)
-        walk.baked(node, out.shape[dim], out, dim)
+        walk.sliced(node, dim, begin, stop, step)
     return out
 
 
 @register_handler('select')
 def select(walk: Any, node: fx.Node, x: Value, dim: int, index: int) -> Value:
-    walk.ids.freeze_value(x, 'a single channel is selected', [dim % len(x.shape)])
-    return walk.ids.reduce(x, [dim], False, output_shape(node))
+    dim, index = dim % len(x.shape), index % x.shape[dim]
+    if x.factor(dim) is not None:
+        walk.sliced(node, dim, index, index + 1, 1)
+    return walk.ids.squeeze(walk.ids.take(x, dim, index, index + 1), [dim])
+
+
+@register_handler('index')
+def index(walk: Any, node: fx.Node, x: Value, places: Sequence[Value | None]) -> Value:
+    """Elements looked up along some dimensions, those of a table of positions for example."""
+    dims = [dim for dim, place in enumerate(places) if place is not None]
+    for place in places:
+        if place is not None:
+            walk.ids.freeze_value(place, 'an index')
+    if dims != list(range(dims[0], dims[-1] + 1)):
+        walk.ids.freeze_value(x, 'indexed along dimensions that are apart')
+        return plain(node)
+    x = walk.ids.keep_whole(x, dims, 'looked up by index')
+    shape = output_shape(node)
+    after = len(x.shape) - dims[-1] - 1
+    found = len(shape) - dims[0] - after
+    kept = [f for f in x.factors if not set(dims).intersection(varying(f))]
+    lookup = [f.reshape(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in kept]
+    return Value(shape, lookup)
+
+
+@register_handler('index_select')
+def index_select(walk: Any, node: fx.Node, x: Value, dim: int, places: Value) -> Value:
+    dim %= len(x.shape)
+    return index(walk, node, x, [places if d == dim else None for d in range(dim + 1)])
+
+
+@register_handler('embedding')
+def embedding(walk: Any, node: fx.Node, table: Value, places: Value, *args: Any) -> Value:
+    return index(walk, node, table, [places])
+
+
+@register_handler('gather')
+def gather(walk: Any, node: fx.Node, x: Value, dim: int, places: Value, *args: Any) -> Value:
+    walk.ids.freeze_value(x, 'looked up by index')
+    walk.ids.freeze_value(places, 'an index')
+    return plain(node)
+
+
+@register_handler(
+    *'zeros ones full empty arange linspace eye scalar_tensor tensor rand randn'.split(),
+    *'new_zeros new_ones new_full new_empty new_tensor rand_like randn_like bernoulli'.split(),
+    *'meshgrid _assert_scalar sym_size sym_constrain_range_for_size'.split(),
+)
+def constant(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """Made anew, of fixed size."""
+    return plain(node)
 
 
 @register_handler('getitem')
@@ -352,15 +676,20 @@ def _add_bias(walk: Any, node: fx.Node, out: Value, bias: Value, dim: int) -> Va
     return out
 
 
-def _tie_equal_parts(walk: Any, x: Value, dim: int, sizes: Sequence[int]) -> None:
+def _tie_equal_parts(walk: Any, x: Value, dim: int, sizes: Sequence[int]) -> Value:
     """Parts of one size keep the same channels: Python goes on splitting by equal sizes."""
     factor = x.factor(dim)
     if factor is None:
-        return
+        return x
     if len(set(sizes)) > 1:
-        walk.ids.freeze(factor, f'split into unequal parts {list(sizes)}')
-        return
-    at = np.cumsum(sizes)[:-1]
-    parts = np.split(factor, at, axis=dim)
+        return walk.ids.keep_whole(x, [dim], f'split into unequal parts {list(sizes)}')
+    parts = np.split(factor, np.cumsum(sizes)[:-1], axis=dim)
     for part in parts[1:]:
         walk.ids.unite(parts[0], part)
+    return x
+
+
+def lifted(value: Value, rank: int) -> Value:
+    """The same with dimensions of size 1 in front, as broadcasting adds them."""
+    lead = (1,) * (rank - len(value.shape))
+    return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])

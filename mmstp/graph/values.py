@@ -87,12 +87,40 @@ class ChannelIds:
         """These channels have to stay."""
         self.frozen.append((ids, reason))
 
-    def freeze_value(self, value: Value, reason: str, dims: Iterable[int] | None = None) -> None:
-        """Freezes the factors that vary along one of ``dims`` (all, if None)."""
-        chosen = None if dims is None else set(dims)
+    def freeze_value(self, value: Value, reason: str) -> None:
+        """Freezes all that a tensor holds."""
         for factor in value.factors:
-            if chosen is None or chosen.intersection(varying(factor)):
-                self.freeze(factor, reason)
+            self.freeze(factor, reason)
+
+    def keep_whole(self, value: Value, dims: Iterable[int], reason: str) -> Value:
+        """Nothing is dropped along ``dims``; what a factor holds along others stays free.
+
+        A factor of heads and their width, say, is tied along the width, so that whole heads can
+        still go. One that varies along ``dims`` alone has to stay.
+        """
+        return Value(value.shape, [self._whole(f, dims, reason) for f in value.factors])
+
+    def _whole(self, factor: Ids, dims: Iterable[int], reason: str) -> Ids:
+        along = set(dims).intersection(varying(factor))
+        if along and along == set(varying(factor)):
+            self.freeze(factor, reason)
+            return factor
+        return self.tie(factor, along)
+
+    def group_along(self, value: Value, dims: Iterable[int]) -> Value:
+        """Ties a factor along ``dims`` where it varies along others too.
+
+        What an operator does over ``dims`` (a contraction, a normalisation) it does for each
+        position of the others on its own: whole positions of those can go.
+        """
+        dims = set(dims)
+        return Value(
+            value.shape,
+            [
+                self.tie(f, dims.intersection(varying(f))) if set(varying(f)) - dims else f
+                for f in value.factors
+            ],
+        )
 
     def compress(self, factor: Ids) -> Ids:
         """Representatives, of size 1 along every dimension where they are all the same."""
@@ -122,23 +150,57 @@ class ChannelIds:
     def combine(self, operands: Sequence[Value], shape: Sequence[int]) -> Value:
         """An element-wise operator: what meets is tied.
 
-        Ids that meet a dimension without ids (of which nothing may be dropped) have to stay.
+        Along a dimension that meets one without ids (of which nothing may be dropped), nothing
+        may be dropped either.
         """
         rank = len(shape)
         aligned = [_align(operand, rank) for operand in operands]
+        settled = False
+        while not settled:  # what is kept whole for one operand's sake may meet another's ids
+            settled = True
+            for i, one in enumerate(aligned):
+                met = {
+                    dim
+                    for j, other in enumerate(aligned)
+                    for dim in range(rank)
+                    if i != j and other.shape[dim] > 1 and other.factor(dim) is None
+                }
+                whole = self.keep_whole(one, met, 'meets a tensor of fixed size')
+                settled &= [f.shape for f in whole.factors] == [f.shape for f in one.factors]
+                aligned[i] = whole
         for i, one in enumerate(aligned):
             for factor in one.factors:
-                dims = varying(factor)
-                for j, other in enumerate(aligned):
-                    if i == j:
-                        continue
-                    partners = [other.factor(dim) for dim in dims if other.shape[dim] > 1]
-                    for partner in partners:
-                        if partner is None:
-                            self.freeze(factor, 'meets a tensor of fixed size')
-                        elif i < j:
+                for other in aligned[i + 1 :]:
+                    for dim in varying(factor):
+                        if (partner := other.factor(dim)) is not None:
                             self.unite(factor, partner)
         return self.value(shape, [factor for one in aligned for factor in one.factors])
+
+    def contract(
+        self, operands: Sequence[Value], shape: Sequence[int], dims: Iterable[int]
+    ) -> Value:
+        """A product summed over ``dims``; operands and result have all dimensions of ``shape``.
+
+        Args:
+            operands: Aligned: of the rank of ``shape``, of size 1 along what they do not have.
+            shape: Sizes of all dimensions, those summed over included.
+            dims: Those summed over. The result still has them, for `squeeze`.
+        """
+        dims = list(dims)
+        return self.combine([self.group_along(operand, dims) for operand in operands], shape)
+
+    def squeeze(self, value: Value, dims: Iterable[int], keepdim: bool = False) -> Value:
+        """Takes dimensions away, and the factors that vary along them alone."""
+        gone = set(dims)
+        value = self.group_along(value, gone)
+        left = [f for f in value.factors if not gone.intersection(varying(f))]
+        shape = [1 if d in gone else size for d, size in enumerate(value.shape)]
+        if keepdim:
+            return Value(tuple(shape), left)
+        return Value(
+            tuple(size for d, size in enumerate(shape) if d not in gone),
+            [factor.squeeze(tuple(gone)) for factor in left],
+        )
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """A view of other sizes; ids follow their elements.
@@ -146,7 +208,7 @@ class ChannelIds:
         Input and output dimensions fall into runs of equal product; a factor is spread out only
         within the runs that it touches.
         """
-        runs = _aligned_runs(value.shape, tuple(shape))
+        runs = aligned_runs(value.shape, tuple(shape))
         factors = []
         for factor in value.factors:
             before, after = list(factor.shape), [1] * len(shape)
@@ -197,17 +259,6 @@ class ChannelIds:
         ]
         return self.value(shape, factors)
 
-    def reduce(
-        self, value: Value, dims: Iterable[int], keepdim: bool, shape: Sequence[int]
-    ) -> Value:
-        """Reduction over dimensions that hold nothing to prune; ids along them have to stay."""
-        dims = sorted({dim % len(value.shape) for dim in dims})
-        self.freeze_value(value, 'reduced over its channels', dims)
-        kept = [f for f in value.factors if not set(dims).intersection(varying(f))]
-        if not keepdim:
-            kept = [factor.squeeze(tuple(dims)) for factor in kept]
-        return Value(tuple(shape), kept)
-
     def rectangular(self, values: Iterable[Value]) -> None:
         """Ties factors that vary over several dimensions until each varies over one.
 
@@ -237,7 +288,7 @@ def _align(value: Value, rank: int) -> Value:
     return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])
 
 
-def _aligned_runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def aligned_runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Splits the dimensions of two shapes of one size into the smallest runs of equal product."""
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from ..modes import eval_mode
 from .handlers import HANDLERS
+from .nodes import caller, operator_name, plain
 from .values import ChannelIds, Ids, Value, varying
 
 
@@ -69,23 +69,40 @@ class CostRow:
 
 
 @dataclass(frozen=True)
-class BakedSize:
-    """A size that a module's Python code may have given as a number of its own."""
+class Producer:
+    """An operator that makes channels, the layer whose weight it takes, and their ids."""
 
-    module: str
-    size: int
+    node: fx.Node
+    path: str
     ids: Ids
 
 
-def module_stack(node: fx.Node) -> dict[str, str]:
-    """The modules a node was called in, outermost first: call key to module path."""
-    stack = node.meta.get('nn_module_stack') or {}
-    return {key: path for key, (path, _) in stack.items()}
+@dataclass(frozen=True)
+class SizedNode:
+    """An operator that is given sizes; a module's Python code may hold them as numbers.
+
+    Attributes:
+        node: The operator.
+        sizes: Of the output's dimensions, or of the parts of a split.
+        ids: For each of the sizes the ids that it counts; None where there are none.
+        runs: Of a reshape: which dimensions of the input become which of the output.
+    """
+
+    node: fx.Node
+    sizes: tuple[int, ...]
+    ids: tuple[Ids | None, ...]
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
-def caller(node: fx.Node) -> str:
-    """The path of the module whose own code called the operator."""
-    return next(reversed(module_stack(node).values()), '')
+@dataclass(frozen=True)
+class Renormalisation:
+    """An operator over channels: what it gives for one depends on which others there are.
+
+    ``dims`` holds the ids along the dimensions of its first argument that it goes over.
+    """
+
+    node: fx.Node
+    dims: Mapping[int, Ids]
 
 
 class Walk:
@@ -97,18 +114,21 @@ class Walk:
         values: The value of every node; a tuple where the operator returns several tensors.
         tensors: The value of every parameter and buffer, by state-dict key.
         outputs: The values of the model's outputs.
-        producers: Nodes that make new channels, with the key of the weight.
+        producers: Operators that make new channels.
         rows: The cost of every operator.
-        unknown: Operators without a handler, with the modules that call them.
+        sized: The operators that are given sizes of channels.
+        renormalised: The operators over channels.
+        unknown: Operators without a handler that channels reach, with the modules that call them.
     """
 
     def __init__(self, model: nn.Module, traced: Trace, fix_outputs: bool = True) -> None:
         self.ids = ChannelIds()
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[str, Value] = {}
-        self.producers: list[tuple[fx.Node, str]] = []
+        self.producers: list[Producer] = []
         self.rows: list[CostRow] = []
-        self.baked_sizes: list[BakedSize] = []
+        self.sized: list[SizedNode] = []
+        self.renormalised: list[Renormalisation] = []
         self.outputs: list[Value] = []
         self.unknown: dict[str, list[str]] = defaultdict(list)
         self._slices: dict[tuple[fx.Node, int], list[tuple[int, int, int]]] = defaultdict(list)
@@ -126,7 +146,7 @@ class Walk:
                 self._keys[id(value)] = known[name]
             self.values[node] = value
         for node in placeholders[len(traced.names) :]:
-            self.values[node] = _plain(node)
+            self.values[node] = plain(node)
         for node in graph.nodes:
             if node.op == 'call_function':
                 self.values[node] = self._call(node)
@@ -154,12 +174,13 @@ class Walk:
         handler = HANDLERS.get(name)
         if handler is not None:
             return handler(self, node, *args, **kwargs)
+        held = [value for value in _tensors((args, kwargs)) if value.factors]
         path = caller(node)
-        if path not in self.unknown[name]:
+        if held and path not in self.unknown[name]:
             self.unknown[name].append(path)
-        for value in _tensors((args, kwargs)):
+        for value in held:
             self.ids.freeze_value(value, f'operator {name!r} has no handler')
-        return _plain(node)
+        return plain(node)
 
     # --- what handlers call ---------------------------------------------------------------------
 
@@ -173,8 +194,9 @@ class Walk:
     def produced(self, node: fx.Node, weight: Value) -> None:
         """The operator makes new channels: the first dimension of ``weight``."""
         key = self._keys.get(id(weight))
-        if key is not None:
-            self.producers.append((node, key))
+        path = caller(node) if key is None else key.rpartition('.')[0]
+        if (line := self.line(weight, 0)) is not None:
+            self.producers.append(Producer(node, path, line))
 
     def cost(
         self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
@@ -193,13 +215,39 @@ class Walk:
         """Records a cost of one per element of ``value``."""
         self.cost(node, kind, [(value, dim) for dim in range(len(value.shape))])
 
-    def baked(self, node: fx.Node, size: int, value: Value, dim: int) -> None:
-        """The size along ``dim`` may be a number that the calling module holds."""
-        ids = value.factor(dim)
-        if ids is not None:
-            self.baked_sizes.append(BakedSize(caller(node), size, _vector(ids, dim)))
+    def sizes(
+        self,
+        node: fx.Node,
+        sizes: Sequence[tuple[Value, int]],
+        runs: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+    ) -> None:
+        """The operator is given these sizes: each that of a dimension of a value."""
+        self.sized.append(
+            SizedNode(
+                node,
+                tuple(value.shape[dim] for value, dim in sizes),
+                tuple(
+                    None if (ids := value.factor(dim)) is None else _vector(ids, dim)
+                    for value, dim in sizes
+                ),
+                tuple((tuple(before), tuple(after)) for before, after in runs),
+            )
+        )
 
-    def sliced(self, node: fx.Node, x: Value, dim: int, start: int, stop: int, step: int) -> None:
+    def over_channels(self, node: fx.Node, x: Value, dims: Sequence[int]) -> Value:
+        """The operator goes over ``dims`` of its first argument: statistics, a softmax.
+
+        Where a factor varies along other dimensions too, the operator sees one position of those
+        at a time, and only those can be dropped. Returns the value so tied.
+        """
+        dims = [dim % len(x.shape) for dim in dims]
+        x = self.ids.group_along(x, dims)
+        along = {d: _vector(ids, d) for d in dims if (ids := x.factor(d)) is not None}
+        if along:
+            self.renormalised.append(Renormalisation(node, along))
+        return x
+
+    def sliced(self, node: fx.Node, dim: int, start: int, stop: int, step: int) -> None:
         """A part of the channels is taken; settled when all parts of the tensor are known."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -208,8 +256,8 @@ class Walk:
     def _tie_slices(self) -> None:
         """Equal slices that make up a dimension keep the same channels; others keep it whole."""
         for (source, dim), parts in self._slices.items():
-            factor = self.values[source].factor(dim)
-            size = self.values[source].shape[dim]
+            value = self.values[source]
+            factor, size = value.factor(dim), value.shape[dim]
             parts = sorted(set(parts))
             length = parts[0][1] - parts[0][0]
             equal = [(at, at + length, 1) for at in range(0, size, length)]
@@ -218,7 +266,7 @@ class Walk:
                 for part in rest:
                     self.ids.unite(first, part)
             else:
-                self.ids.freeze(factor, f'sliced into parts {[p[:2] for p in parts]}')
+                self.ids.keep_whole(value, [dim], f'sliced into parts {[p[:2] for p in parts]}')
 
 
 def first_keys(model: nn.Module) -> dict[str, str]:
@@ -231,27 +279,10 @@ def first_keys(model: nn.Module) -> dict[str, str]:
     return keys
 
 
-def operator_name(node: fx.Node) -> str:
-    """The operator's name without namespace, overload and the mark of in-place variants."""
-    if node.target is operator.getitem:
-        return 'getitem'
-    schema = getattr(node.target, '_schema', None)
-    name = schema.name.split('::')[-1] if schema else getattr(node.target, '__name__', '?')
-    return name if name.startswith('__') else name.removesuffix('_')
-
-
 def _vector(ids: Ids, dim: int) -> Ids:
     """The ids along ``dim``; what else the factor varies over is tied to it in the end."""
     index = tuple(slice(None) if d == dim else 0 for d in range(ids.ndim))
     return ids[index]
-
-
-def _plain(node: fx.Node) -> Any:
-    """The value of a tensor (or of several) of which nothing can be pruned."""
-    value = node.meta.get('val')
-    if isinstance(value, (tuple, list)):
-        return tuple(Value(tuple(getattr(part, 'shape', ()))) for part in value)
-    return Value(tuple(getattr(value, 'shape', ())))
 
 
 def _replace(arguments: Any, values: dict[fx.Node, Any]) -> Any:

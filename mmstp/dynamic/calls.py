@@ -1,0 +1,236 @@
+"""Sizes that a module's Python code gives to operators, supplied from the analysis.
+
+A forward may hold the number of its heads, or work out a head's width from the width of its input:
+``qkv.reshape(b, n, 3, self.num_heads, c // self.num_heads)``. In a subnet such numbers are wrong.
+The trace knows for every such call, in order, which of the sizes count channels; while the
+module's own forward runs, a `TorchFunctionMode` puts those in place. Other sizes (batch, space)
+remain what the code says, so that they may differ from the traced ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+
+class CallError(RuntimeError):
+    """A forward that does not make the calls that were traced."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The sizes that an operator takes in one architecture; plain types, as it goes into configs.
+
+    Attributes:
+        name: ``'reshape'``, ``'unflatten'``, ``'expand'``, ``'repeat'``, ``'split'`` or
+            ``'layer_norm'``.
+        dense: Sizes in the dense network: of the output's dimensions, or of the parts of a split.
+        kept: Those in the subnet; None where the size does not count channels.
+        runs: Of a reshape: which dimensions of the input become which of the output.
+    """
+
+    name: str
+    dense: tuple[int, ...] = ()
+    kept: tuple[int | None, ...] = ()
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> Call:
+        """Reads what `to_list` writes."""
+        name, dense, kept, runs = fields
+        pairs = tuple((tuple(before), tuple(after)) for before, after in runs)
+        return cls(name, tuple(dense), tuple(kept), pairs)
+
+    def to_list(self) -> list[Any]:
+        """Lists, strings and whole numbers."""
+        runs = [[list(before), list(after)] for before, after in self.runs]
+        return [self.name, list(self.dense), list(self.kept), runs]
+
+
+# functions of the Python interface, by `__name__`: how a trace calls them
+_NAMES = {
+    'view': 'reshape',
+    'reshape': 'reshape',
+    'unflatten': 'unflatten',
+    'expand': 'expand',
+    'repeat': 'repeat',
+    'split': 'split',
+    'split_with_sizes': 'split',
+    'layer_norm': 'layer_norm',
+}
+# ... and operators of a trace
+SIZED_OPERATORS = {**_NAMES, '_unsafe_view': 'reshape'}
+
+
+class SuppliedSizes(TorchFunctionMode):
+    """While it is entered, calls get the sizes of a subnet.
+
+    Args:
+        path: The module whose forward runs, for messages.
+        calls: In the order in which the module (with all inside it) makes them.
+
+    Attributes:
+        paused: Calls made now are none of those (see `unsupplied`).
+        changed: Whether a size that the code gave was another.
+
+    Raises:
+        CallError: If the module makes other calls than those.
+    """
+
+    def __init__(self, path: str, calls: Sequence[Call]) -> None:
+        super().__init__()
+        self._path, self._calls, self._next = path, calls, 0
+        self.paused = False
+        self.changed = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _NAMES.get(getattr(func, '__name__', ''))
+        if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
+            return func(*args, **kwargs)
+        given = _Given.of(name, args, kwargs)
+        call = self._following(name)
+        if not any(size is not None for size in call.kept):
+            return func(*args, **kwargs)
+        sizes = _SUPPLY[name](call, given, self._path)
+        self.changed |= tuple(sizes) != tuple(given.sizes)
+        return func(given.tensor, *given.with_sizes(sizes), **given.others)
+
+    def _following(self, name: str) -> Call:
+        if self._next == len(self._calls) or self._calls[self._next].name != name:
+            raise CallError(
+                f'{self._path or "the model"} calls {name!r} where its trace does not: its '
+                'forward depends on the mode, on values or on the size of its input'
+            )
+        self._next += 1
+        return self._calls[self._next - 1]
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None and self._next < len(self._calls):
+            raise CallError(
+                f'{self._path or "the model"} ends before it calls '
+                f'{self._calls[self._next].name!r}, which its trace does'
+            )
+
+
+@contextmanager
+def unsupplied() -> Iterator[None]:
+    """Inside, calls keep their sizes: a forward that is not the traced one runs."""
+    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, SuppliedSizes)]
+    before = [mode.paused for mode in modes]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode, paused in zip(modes, before, strict=True):
+            mode.paused = paused
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A call's arguments: the tensor, the sizes, and what comes around those."""
+
+    tensor: Tensor
+    sizes: tuple[int, ...]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    others: dict[str, Any]
+    as_one: bool  # the sizes are one argument, a sequence
+    single: bool  # a split into parts of one size
+
+    @classmethod
+    def of(cls, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Given:
+        others = dict(kwargs)
+        rest = list(args)
+        tensor = rest.pop(0) if rest else others.pop('input')
+        before: tuple[Any, ...] = ()
+        if name == 'unflatten':
+            before = (rest.pop(0) if rest else others.pop('dim'),)
+        if not rest:  # given by keyword, under one of these names
+            known = ('shape', 'size', 'sizes', 'split_size', 'split_size_or_sections',
+                     'split_sizes', 'normalized_shape', 'repeats')  # fmt: skip
+            rest = [others.pop(next(key for key in known if key in others))]
+        first = rest[0]
+        if isinstance(first, (tuple, list)):
+            return cls(tensor, tuple(first), before, tuple(rest[1:]), others, True, False)
+        if name in ('split', 'layer_norm'):
+            return cls(tensor, (first,), before, tuple(rest[1:]), others, False, True)
+        return cls(tensor, tuple(rest), before, (), others, False, False)
+
+    def with_sizes(self, sizes: Sequence[int]) -> tuple[Any, ...]:
+        given: tuple[Any, ...] = (list(sizes),) if self.as_one else tuple(sizes)
+        return (*self.before, *given, *self.after)
+
+
+def _reshape(call: Call, given: _Given, path: str) -> list[int]:
+    return _reshaped(call, given.tensor.shape, list(given.sizes), path)
+
+
+def _unflatten(call: Call, given: _Given, path: str) -> list[int]:
+    shape, (dim,) = given.tensor.shape, given.before
+    assert isinstance(dim, int)
+    dim %= len(shape)
+    sizes = [*shape[:dim], *given.sizes, *shape[dim + 1 :]]
+    return _reshaped(call, shape, sizes, path)[dim : dim + len(given.sizes)]
+
+
+def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> list[int]:
+    given = list(sizes)
+    for before, after in call.runs:
+        counted = {d: size for d in after if (size := call.kept[d]) is not None}
+        if not counted:
+            continue
+        for d, size in counted.items():
+            sizes[d] = given[d] if given[d] == -1 else size
+        if any(sizes[d] == -1 for d in after):
+            continue
+        total, product = math.prod(shape[d] for d in before), math.prod(sizes[d] for d in after)
+        if total == product:
+            continue
+        # a batch that is folded into a dimension of channels: B * heads
+        folded = total // product
+        into = [d for d in counted if given[d] == folded * call.dense[d]]
+        if total % product or not into:
+            raise CallError(
+                f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
+                f'trace has {call.dense}: the subnet has {call.kept} there'
+            )
+        sizes[into[0]] *= folded
+    return sizes
+
+
+def _expand(call: Call, given: _Given, path: str) -> list[int]:
+    return [
+        size if kept is None or size == -1 else kept
+        for size, kept in zip(given.sizes, call.kept, strict=True)
+    ]
+
+
+def _split(call: Call, given: _Given, path: str) -> list[int]:
+    parts = [own if kept is None else kept for own, kept in zip(call.dense, call.kept, strict=True)]
+    return parts[:1] if given.single else parts
+
+
+def _layer_norm(call: Call, given: _Given, path: str) -> list[int]:
+    return list(given.tensor.shape[-len(given.sizes) :])
+
+
+_SUPPLY: dict[str, Callable[[Call, _Given, str], list[int]]] = {
+    'reshape': _reshape,
+    'unflatten': _unflatten,
+    'expand': _expand,
+    'repeat': _expand,
+    'split': _split,
+    'layer_norm': _layer_norm,
+}

@@ -1,0 +1,63 @@
+"""Static modules of compact networks whose forward is not, or not only, their class's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .calls import Call, SuppliedSizes, unsupplied
+from .forwards import Forward
+
+
+def supply_sizes(module: nn.Module, path: str, calls: Sequence[Call]) -> None:
+    """Makes a module's forward run with the sizes of a subnet, in place.
+
+    Args:
+        module: Any module whose tensors are those of the subnet.
+        path: Its path, for messages.
+        calls: The calls of its forward.
+    """
+    vars(module)['_calls'] = tuple(calls)
+    vars(module)['_path'] = path
+    base: Any = type(module)
+    module.__class__ = _with_calls(base)
+
+
+def replace_forward(module: nn.Module, forward: Forward) -> None:
+    """Makes a module run another forward than its class's, in place.
+
+    It is not the one that was traced: calls in it are none of those that are supplied with sizes.
+    """
+    base: Any = type(module)
+    module.__class__ = _unsupplied(base, forward)
+
+
+@functools.cache
+def _with_calls(base: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with SuppliedSizes(self._path, self._calls):
+            return base.forward(self, *args, **kwargs)
+
+    return _with_forward(base, forward)
+
+
+@functools.cache
+def _unsupplied(base: Any, own: Forward) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with unsupplied():
+            return own(self, *args, **kwargs)
+
+    return _with_forward(base, forward)
+
+
+@functools.cache
+def _with_forward(base: Any, forward: Forward) -> type[nn.Module]:
+    members = {
+        'forward': forward,
+        '__module__': __name__,
+        '__doc__': f'{base.__name__} with the sizes of a subnet.',
+    }
+    return type(f'Compact{base.__name__}', (base,), members)
