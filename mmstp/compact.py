@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .dynamic import (
     Call,
@@ -179,10 +180,12 @@ def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one forward, by `torch.utils.flop_counter`: a second, independent count."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    fast = torch.backends.mha.get_fastpath_enabled()  # the counter does not know its operator
-    torch.backends.mha.set_fastpath_enabled(False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know its operator, ...
     try:
-        with eval_mode(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        # ... nor that of the fused attention on the CPU
+        counter = FlopCounterMode(display=False)
+        with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

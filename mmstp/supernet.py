@@ -25,6 +25,7 @@ from .dynamic import (
     sizes_of,
 )
 from .graph import WHOLE, ChannelGraph, first_keys, kind_of
+from .modes import eval_mode
 from .space import SearchSpace
 from .verify import Verifier
 
@@ -112,7 +113,13 @@ class Supernet:
             sizes[path] = set(sizes_of(self.model.get_submodule(path), {}))
         skippable = set(self.space.min_depth())
         once = dict(self.model.named_modules())  # a shared module by its first path alone
-        for path in once.keys() & {*tensors, *sizes, *skippable, *self._calls}:
+        for path in once.keys() & {
+            *tensors,
+            *sizes,
+            *skippable,
+            *self._calls,
+            *self.graph.trace.live,
+        }:
             make_dynamic(
                 once[path],
                 path,
@@ -121,6 +128,7 @@ class Supernet:
                 sizes.get(path, ()),
                 path in skippable,
                 path in self._calls,
+                path in self.graph.trace.live,
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
@@ -163,6 +171,8 @@ class Supernet:
         def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
             return verifier.difference(self._plan_units(units, skipped), units)
 
+        if self.graph.trace.live:
+            verifier.check_dense()  # they were traced in another mode than they run in
         together = reason(halved, ()) or (blocks and reason(halved, blocks))
         if not together:
             self._calls = {
@@ -231,6 +241,9 @@ class Supernet:
             if key in plan.tensors
         }
         compact(network, self.compact_plan(architecture), tensors)
+        if self.graph.trace.live:
+            with eval_mode(network):
+                pass  # what its modules keep in eval mode is worked out anew
         return network
 
     def order_channels(self, norm: int = 2) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .dynamic import DENSE, ActiveSubnet, DynamicMixin, SubnetPlan
 from .graph import ChannelGraph, Statistics, first_keys, operator_name
+from .modes import eval_mode
 
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -44,8 +45,8 @@ class Verifier:
             (m._subnet for m in self._model.modules() if isinstance(m, DynamicMixin)),
             ActiveSubnet(),
         )
-        for module in self._model.modules():
-            module.training = False
+        for path, module in self._model.named_modules():
+            module.training = path in graph.trace.live
         generator = torch.Generator().manual_seed(0)
         self._inputs = [_random_like(x, generator) for x in inputs]
         _randomize(self._model, generator)
@@ -61,7 +62,9 @@ class Verifier:
         Raises:
             VerificationError: If not.
         """
-        if reason := self.difference(DENSE, [group.units for group in self._graph.groups]):
+        with eval_mode(self._model):
+            reason = self.difference(DENSE, [group.units for group in self._graph.groups])
+        if reason:
             raise VerificationError(
                 f'the trace of {type(self._model).__name__} does not compute what the model does '
                 f'({reason}): its forward depends on values, on chance or on its own state'
@@ -107,6 +110,7 @@ class Verifier:
     ) -> list[Tensor]:
         """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
         parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        dtype = next(iter(parameters.values())).dtype
         others = {**self._graph.trace.constants, **dict(self._model.named_buffers())}
         known = first_keys(self._model)  # the trace may name a shared tensor by another key
         lifted = []
@@ -114,7 +118,10 @@ class Verifier:
             key = known.get(name, name)
             tensor = parameters.get(key)
             if tensor is None:
-                lifted.append(others[key])
+                constant = others[key]
+                if constant.is_floating_point():
+                    constant = constant.to(dtype)
+                lifted.append(constant)
                 continue
             for dim, dim_map in self._graph.dims.get(key, {}).items():
                 keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
@@ -234,9 +241,11 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
     """Values that keep signals alive through any depth.
 
     A fresh network can hide mistakes: residual branches that start at zero, outputs of 1e-10.
+    Buffers other than running statistics (positions, frequencies, means of images) stay.
     """
-    for name, tensor in _all_tensors(model):
-        if not tensor.is_floating_point():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        statistic = name.endswith(('running_mean', 'running_var'))
+        if not tensor.is_floating_point() or not (isinstance(tensor, nn.Parameter) or statistic):
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() > 1:
@@ -247,8 +256,3 @@ def _randomize(model: nn.Module, generator: torch.Generator) -> None:
         else:
             value = 1 + noise.clamp(-2, 2) * 0.2
         tensor.data.copy_(value)
-
-
-def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()

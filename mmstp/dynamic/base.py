@@ -53,6 +53,7 @@ def make_dynamic(
     sizes: Iterable[str] = (),
     skippable: bool = False,
     calls: bool = False,
+    live: bool = False,
 ) -> None:
     """Turns a module into a dynamic one, in place.
 
@@ -64,10 +65,13 @@ def make_dynamic(
         sizes: Names of the integer attributes that change with them.
         skippable: Whether the module is a block that may be the identity.
         calls: Whether its forward gives operators sizes that change.
+        live: Whether it keeps something in eval mode that is wrong for a part of it.
     """
     base: Any = type(module)
     own = forward_of(module)
-    cls = _dynamic_class(base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable, calls, own)
+    cls = _dynamic_class(
+        base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable, calls, live, own
+    )
     vars(module)['_subnet'] = subnet
     vars(module)['_path'] = path
     module.__class__ = cls
@@ -87,6 +91,7 @@ def _dynamic_class(
     sizes: tuple[str, ...],
     skippable: bool,
     calls: bool,
+    live: bool,
     own: Forward | None,
 ) -> type[nn.Module]:
     members: dict[str, Any] = {
@@ -100,6 +105,8 @@ def _dynamic_class(
         forward = _forward_when_narrow(forward, own)
     if calls:
         forward = _supplied_forward(forward)
+    if live:
+        forward = _live_forward(forward)
     if skippable:
         forward = _skippable_forward(forward)
     if forward is not base.forward:
@@ -159,6 +166,19 @@ def _supplied_forward(base: Forward) -> Forward:
         if sizes.changed:
             self._subnet.supplied.add(self._path)
         return out
+
+    return forward
+
+
+def _live_forward(base: Forward) -> Forward:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._subnet.plan is None:
+            return base(self, *args, **kwargs)
+        training, self.training = self.training, True
+        try:
+            return base(self, *args, **kwargs)
+        finally:
+            self.training = training
 
     return forward
 

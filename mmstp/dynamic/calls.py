@@ -99,8 +99,6 @@ class SuppliedSizes(TorchFunctionMode):
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)
         call = self._following(name)
-        if not any(size is not None for size in call.kept):
-            return func(*args, **kwargs)
         sizes = _SUPPLY[name](call, given, self._path)
         self.changed |= tuple(sizes) != tuple(given.sizes)
         return func(given.tensor, *given.with_sizes(sizes), **given.others)
@@ -169,7 +167,8 @@ class _Given:
         return cls(tensor, tuple(rest), before, (), others, False, False)
 
     def with_sizes(self, sizes: Sequence[int]) -> tuple[Any, ...]:
-        given: tuple[Any, ...] = (list(sizes),) if self.as_one else tuple(sizes)
+        as_one = self.as_one or len(sizes) != len(self.sizes)
+        given: tuple[Any, ...] = (list(sizes),) if as_one else tuple(sizes)
         return (*self.before, *given, *self.after)
 
 
@@ -189,8 +188,6 @@ def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> 
     given = list(sizes)
     for before, after in call.runs:
         counted = {d: size for d in after if (size := call.kept[d]) is not None}
-        if not counted:
-            continue
         for d, size in counted.items():
             sizes[d] = given[d] if given[d] == -1 else size
         if any(sizes[d] == -1 for d in after):
@@ -199,9 +196,16 @@ def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> 
         if total == product:
             continue
         # a batch that is folded into a dimension of channels: B * heads
-        folded = total // product
+        folded = total // product if total % product == 0 else 0
         into = [d for d in counted if given[d] == folded * call.dense[d]]
-        if total % product or not into:
+        # channels that stay, where the code takes their number from others that do not
+        other = [
+            d for d in after if d not in counted and total * sizes[d] == product * call.dense[d]
+        ]
+        if other:
+            sizes[other[0]] = call.dense[other[0]]
+            continue
+        if not into:
             raise CallError(
                 f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
                 f'trace has {call.dense}: the subnet has {call.kept} there'
@@ -218,8 +222,11 @@ def _expand(call: Call, given: _Given, path: str) -> list[int]:
 
 
 def _split(call: Call, given: _Given, path: str) -> list[int]:
+    if not any(size is not None for size in call.kept):
+        return list(given.sizes)
     parts = [own if kept is None else kept for own, kept in zip(call.dense, call.kept, strict=True)]
-    return parts[:1] if given.single else parts
+    equal = given.single and len(set(parts)) == 1
+    return parts[:1] if equal else parts
 
 
 def _layer_norm(call: Call, given: _Given, path: str) -> list[int]:

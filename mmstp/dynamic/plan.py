@@ -86,7 +86,7 @@ def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[Traced
     callers = {
         one.modules[-1] if one.modules else ''
         for one in sized
-        if any(dim is not None for dim in one.call.dims)
+        if one.call.runs or any(dim is not None for dim in one.call.dims)
     }
     return {
         path: tuple(one for one in sized if path in one.modules or not path) for path in callers
@@ -138,25 +138,28 @@ def plan_subnet(
     return SubnetPlan(
         tensors,
         sizes,
-        {path: made for path, made in supplied.items() if _differs(made)},
+        {path: made for path, made in supplied.items() if _concerned(made)},
         gone,
     )
 
 
 def _call(traced: TracedCall, units: Sequence[int]) -> Call:
     """The sizes of a call in one architecture."""
-    if not any(dim is not None for dim in traced.call.dims):
+    if not traced.call.runs and not any(dim is not None for dim in traced.call.dims):
         return Call(traced.name)
     kept = tuple(None if dim is None else len(dim.kept(units)) for dim in traced.call.dims)
     return Call(traced.name, traced.call.sizes, kept, traced.call.runs)
 
 
-def _differs(calls: Sequence[Call]) -> bool:
-    return any(
-        kept is not None and kept != dense
+def _concerned(calls: Sequence[Call]) -> bool:
+    """Whether a size differs from the dense network's, or may for the sake of others."""
+    counts = [
+        (dense, kept)
         for call in calls
         for dense, kept in zip(call.dense, call.kept, strict=True)
-    )
+        if kept is not None
+    ]
+    return not counts or any(dense != kept for dense, kept in counts)
 
 
 def _and_parents(path: str) -> set[str]:

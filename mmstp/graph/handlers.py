@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from .nodes import output_shape, plain
+from .nodes import operator_name, output_shape, plain
 from .values import Value, aligned_runs, varying
 
 Handler = Callable[..., Any]
@@ -361,6 +361,30 @@ def gated(walk: Any, node: fx.Node, x: Value, dim: int = -1) -> Value:
     return out
 
 
+@register_handler(
+    *'fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 fft_rfftn fft_irfftn fft_rfft fft_irfft'.split()
+)
+def fourier(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A transform along dimensions whose sizes may change."""
+    shape = output_shape(node)
+    given = kwargs.get('dim', args[1] if len(args) > 1 else None)
+    last = [-2, -1] if '2' in operator_name(node) else [-1]
+    dims = _dims(x, last if given is None else given)
+    x = walk.ids.keep_whole(x, dims, 'varies along what is transformed')
+    return Value(shape, [f for f in x.factors if not set(dims).intersection(varying(f))])
+
+
+@register_handler('view_as_complex', 'view_as_real')
+def as_complex(walk: Any, node: fx.Node, x: Value) -> Value:
+    """The last dimension holds the two parts of a number."""
+    rank = len(x.shape)
+    if len(output_shape(node)) > rank:
+        return Value(output_shape(node), [f.reshape(*f.shape, 1) for f in x.factors])
+    x = walk.ids.keep_whole(x, [rank - 1], 'the parts of a complex number')
+    kept = [f for f in x.factors if f.shape[-1] == 1]
+    return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in kept])
+
+
 @register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort', 'max')
 def ordered(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     """The place of an element counts along some dimension."""
@@ -541,8 +565,10 @@ def split(
 ) -> tuple[Value, ...]:
     shapes = [tuple(part.shape) for part in node.meta['val']]
     dim %= len(x.shape)
-    if isinstance(sizes, int) or 'tensor_split' in str(node.target):
-        x = _tie_equal_parts(walk, x, dim, [shape[dim] for shape in shapes])
+    lengths = [shape[dim] for shape in shapes]
+    by_size = operator_name(node).startswith('split')  # the sizes of unequal parts are supplied
+    if not by_size or (isinstance(sizes, int) and len(set(lengths)) == 1):
+        x = _tie_equal_parts(walk, x, dim, lengths)
     parts, start = [], 0
     for shape in shapes:
         parts.append(walk.ids.take(x, dim, start, start + shape[dim]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from ..modes import eval_mode
+from ..modes import caching, eval_mode, overriding
 from .handlers import HANDLERS
 from .nodes import caller, operator_name, plain
 from .values import ChannelIds, Ids, Value, varying
@@ -29,11 +29,14 @@ class Trace:
         module: Runs the graph; takes ``names`` as its first inputs, then the model's inputs.
         names: The state-dict key (or name of a constant) of every lifted tensor, in order.
         constants: Tensors that are in no state dict, by name.
+        live: Modules that keep in eval mode what their parameters gave when it was entered. They
+            were traced as in train mode, and have to run so as a part of themselves.
     """
 
     module: fx.GraphModule
     names: tuple[str, ...]
     constants: Mapping[str, Tensor]
+    live: frozenset[str]
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
@@ -42,20 +45,100 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     Raises:
         TraceError: If the export fails; the message holds the exporter's own.
     """
-    try:
-        with eval_mode(model), torch.no_grad():
-            program = torch.export.export(model, tuple(inputs), strict=False)
-    except Exception as error:
-        raise TraceError(
-            f'{type(model).__name__} cannot be traced with inputs of shape '
-            f'{[tuple(x.shape) for x in inputs]}: torch.export says: {error}'
-        ) from error
+    live = caching(model)
+    states = {module: _State(module) for module in model.modules() if module not in live}
+    program = _export(model, inputs, live)
+    if changed := {module for module, state in states.items() if state.restore()}:
+        # what a forward keeps for the next one must not come from a trace: do without, where
+        # train mode does, or have the model itself work it out first
+        if without := changed.intersection(overriding(model)):
+            live |= without
+        else:
+            with eval_mode(model, live), torch.no_grad():
+                model(*inputs)
+        program = _export(model, inputs, live)
+    _inline(program.graph_module)
     names = tuple(
         str(spec.target)
         for spec in program.graph_signature.input_specs
         if spec.kind != InputKind.USER_INPUT
     )
-    return Trace(program.graph_module, names, dict(program.constants))
+    return Trace(
+        program.graph_module,
+        names,
+        dict(program.constants),
+        frozenset(path for path, module in model.named_modules() if module in live),
+    )
+
+
+def _export(
+    model: nn.Module, inputs: Sequence[Tensor], live: Collection[nn.Module]
+) -> torch.export.ExportedProgram:
+    try:
+        with eval_mode(model, live), torch.no_grad():
+            return torch.export.export(model, tuple(inputs), strict=False)
+    except Exception as error:
+        raise TraceError(
+            f'{type(model).__name__} cannot be traced with inputs of shape '
+            f'{[tuple(x.shape) for x in inputs]}: torch.export says: '
+            f'{type(error).__name__}: {error}'
+        ) from error
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Puts regions of another autocast or gradient mode in place of the calls that wrap them."""
+    for node in list(module.graph.nodes):
+        if node.op != 'call_function' or not operator_name(node).startswith('wrap_with_'):
+            continue
+        region, *inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        inner = module.get_submodule(str(region.target))
+        assert isinstance(inner, fx.GraphModule)
+        _inline(inner)
+        placeholders = [n for n in inner.graph.nodes if n.op == 'placeholder']
+        copied: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
+        with module.graph.inserting_before(node):
+            outputs = module.graph.graph_copy(inner.graph, copied)
+        for user in list(node.users):  # a region returns a tuple
+            assert operator_name(user) == 'getitem' and isinstance(outputs, (tuple, list))
+            user.replace_all_uses_with(outputs[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+class _State:
+    """What a module holds beside parameters, buffers and modules."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._held = self._now()
+
+    def _now(self) -> dict[str, Any]:
+        return {
+            name: dict(value) if type(value) is dict else value
+            for name, value in vars(self._module).items()
+            if not name.startswith('_') and name != 'training'
+        }
+
+    def restore(self) -> bool:
+        """Puts it back as it was; returns whether it was not."""
+        now = self._now()
+        changed = [name for name, value in now.items() if not _is(value, self._held.get(name))]
+        for name in changed:
+            if name not in self._held:
+                del vars(self._module)[name]
+            elif isinstance(now[name], dict) and isinstance(self._held[name], dict):
+                vars(self._module)[name].clear()
+                vars(self._module)[name].update(self._held[name])
+            else:
+                vars(self._module)[name] = self._held[name]
+        return bool(changed)
+
+
+def _is(first: Any, second: Any) -> bool:
+    if type(first) is dict and type(second) is dict:
+        return first.keys() == second.keys() and all(first[k] is second[k] for k in first)
+    return first is second
 
 
 @dataclass(frozen=True)
