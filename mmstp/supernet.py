@@ -24,7 +24,7 @@ from .dynamic import (
     sized_calls,
     sizes_of,
 )
-from .graph import WHOLE, ChannelGraph, first_keys, kind_of
+from .graph import WHOLE, ChannelGraph, first_keys, kind_of, trace, warm_up
 from .modes import eval_mode
 from .space import SearchSpace
 from .verify import Verifier
@@ -76,9 +76,10 @@ class Supernet:
         _refuse(model)
         self.model = model
         self.inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        traced = trace(model, self.inputs)
         frozen: dict[str, str] = {}
         while True:
-            self.graph = ChannelGraph.from_model(model, self.inputs, fix_outputs, frozen)
+            self.graph = ChannelGraph.from_trace(model, traced, fix_outputs, frozen)
             self.space = SearchSpace(self.graph, **space)
             self._calls = sized_calls(model, self.graph)
             self._aliases = {
@@ -94,7 +95,10 @@ class Supernet:
                 self._make_static()
             if not failing:
                 break
-            frozen.update(failing)
+            if warm_up(model, self.inputs):
+                traced, frozen = trace(model, self.inputs), {}
+            else:
+                frozen.update(failing)
         self._make_dynamic()
         self.cost = CostModel(self.graph, self.space)
         self._plan = self._cached_plans()

@@ -99,6 +99,8 @@ class SuppliedSizes(TorchFunctionMode):
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)
         call = self._following(name)
+        if not call.kept:
+            return func(*args, **kwargs)
         sizes = _SUPPLY[name](call, given, self._path)
         self.changed |= tuple(sizes) != tuple(given.sizes)
         return func(given.tensor, *given.with_sizes(sizes), **given.others)
@@ -222,8 +224,6 @@ def _expand(call: Call, given: _Given, path: str) -> list[int]:
 
 
 def _split(call: Call, given: _Given, path: str) -> list[int]:
-    if not any(size is not None for size in call.kept):
-        return list(given.sizes)
     parts = [own if kept is None else kept for own, kept in zip(call.dense, call.kept, strict=True)]
     equal = given.single and len(set(parts)) == 1
     return parts[:1] if equal else parts

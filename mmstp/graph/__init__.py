@@ -13,7 +13,7 @@ from .channel_graph import (
 )
 from .handlers import HANDLERS, register_handler
 from .nodes import operator_name
-from .walk import TraceError, first_keys
+from .walk import TraceError, first_keys, trace, warm_up
 
 __all__ = [
     'HANDLERS',
@@ -30,4 +30,6 @@ __all__ = [
     'kind_of',
     'operator_name',
     'register_handler',
+    'trace',
+    'warm_up',
 ]

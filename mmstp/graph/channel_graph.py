@@ -179,7 +179,6 @@ class ChannelGraph:
         model: nn.Module,
         inputs: Sequence[Tensor],
         fix_outputs: bool = True,
-        freeze: Mapping[str, str] | None = None,
     ) -> ChannelGraph:
         """Traces and analyses ``model(*inputs)``.
 
@@ -187,14 +186,29 @@ class ChannelGraph:
             model: Any module that `torch.export` can follow; left as it was.
             inputs: Example inputs.
             fix_outputs: Keep the channels of the model's outputs whole.
-            freeze: Kinds (`kind_of`) of groups and blocks that have to stay, with the reason.
 
         Raises:
             TraceError: If the model cannot be exported.
         """
-        traced = trace(model, inputs)
-        walk = Walk(model, traced, fix_outputs)
-        return _build(model, walk, traced, freeze or {})
+        return cls.from_trace(model, trace(model, inputs), fix_outputs)
+
+    @classmethod
+    def from_trace(
+        cls,
+        model: nn.Module,
+        traced: Trace,
+        fix_outputs: bool = True,
+        freeze: Mapping[str, str] | None = None,
+    ) -> ChannelGraph:
+        """Analyses a model that has been traced.
+
+        Args:
+            model: The model.
+            traced: What `trace` returned for it.
+            fix_outputs: Keep the channels of the model's outputs whole.
+            freeze: Kinds (`kind_of`) of groups and blocks that have to stay, with the reason.
+        """
+        return _build(model, Walk(model, traced, fix_outputs), traced, freeze or {})
 
 
 def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]) -> ChannelGraph:

@@ -54,8 +54,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         if without := changed.intersection(overriding(model)):
             live |= without
         else:
-            with eval_mode(model, live), torch.no_grad():
-                model(*inputs)
+            warm_up(model, inputs)
         program = _export(model, inputs, live)
     _inline(program.graph_module)
     names = tuple(
@@ -69,6 +68,17 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         dict(program.constants),
         frozenset(path for path, module in model.named_modules() if module in live),
     )
+
+
+def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Runs a forward; returns whether the model kept tensors of it for the next one.
+
+    The exporter hides what a forward keeps in attributes, and traces how it is worked out.
+    """
+    states = [_State(module) for module in model.modules()]
+    with eval_mode(model), torch.no_grad():
+        model(*inputs)
+    return any(state.changed() for state in states)
 
 
 def _export(
@@ -107,38 +117,44 @@ def _inline(module: fx.GraphModule) -> None:
 
 
 class _State:
-    """What a module holds beside parameters, buffers and modules."""
+    """What a module holds beside parameters and modules, buffers by identity."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._held = self._now()
-
-    def _now(self) -> dict[str, Any]:
-        return {
+        self._held = {
             name: dict(value) if type(value) is dict else value
-            for name, value in vars(self._module).items()
-            if not name.startswith('_') and name != 'training'
+            for name, value in vars(module).items()
+            if self._is_state(name)
         }
 
+    @staticmethod
+    def _is_state(name: str) -> bool:
+        return name == '_buffers' or not name.startswith('_')
+
+    def changed(self) -> list[str]:
+        """What now is, or holds, another tensor."""
+        return [
+            name
+            for name, value in vars(self._module).items()
+            if self._is_state(name) and _other_tensors(value, self._held.get(name))
+        ]
+
     def restore(self) -> bool:
-        """Puts it back as it was; returns whether it was not."""
-        now = self._now()
-        changed = [name for name, value in now.items() if not _is(value, self._held.get(name))]
+        """Puts back what `changed`; returns whether anything did."""
+        now, changed = vars(self._module), self.changed()
         for name in changed:
-            if name not in self._held:
-                del vars(self._module)[name]
-            elif isinstance(now[name], dict) and isinstance(self._held[name], dict):
-                vars(self._module)[name].clear()
-                vars(self._module)[name].update(self._held[name])
+            if name in self._held:
+                now[name] = self._held[name]
             else:
-                vars(self._module)[name] = self._held[name]
+                del now[name]
         return bool(changed)
 
 
-def _is(first: Any, second: Any) -> bool:
-    if type(first) is dict and type(second) is dict:
-        return first.keys() == second.keys() and all(first[k] is second[k] for k in first)
-    return first is second
+def _other_tensors(now: Any, before: Any) -> bool:
+    if type(now) is dict:
+        known = before if type(before) is dict else {}
+        return any(_other_tensors(value, known.get(key)) for key, value in now.items())
+    return isinstance(now, Tensor) and now is not before
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-# The paper's schedule for ResNet-50 on Tiny ImageNet (Appendix A2).
+# The paper's schedule for ResNet-50 and MobileNetV3 on Tiny ImageNet (Appendix A2).
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=3e-4),
