@@ -17,6 +17,7 @@ from .calibration import calibrate
 from .compact import CompactPlan
 from .cost import CostModel
 from .datasets import Digits, TinyImageNet
+from .dynamic import register_forward, register_sizes
 from .graph import ChannelGraph, register_handler
 from .hooks import EpochSeedHook, PoolHook, SubnetEvalHook
 from .losses import normalized_kl
@@ -45,5 +46,7 @@ __all__ = [
     '__version__',
     'calibrate',
     'normalized_kl',
+    'register_forward',
     'register_handler',
+    'register_sizes',
 ]
