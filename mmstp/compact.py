@@ -180,13 +180,18 @@ def count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one forward, by `torch.utils.flop_counter`: a second, independent count."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know its operator, ...
     try:
+        for parameter in trained:  # nor what a parameter that is an input would be traced for
+            parameter.requires_grad = False
         # ... nor that of the fused attention on the CPU
         counter = FlopCounterMode(display=False)
         with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in trained:
+            parameter.requires_grad = True
     return int(counter.get_total_flops()) // 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from .architecture import Architecture
 from .compact import CompactPlan, compact
@@ -42,7 +43,8 @@ class Supernet:
 
     Args:
         model: Any module that `torch.export` can follow.
-        inputs: An example input or a tuple of them; costs are counted for these.
+        inputs: An example input or a tuple of them; costs are counted for these. They are taken to
+            the device and precision of the model's parameters.
         fix_outputs: Keep the channels of the model's outputs whole.
         **space: Options of `SearchSpace`.
 
@@ -54,8 +56,9 @@ class Supernet:
     Raises:
         TraceError: If the model cannot be traced.
         SpaceError: If nothing can be pruned, or an option is wrong.
-        SupernetError: If the model recomputes blocks in the backward pass (``with_cp=True``), or
-            is part of a supernet already.
+        SupernetError: If the model is wrapped (DDP), compiled, scripted or without values, if it
+            recomputes blocks in the backward pass (``with_cp=True``), or is part of a supernet
+            already.
         VerificationError: If the trace does not compute what the model does.
 
     Example:
@@ -75,7 +78,9 @@ class Supernet:
     ) -> None:
         _refuse(model)
         self.model = model
-        self.inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        self.inputs = _like_parameters(
+            model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        )
         traced = trace(model, self.inputs)
         frozen: dict[str, str] = {}
         while True:
@@ -325,8 +330,45 @@ def _reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> 
     return index
 
 
+def _like_parameters(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return tuple(inputs)
+    return tuple(
+        x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
+        for x in inputs
+    )
+
+
 def _refuse(model: nn.Module) -> None:
+    name = type(model).__name__
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise SupernetError(
+            f'the model is wrapped in {name}: make a supernet of what is inside (model.module), '
+            'and wrap it afterwards'
+        )
+    if isinstance(model, OptimizedModule):
+        raise SupernetError(
+            'the model is compiled: make a supernet of the module that was given to torch.compile '
+            '(model._orig_mod). Exported subnets can be compiled'
+        )
+    for key, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise SupernetError(
+                f'{key} is on the meta device and has no values: build the model on a real device, '
+                'or move it with to_empty() and initialise it'
+            )
     for path, module in model.named_modules():
+        if module._compiled_call_impl is not None:
+            raise SupernetError(
+                f'{path or "the model"} is compiled (Module.compile()): it would stay the dense '
+                'one. Leave that out; exported subnets can be compiled'
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise SupernetError(
+                f'{path or "the model"} is a TorchScript module, whose layers cannot be narrowed: '
+                'build it without torch.jit'
+            )
         if isinstance(module, DynamicMixin):
             raise SupernetError(f'{path or "the model"} is part of a supernet already')
         if getattr(module, 'with_cp', False) is True:

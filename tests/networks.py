@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from mmengine.registry import DefaultScope
 from mmpretrain.models import VGG
 from mmpretrain.registry import MODELS
@@ -19,26 +20,37 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a network, and the height and width of its input."""
+    """How to build a network, and the height and width of its input.
+
+    ``other`` is another size that it takes, 0 where there is none.
+    """
 
     build: Callable[[], nn.Module]
     size: int = 32
     slow: bool = False
+    other: int = 0
 
 
 def classifier(
-    features: int, necks: Iterable[dict] = (), classes: int = 10, **backbone: Any
+    features: int,
+    necks: Iterable[dict] = (),
+    classes: int = 10,
+    head: str = 'LinearClsHead',
+    pooled: bool = True,
+    **backbone: Any,
 ) -> nn.Module:
     """A backbone with pooling and a linear head, so that its last features can be pruned."""
+    neck = [*necks, dict(type='GlobalAveragePooling')] if pooled else [*necks]
     cfg = dict(
         type='ImageClassifier',
         backbone=backbone,
-        neck=[*necks, dict(type='GlobalAveragePooling')],
-        head=dict(type='LinearClsHead', num_classes=classes, in_channels=features),
+        neck=neck or None,
+        head=dict(type=head, num_classes=classes, in_channels=features),
     )
     with DefaultScope.overwrite_default_scope('mmpretrain'), warnings.catch_warnings():
-        # what mmcv says of mmpretrain's VGG
+        # what mmcv says of mmpretrain's VGG and MobileNetV3
         warnings.filterwarnings('ignore', 'Unnecessary conv bias before batch/instance norm')
+        warnings.filterwarnings('ignore', 'In MMCV v1.4.4, we modified the default value')
         return MODELS.build(copy.deepcopy(cfg))
 
 
@@ -59,6 +71,29 @@ SLIM_HRNET = dict(
     stage4=_hrnet_stage('BASIC', (16, 32, 64, 128)),
 )
 SLIM_DENSENET = dict(growth_rate=16, depths=[2, 3, 3, 2], init_channels=32)
+
+
+# Of every stage or run at least one block that may go, and heads and channels enough to choose.
+SLIM_SWIN = dict(embed_dims=32, depths=[2, 2], num_heads=[2, 4])
+SLIM_POOLFORMER = dict(
+    layers=[1, 2, 2, 1],
+    embed_dims=[16, 32, 64, 128],
+    mlp_ratios=[2] * 4,
+    layer_scale_init_value=1.0,
+)
+SLIM_TWINS = dict(
+    embed_dims=[32, 64],
+    depths=[3, 3],
+    num_heads=[2, 4],
+    patch_sizes=[4, 2],
+    strides=[4, 2],
+    mlp_ratios=[2, 2],
+    sr_ratios=[2, 1],
+)
+VIT_OF_THE_PAPER = dict(embed_dims=192, num_layers=9, num_heads=12, feedforward_channels=384)
+SLIM_VIT = dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=128)
+SWIN_OF_THE_PAPER = dict(embed_dims=96, depths=[2, 6, 4], num_heads=[3, 6, 12])
+
 
 _of = functools.partial(functools.partial, classifier)
 NETWORKS = {
@@ -94,6 +129,181 @@ NETWORKS = {
     'wrn16_2': Network(_of(128, type='mmstp.WideResNet', depth=16, widen_factor=2)),
     'wrn28_10': Network(_of(640, type='mmstp.WideResNet', depth=28, widen_factor=10), slow=True),
 }
+
+
+def _vit(arch: dict, patch_size: int) -> Callable[[], nn.Module]:
+    return _of(
+        arch['embed_dims'],
+        head='VisionTransformerClsHead',
+        pooled=False,
+        type='VisionTransformer',
+        arch=arch,
+        img_size=32,
+        patch_size=patch_size,
+        qkv_bias=False,
+    )
+
+
+def _swin(arch: dict, kind: str = 'SwinTransformer', **options: Any) -> Callable[[], nn.Module]:
+    last = len(arch['depths']) - 1
+    return _of(
+        arch['embed_dims'] * 2**last,
+        type=kind,
+        arch=arch,
+        img_size=32,
+        window_size=4,
+        out_indices=(last,),
+        drop_path_rate=0.0,
+        **options,
+    )
+
+
+def _xcit() -> Callable[[], nn.Module]:
+    sizes = dict(img_size=32, patch_size=8, embed_dims=32, depth=2, cls_attn_layers=2, num_heads=4)
+    return _of(32, pooled=False, type='XCiT', **sizes)
+
+
+def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return functools.partial(getattr(torchvision.models, name), num_classes=10, **options)
+
+
+# Attention, other norms than batch norm, and what a mask of layers' first channels cannot express.
+OTHERS = {
+    'mobilenet_v3_small': Network(_of(576, type='MobileNetV3', arch='small'), other=48),
+    'mobilenet_v3_large': Network(_of(960, type='MobileNetV3', arch='large'), other=48),
+    'efficientnet': Network(_of(1280, type='EfficientNet', arch='b0'), slow=True, other=48),
+    'shufflenet_v2': Network(_of(1024, type='ShuffleNetV2'), other=64),
+    'inception_v3': Network(
+        _of(2048, head='InceptionV3Head', pooled=False, type='InceptionV3'), size=80, other=96
+    ),
+    'csp_resnet': Network(_of(1024, type='CSPResNet', depth=50), slow=True, other=48),
+    'resnet_gn': Network(
+        _of(512, type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32)), other=48
+    ),
+    'poolformer': Network(_of(128, type='PoolFormer', arch=SLIM_POOLFORMER), other=48),
+    'convnext': Network(
+        _of(64, pooled=False, type='ConvNeXt', arch=dict(depths=[2, 2], channels=[32, 64])),
+        other=48,
+    ),
+    'convnext_v2': Network(
+        _of(
+            64,
+            pooled=False,
+            type='ConvNeXt',
+            arch=dict(depths=[2, 2], channels=[32, 64]),
+            use_grn=True,
+            layer_scale_init_value=0.0,
+            linear_pw_conv=False,
+        ),
+        other=48,
+    ),
+    'hornet': Network(
+        _of(
+            256,
+            pooled=False,
+            type='HorNet',
+            arch=dict(
+                base_dim=32,
+                depths=[1, 2, 2, 1],
+                orders=[2, 2, 3, 3],
+                dw_cfg=[dict(type='DW', kernel_size=7)] * 4,
+            ),
+        ),
+        other=64,
+    ),
+    'vit': Network(_vit(SLIM_VIT, patch_size=8), other=48),
+    'vit_of_the_paper': Network(_vit(VIT_OF_THE_PAPER, patch_size=4), slow=True, other=48),
+    'vit_torchvision': Network(
+        functools.partial(
+            torchvision.models.VisionTransformer, 32, 8, 3, 4, 64, 128, num_classes=10
+        )
+    ),
+    'xcit': Network(_xcit(), other=48),
+    'swin': Network(_swin(SLIM_SWIN), other=48),
+    'swin_of_the_paper': Network(
+        _swin(
+            SWIN_OF_THE_PAPER,
+            stage_cfgs=[
+                dict(block_cfgs=dict(ffn_ratio=2)),
+                dict(block_cfgs=dict(ffn_ratio=2)),
+                dict(block_cfgs=dict(ffn_ratio=2), window_size=2),
+            ],
+        ),
+        slow=True,
+        other=64,
+    ),
+    'swin_v2': Network(
+        _swin(dict(SLIM_SWIN, extra_norm_every_n_blocks=0), 'SwinTransformerV2'), other=64
+    ),
+    'swin_torchvision': Network(
+        functools.partial(
+            torchvision.models.SwinTransformer,
+            [4, 4],
+            32,
+            [2, 2],
+            [2, 4],
+            [4, 4],
+            2.0,
+            stochastic_depth_prob=0.0,
+            num_classes=10,
+        ),
+        other=64,
+    ),
+    'twins_svt': Network(
+        _of(64, type='SVT', arch=dict(SLIM_TWINS, window_sizes=[4, 4]), out_indices=(1,)),
+        other=48,
+    ),
+    'twins_pcpvt': Network(
+        _of(64, type='PCPVT', arch=SLIM_TWINS, out_indices=(1,)),
+        other=48,
+    ),
+    'levit': Network(_of(384, type='LeViT', arch='128s', img_size=64), size=64),
+    'efficientformer': Network(
+        _of(
+            64,
+            type='EfficientFormer',
+            arch=dict(
+                layers=[1, 2, 2, 3],
+                embed_dims=[16, 24, 32, 64],
+                downsamples=[False, True, True, True],
+                vit_num=2,
+            ),
+            reshape_last_feat=True,
+        ),
+        size=224,
+    ),
+    'mlp_mixer': Network(
+        _of(
+            64,
+            [dict(type='GlobalAveragePooling', dim=1)],
+            pooled=False,
+            type='MlpMixer',
+            img_size=32,
+            patch_size=8,
+            arch=dict(embed_dims=64, num_layers=4, tokens_mlp_dims=32, channels_mlp_dims=128),
+        ),
+    ),
+    'maxvit': Network(
+        functools.partial(
+            torchvision.models.MaxVit, (64, 64), 16, 4, [16, 32], [2, 2], 8, 0.0, num_classes=10
+        ),
+        size=64,
+    ),
+    'regnet_torchvision': Network(_torchvision('regnet_y_400mf'), slow=True, other=48),
+    'conformer': Network(
+        _of(
+            [256, 64],
+            head='ConformerHead',
+            pooled=False,
+            type='Conformer',
+            arch=dict(embed_dims=64, depths=12, num_heads=4, channel_ratio=1),
+            base_channels=64,
+        ),
+        size=64,
+        slow=True,
+    ),
+}
+ALL = NETWORKS | OTHERS
 
 
 class Residual(nn.Module):
@@ -142,8 +352,7 @@ TINY_INPUT = torch.zeros(1, 3, 8, 8)
 def names(chosen: Iterable[str] = NETWORKS) -> list:
     """Networks as parameters of a test, the large ones marked as slow."""
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if NETWORKS[name].slow else [])
-        for name in chosen
+        pytest.param(name, marks=[pytest.mark.slow] if ALL[name].slow else []) for name in chosen
     ]
 
 
@@ -151,7 +360,7 @@ def build(name: str) -> nn.Module:
     """A network in eval mode whose every channel matters: same name, same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = NETWORKS[name].build()
+        model = ALL[name].build()
         randomize(model)
     model.eval()  # which returns None for some of mmpretrain's backbones
     return model
@@ -173,7 +382,7 @@ def randomize(model: nn.Module) -> None:
 
 def images(name: str, batch: int = 2, seed: int = 0) -> Tensor:
     """Noise of the size that the network takes."""
-    size = NETWORKS[name].size
+    size = ALL[name].size
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, size, size, generator=generator)
 

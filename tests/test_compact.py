@@ -45,6 +45,7 @@ def test_rebuilt_equals_the_export(name, supernet_of):
 def test_plan_of_the_dense_network_is_empty(supernet):
     plan = supernet.compact_plan(supernet.space.largest)
     assert plan.shapes == {}
+    assert plan.calls == {}
     assert plan.skipped == ()
     for path, sizes in plan.sizes.items():
         for name, size in sizes.items():
@@ -86,10 +87,10 @@ def test_plan_of_a_part_describes_that_part(supernet):
     part.load_state_dict(export.stage1.state_dict())
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(part(x), export.stage1(x))
-    assert plan.within('stage') == CompactPlan({}, {}, ())  # a path, not a prefix
+    assert plan.within('stage') == CompactPlan({}, {}, {}, ())  # a path, not a prefix
 
 
-PLAN = dict(shapes={}, sizes={}, skipped=())
+PLAN = dict(shapes={}, sizes={}, calls={}, skipped=())
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ PLAN = dict(shapes={}, sizes={}, skipped=())
         (dict(PLAN, shapes={'head.bias': (6,)}), r'head\.bias: shape \(6,\) is not within .* \(5,'),
         (dict(PLAN, shapes={'head.bias': (1, 1)}), r'shape \(1, 1\) is not within the dense \(5,'),
         (dict(PLAN, sizes={'body': {'in_features': 3}}), "Tiny has no 'body.in_features'"),
+        (dict(PLAN, calls={'body': [['reshape', [4], [2], []]]}), "Tiny has no 'body'"),
         (dict(PLAN, skipped=('stage3.1',)), "Tiny has no 'stage3.1'"),
         (dict(PLAN, skipped=('stage1.7',)), "Tiny has no 'stage1.7'"),
     ],
@@ -110,7 +112,7 @@ def test_plans_of_other_networks_are_refused(plan, message):
         compact(tiny(), CompactPlan.from_dict(plan))
 
 
-@pytest.mark.parametrize('fields', [{'shapes': {}, 'sizes': {}}, dict(PLAN, version=1), {}])
+@pytest.mark.parametrize('fields', [{'shapes': {}, 'sizes': {}, 'skipped': ()}, dict(PLAN, version=1), {}])
 def test_other_fields_are_refused(fields):
     with pytest.raises(CompactPlanError, match=r'plan has the fields \[.*\]; expected shapes'):
         CompactPlan.from_dict(fields)

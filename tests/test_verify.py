@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmstp import Architecture, ChannelGraph, Supernet, verify
-from mmstp.dynamic import Selection, SubnetPlan
+from mmstp.dynamic import DENSE, Selection
 from mmstp.verify import VerificationError, Verifier
 from tests.networks import TINY_INPUT, tiny
 
@@ -105,8 +105,7 @@ def test_narrow_outputs_are_compared():
     architecture = supernet.space.smallest
     plan, units = planned(supernet, architecture)
     assert check.difference(plan, units) == ''
-    nothing = SubnetPlan({}, {}, frozenset())
-    reason = check.difference(nothing, units)
+    reason = check.difference(DENSE, units)
     assert reason == 'its output has shape (1, 24, 8, 8) when narrowed, not (1, 8, 8, 8)'
 
 
@@ -115,7 +114,7 @@ def test_model_and_random_state_stay(supernet):
     state = copy.deepcopy(model.state_dict())
     before = torch.get_rng_state()
     graph = ChannelGraph.from_model(model, [TINY_INPUT])
-    Verifier(model, graph, [TINY_INPUT])
+    Verifier(model, graph, [TINY_INPUT]).check_dense()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -141,8 +140,11 @@ class NotANumber(Noisy):
 def test_models_that_cannot_be_compared_are_refused(cls):
     model = cls()
     graph = ChannelGraph.from_model(model, [TINY_INPUT])
-    with pytest.raises(VerificationError, match=f'the trace of {cls.__name__} does not compute'):
-        Verifier(model, graph, [TINY_INPUT])
+    message = f'the trace of {cls.__name__} does not compute'
+    with pytest.raises(VerificationError, match=message):
+        Verifier(model, graph, [TINY_INPUT]).check_dense()
+    with pytest.raises(VerificationError, match='does not compute what the model does'):
+        Supernet(model, TINY_INPUT, stem=True)
 
 
 def test_signals_of_a_fresh_network_do_not_vanish(supernet):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import traceback
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,15 +89,41 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
 def _export(
     model: nn.Module, inputs: Sequence[Tensor], live: Collection[nn.Module]
 ) -> torch.export.ExportedProgram:
+    level, pages = logging.root.manager.disable, io.StringIO()
     try:
-        with eval_mode(model, live), torch.no_grad():
+        logging.disable(logging.WARNING)  # before it fails, the exporter prints all that it has
+        with (
+            redirect_stdout(pages),
+            redirect_stderr(pages),
+            eval_mode(model, live),
+            torch.no_grad(),
+        ):
             return torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:
         raise TraceError(
             f'{type(model).__name__} cannot be traced with inputs of shape '
-            f'{[tuple(x.shape) for x in inputs]}: torch.export says: '
-            f'{type(error).__name__}: {error}'
+            f'{[tuple(x.shape) for x in inputs]}: {_reason(error)}'
         ) from error
+    finally:
+        logging.disable(level)
+
+
+def _reason(error: Exception) -> str:
+    """What was the matter, where in the model's code, and what can be done."""
+    torch_root = str(Path(torch.__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(torch_root) and frame.filename != __file__
+    ]
+    place = f' at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})' if frames else ''
+    if 'data-dependent' in str(error):
+        return (
+            f'its forward goes by the values of a tensor{place}. Only what goes by shapes can be '
+            'followed: write it with operators on tensors (torch.where), or leave that part out of '
+            'the model that is pruned'
+        )
+    return f'{type(error).__name__}{place}: {error}'
 
 
 def _inline(module: fx.GraphModule) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmstp import ChannelGraph, Supernet
+from mmstp.graph import trace
 from tests.networks import TINY_INPUT, Residual, build, images, tiny
 
 
@@ -35,9 +36,9 @@ class Net(nn.Module):
         return self.head(self.between(self.body, self.stem(x)))
 
 
-def runs(model, **options):
+def runs(model):
     """First and skippable blocks of every run, by path."""
-    graph = ChannelGraph.from_model(model.eval(), [torch.randn(1, 3, 4, 4)], **options)
+    graph = ChannelGraph.from_model(model.eval(), [torch.randn(1, 3, 4, 4)])
     return [(run.first, [block.path for block in run.skippable]) for run in graph.runs]
 
 
@@ -225,7 +226,17 @@ def test_frozen_kinds_stay():
     )
     model = Net(body, lambda b, x: b['b'](b['a'](x).tanh()))
     assert len(runs(model)) == 2
-    assert runs(model, freeze={'body.a.*': 'why'}) == [('body.b.0', ['body.b.1'])]
+    traced = trace(model, [torch.randn(1, 3, 4, 4)])
+    graph = ChannelGraph.from_trace(model, traced, freeze={'body.a.*': 'why'})
+    assert [run.paths for run in graph.runs] == [('body.b.0', 'body.b.1')]
+
+
+def test_frozen_kinds_of_layers_stay():
+    model = Net(nn.Sequential(nn.Conv2d(16, 24, 1), nn.Conv2d(24, 16, 1))).eval()
+    traced = trace(model, [torch.randn(1, 3, 4, 4)])
+    graph = ChannelGraph.from_trace(model, traced, freeze={'body.*': 'why'})
+    assert [group.name for group in graph.groups] == ['stem']
+    assert (graph.fixed['body.0'], graph.fixed['body.1']) == ('why', 'why')
 
 
 @pytest.mark.parametrize('depth', [1, 2, 3])
