@@ -35,6 +35,19 @@ def eval_mode(model: nn.Module, live: Collection[nn.Module] = ()) -> Iterator[No
             module.training = training
 
 
+def renew(model: nn.Module) -> None:
+    """Has modules drop what they keep in eval mode, and work it out anew from what they hold now.
+
+    The modes stay as they are.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in overriding(model):
+        module.train(True)
+        module.train(modes[module])
+    for module, training in modes.items():
+        module.training = training
+
+
 def overriding(model: nn.Module) -> list[nn.Module]:
     """The modules that have a ``train()`` of their own."""
     return [module for module in model.modules() if type(module).train is not nn.Module.train]

@@ -25,8 +25,8 @@ from .dynamic import (
     sized_calls,
     sizes_of,
 )
-from .graph import WHOLE, ChannelGraph, first_keys, kind_of, trace, warm_up
-from .modes import eval_mode
+from .graph import WHOLE, ChannelGraph, first_keys, kept_by_forward, kind_of, trace
+from .modes import renew
 from .space import SearchSpace
 from .verify import Verifier
 
@@ -100,7 +100,7 @@ class Supernet:
                 self._make_static()
             if not failing:
                 break
-            if warm_up(model, self.inputs):
+            if kept_by_forward(model, self.inputs):
                 traced, frozen = trace(model, self.inputs), {}
             else:
                 frozen.update(failing)
@@ -251,8 +251,7 @@ class Supernet:
         }
         compact(network, self.compact_plan(architecture), tensors)
         if self.graph.trace.live:
-            with eval_mode(network):
-                pass  # what its modules keep in eval mode is worked out anew
+            renew(network)
         return network
 
     def order_channels(self, norm: int = 2) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..graph import ChannelGraph, SizedCall
+from ..graph import ChannelGraph, DimMap, SizedCall
 from .calls import SIZED_OPERATORS, Call
 from .forwards import forward_of
 from .sizes import Size, sizes_of
@@ -70,27 +70,57 @@ class TracedCall:
     modules: tuple[str, ...]
     call: SizedCall
 
+    def alike(self, other: TracedCall) -> bool:
+        """Whether both take the same sizes in every architecture."""
+        a, b = self.call, other.call
+        return (
+            (self.name, a.sizes, a.runs) == (other.name, b.sizes, b.runs)
+            and len(a.dims) == len(b.dims)
+            and all(_same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
+        )
+
+
+def _same(first: DimMap | None, second: DimMap | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first.group, second.group) and np.array_equal(first.unit, second.unit)
+
 
 def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[TracedCall, ...]]:
     """For every module that gives sizes of channels to operators, all such calls of its forward.
 
-    Calls inside a module with a forward of its own (`register_forward`) are left out: they are
-    not the ones that are traced.
+    A module that is called several times makes the same calls each time. Calls inside a module
+    with a forward of its own (`register_forward`) are left out: they are not those of the trace.
     """
     own = {path for path, module in model.named_modules() if forward_of(module) is not None}
     sized = [
-        TracedCall(SIZED_OPERATORS[call.operator], call.modules, call)
+        TracedCall(SIZED_OPERATORS[call.operator], tuple(path for path, _ in call.modules), call)
         for call in graph.calls
-        if call.operator in SIZED_OPERATORS and own.isdisjoint(call.modules)
+        if call.operator in SIZED_OPERATORS and own.isdisjoint(path for path, _ in call.modules)
     ]
     callers = {
         one.modules[-1] if one.modules else ''
         for one in sized
         if one.call.runs or any(dim is not None for dim in one.call.dims)
     }
-    return {
-        path: tuple(one for one in sized if path in one.modules or not path) for path in callers
-    }
+    return {path: _of_one_call(path, sized) for path in callers}
+
+
+def _of_one_call(path: str, sized: Sequence[TracedCall]) -> tuple[TracedCall, ...]:
+    """What a module calls each time; everything, where that differs: verification will tell."""
+    if not path:
+        return tuple(sized)
+    times: dict[str, list[TracedCall]] = defaultdict(list)
+    for one in sized:
+        for module, key in one.call.modules:
+            if module == path:
+                times[key].append(one)
+    first, *others = times.values()
+    same = all(
+        len(first) == len(other) and all(a.alike(b) for a, b in zip(first, other, strict=True))
+        for other in others
+    )
+    return tuple(first) if same else tuple(one for made in times.values() for one in made)
 
 
 def plan_subnet(

@@ -48,6 +48,10 @@ def sizes_of(module: nn.Module, kept: Kept) -> dict[str, Size]:
 def _convolution(module: nn.Module, kept: Kept) -> dict[str, Size]:
     assert isinstance(module, _ConvNd)
     dims = kept.get('weight', {})
+    if module.transposed:  # grouped ones stay whole
+        inner = len(dims[0]) if 0 in dims else module.in_channels
+        outer = len(dims[1]) if 1 in dims else module.out_channels
+        return {'in_channels': inner, 'out_channels': outer}
     rows = dims.get(0, np.arange(module.out_channels))
     columns = len(dims[1]) if 1 in dims else module.weight.shape[1]
     groups = module.groups

@@ -13,7 +13,7 @@ from .channel_graph import (
 )
 from .handlers import HANDLERS, register_handler
 from .nodes import operator_name
-from .walk import TraceError, first_keys, trace, warm_up
+from .walk import TraceError, first_keys, kept_by_forward, trace
 
 __all__ = [
     'HANDLERS',
@@ -27,9 +27,9 @@ __all__ = [
     'Statistics',
     'TraceError',
     'first_keys',
+    'kept_by_forward',
     'kind_of',
     'operator_name',
     'register_handler',
     'trace',
-    'warm_up',
 ]

@@ -54,7 +54,7 @@ class Run:
 def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
     """Runs of blocks in order of execution.
 
-    A block is a module with one input and one output of the same shape and the same channels, at
+    A block is a module with an input and one output of the same shape and the same channels, at
     least one parameter, and a path between the two that only adds or activates.
     """
     calls = _calls(graph)
@@ -105,12 +105,13 @@ def _candidates(
             continue
         (nodes,) = regions
         inputs, outputs = _border(nodes)
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(outputs) != 1 or sum(macs[node] for node in nodes) < NEGLIGIBLE * total:
             continue
-        (source,), (sink,) = inputs, outputs
-        enough = sum(macs[node] for node in nodes) >= NEGLIGIBLE * total
-        if enough and _same(walk, source, sink) and _identity_path(source, sink, nodes):
-            candidates.append(Block(path, source, sink, nodes))
+        (sink,) = outputs
+        for source in inputs:  # of several (positions, masks) the one that is the residual stream
+            if _same(walk, source, sink) and _identity_path(source, sink, nodes):
+                candidates.append(Block(path, source, sink, nodes))
+                break
     return candidates
 
 

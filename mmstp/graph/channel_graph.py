@@ -122,14 +122,15 @@ class SizedCall:
 
     Attributes:
         operator: Its name in the trace.
-        modules: The modules in whose forward it is made, outermost first.
+        modules: The modules in whose forward it is made, outermost first, with a key for each
+            of their calls.
         sizes: Of the output's dimensions, or of the parts of a split.
         dims: For each of the sizes what it counts; None where it counts no free channels.
         runs: Of a reshape: which dimensions of the input become which of the output.
     """
 
     operator: str
-    modules: tuple[str, ...]
+    modules: tuple[tuple[str, str], ...]
     sizes: tuple[int, ...] = ()
     dims: tuple[DimMap | None, ...] = ()
     runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
@@ -324,7 +325,8 @@ def _calls(
     for node in graph.nodes:
         if node.op != 'call_function' or str(node.target).endswith('.dtype'):
             continue
-        name, modules = operator_name(node), tuple(module_stack(node).values())
+        name = operator_name(node)
+        modules = tuple((path, key) for key, path in module_stack(node).items())
         if node in sized:
             call = sized[node]
             dims = tuple(map(free_dim, call.ids))

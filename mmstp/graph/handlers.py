@@ -56,6 +56,7 @@ def convolution(
     ids = walk.ids
     x = ids.keep_whole(x, range(2, len(x.shape)), 'varies over the space that a convolution sees')
     ids.keep_whole(weight, range(2, len(weight.shape)), 'the size of a kernel')
+    x = ids.group_along(x, [1])
     channels = walk.line(x, 1)
     columns = walk.line(weight, 1)
     rows = walk.line(weight, 0)
@@ -80,10 +81,38 @@ def convolution(
     walk.produced(node, weight)
     shape = output_shape(node)
     factors = [factor.reshape(-1, *[1] * (len(shape) - 2)) for factor in _lines(walk, weight, 0)]
-    out = ids.value(shape, [factor[None] for factor in factors])
+    batch = [factor for factor in x.factors if varying(factor) == [0]]
+    out = ids.value(shape, [*batch, *(factor[None] for factor in factors)])
     if bias is not None:
         out = _add_bias(walk, node, out, bias, 1)
     kernel_and_space = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
+    walk.cost(node, 'matmul', [(weight, 0), (weight, 1)], kernel_and_space)
+    return out
+
+
+@register_handler('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
+def transposed_convolution(
+    walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
+    stride: object = None, padding: object = None, output_padding: object = None,
+    groups: int = 1, *args: Any,
+) -> Value:  # fmt: skip
+    """Its weight has input channels first. Grouped, its channels stay."""
+    ids = walk.ids
+    space = range(2, len(x.shape))
+    x = ids.keep_whole(x, space, 'varies over the space that a convolution sees')
+    ids.keep_whole(weight, space, 'the size of a kernel')
+    shape = output_shape(node)
+    if groups > 1:
+        for value in (x, weight, *([] if bias is None else [bias])):
+            ids.freeze_value(value, 'a transposed convolution in groups')
+        return Value(shape)
+    _tie_lines(walk, walk.line(x, 1), walk.line(weight, 0))
+    walk.produced(node, weight, 1)
+    rows = [line.reshape(1, -1, *[1] * len(space)) for line in _lines(walk, weight, 1)]
+    out = ids.value(shape, rows)
+    if bias is not None:
+        out = _add_bias(walk, node, out, bias, 1)
+    kernel_and_space = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0]
     walk.cost(node, 'matmul', [(weight, 0), (weight, 1)], kernel_and_space)
     return out
 
@@ -501,6 +530,29 @@ def spread(walk: Any, x: Value, shape: Sequence[int]) -> Value:
         for dim in grown
     ]
     return Value(tuple(shape), [*x.factors, *fresh])
+
+
+@register_handler('repeat_interleave')
+def repeat_interleave(
+    walk: Any, node: fx.Node, x: Value, count: int | Value, dim: int | None = None, **kwargs: Any
+) -> Value:
+    if dim is None or isinstance(count, Value):
+        walk.ids.freeze_value(x, 'repeated in a way that is not followed')
+        return plain(node)
+    shape, dim = output_shape(node), dim % len(x.shape)
+    if x.shape[dim] == 1:
+        return spread(walk, x, shape)
+    copies = [np.repeat(f, count, dim) if f.shape[dim] > 1 else f for f in x.factors]
+    return walk.ids.value(shape, copies)
+
+
+@register_handler('unfold')
+def windows(walk: Any, node: fx.Node, x: Value, dim: int, size: int, step: int) -> Value:
+    """Windows of a dimension, in one that is added behind."""
+    dim %= len(x.shape)
+    x = walk.ids.keep_whole(x, [dim], 'varies along what is cut into windows')
+    kept = [f for f in x.factors if f.shape[dim] == 1]
+    return Value(output_shape(node), [f[..., None] for f in kept])
 
 
 @register_handler('im2col')

@@ -151,10 +151,14 @@ class ChannelIds:
         """An element-wise operator: what meets is tied.
 
         Along a dimension that meets one without ids (of which nothing may be dropped), nothing
-        may be dropped either.
+        may be dropped either. Where ids over several dimensions (heads and their width) meet ids
+        over some of these, the first (whole heads) stays free.
         """
         rank = len(shape)
         aligned = [_align(operand, rank) for operand in operands]
+        aligned = [
+            self._first_free(one, aligned[:i] + aligned[i + 1 :]) for i, one in enumerate(aligned)
+        ]
         settled = False
         while not settled:  # what is kept whole for one operand's sake may meet another's ids
             settled = True
@@ -175,6 +179,15 @@ class ChannelIds:
                         if (partner := other.factor(dim)) is not None:
                             self.unite(factor, partner)
         return self.value(shape, [factor for one in aligned for factor in one.factors])
+
+    def _first_free(self, value: Value, others: Sequence[Value]) -> Value:
+        factors = []
+        for factor in value.factors:
+            dims = varying(factor)
+            met = [set(varying(f)) for other in others for f in other.factors]
+            fewer = any(part < set(dims) for part in met if part)
+            factors.append(self.tie(factor, dims[1:]) if fewer else factor)
+        return Value(value.shape, factors)
 
     def contract(
         self, operands: Sequence[Value], shape: Sequence[int], dims: Iterable[int]
@@ -226,16 +239,29 @@ class ChannelIds:
         return Value(tuple(shape), [factor.transpose(order) for factor in value.factors])
 
     def concatenate(self, values: Sequence[Value], dim: int, shape: Sequence[int]) -> Value:
-        """Concatenation: ids along ``dim`` one behind the other, elsewhere tied."""
+        """Concatenation: ids along ``dim`` one behind the other, elsewhere tied.
+
+        What is concatenated for every position of other dimensions (the halves of every head)
+        still varies over those, unless one of the tensors has no ids to vary.
+        """
         joined = [value.factor(dim) for value in values]
         along: list[Ids] = []
         if any(factor is not None for factor in joined):
+            every = all(factor is not None for factor in joined)
             for value, factor in zip(values, joined, strict=True):
                 if factor is None:
                     factor = self.fresh(value.shape[dim]).reshape(_along(len(shape), dim))
                     self.freeze(factor, 'concatenated from a tensor of fixed size')
                 others = [d for d in varying(factor) if d != dim]
-                along.append(self.tie(factor, others))
+                along.append(factor if every else self.tie(factor, others))
+            across = {d for factor in along for d in varying(factor) if d != dim}
+            along = [
+                np.broadcast_to(
+                    factor,
+                    [shape[d] if d in across else n for d, n in enumerate(factor.shape)],
+                )
+                for factor in along
+            ]
         rest = [
             Value(
                 tuple(1 if d == dim else size for d, size in enumerate(value.shape)),
@@ -243,8 +269,8 @@ class ChannelIds:
             )
             for value in values
         ]
-        across = self.combine(rest, [1 if d == dim else size for d, size in enumerate(shape)])
-        factors = [*across.factors, *([np.concatenate(along, axis=dim)] if along else [])]
+        elsewhere = self.combine(rest, [1 if d == dim else size for d, size in enumerate(shape)])
+        factors = [*elsewhere.factors, *([np.concatenate(along, axis=dim)] if along else [])]
         return self.value(shape, factors)
 
     def take(self, value: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:

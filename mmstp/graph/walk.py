@@ -51,16 +51,12 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         TraceError: If the export fails; the message holds the exporter's own.
     """
     live = caching(model)
-    states = {module: _State(module) for module in model.modules() if module not in live}
+    # What a forward keeps in eval mode for the next one is worked out by the dense network too.
+    # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
+    asked = [m for m in overriding(model) if m._parameters and m not in live]
+    if asked:
+        live |= kept_by_forward(model, inputs).intersection(asked)
     program = _export(model, inputs, live)
-    if changed := {module for module, state in states.items() if state.restore()}:
-        # what a forward keeps for the next one must not come from a trace: do without, where
-        # train mode does, or have the model itself work it out first
-        if without := changed.intersection(overriding(model)):
-            live |= without
-        else:
-            warm_up(model, inputs)
-        program = _export(model, inputs, live)
     _inline(program.graph_module)
     names = tuple(
         str(spec.target)
@@ -75,15 +71,21 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     )
 
 
-def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Runs a forward; returns whether the model kept tensors of it for the next one.
+def kept_by_forward(model: nn.Module, inputs: Sequence[Tensor]) -> set[nn.Module]:
+    """The modules that keep tensors of a forward in eval mode for the next one.
 
-    The exporter hides what a forward keeps in attributes, and traces how it is worked out.
+    They keep them: the exporter hides what a forward keeps, and traces how it is worked out.
+
+    Raises:
+        TraceError: If the forward fails.
     """
-    states = [_State(module) for module in model.modules()]
-    with eval_mode(model), torch.no_grad():
-        model(*inputs)
-    return any(state.changed() for state in states)
+    try:
+        with eval_mode(model), torch.no_grad():
+            states = {module: _State(module) for module in model.modules()}
+            model(*inputs)
+            return {module for module, state in states.items() if state.changed()}
+    except Exception as error:
+        raise TraceError(_failed(model, inputs, error)) from error
 
 
 def _export(
@@ -100,16 +102,17 @@ def _export(
         ):
             return torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:
-        raise TraceError(
-            f'{type(model).__name__} cannot be traced with inputs of shape '
-            f'{[tuple(x.shape) for x in inputs]}: {_reason(error)}'
-        ) from error
+        raise TraceError(_failed(model, inputs, error)) from error
     finally:
         logging.disable(level)
 
 
-def _reason(error: Exception) -> str:
+def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
     """What was the matter, where in the model's code, and what can be done."""
+    what = (
+        f'{type(model).__name__} cannot be traced with inputs of shape '
+        f'{[tuple(x.shape) for x in inputs]}: '
+    )
     torch_root = str(Path(torch.__file__).parent)
     frames = [
         frame
@@ -119,11 +122,11 @@ def _reason(error: Exception) -> str:
     place = f' at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})' if frames else ''
     if 'data-dependent' in str(error):
         return (
-            f'its forward goes by the values of a tensor{place}. Only what goes by shapes can be '
-            'followed: write it with operators on tensors (torch.where), or leave that part out of '
-            'the model that is pruned'
+            f'{what}its forward goes by the values of a tensor{place}. Only what goes by shapes '
+            'can be followed: write it with operators on tensors (torch.where), or leave that part '
+            'out of the model that is pruned'
         )
-    return f'{type(error).__name__}{place}: {error}'
+    return f'{what}{type(error).__name__}{place}: {error}'
 
 
 def _inline(module: fx.GraphModule) -> None:
@@ -169,16 +172,6 @@ class _State:
             for name, value in vars(self._module).items()
             if self._is_state(name) and _other_tensors(value, self._held.get(name))
         ]
-
-    def restore(self) -> bool:
-        """Puts back what `changed`; returns whether anything did."""
-        now, changed = vars(self._module), self.changed()
-        for name in changed:
-            if name in self._held:
-                now[name] = self._held[name]
-            else:
-                del now[name]
-        return bool(changed)
 
 
 def _other_tensors(now: Any, before: Any) -> bool:
@@ -321,11 +314,11 @@ class Walk:
             return None
         return self.ids.tie(factor, [d for d in varying(factor) if d != dim]).reshape(-1)
 
-    def produced(self, node: fx.Node, weight: Value) -> None:
-        """The operator makes new channels: the first dimension of ``weight``."""
+    def produced(self, node: fx.Node, weight: Value, dim: int = 0) -> None:
+        """The operator makes new channels: dimension ``dim`` of ``weight``."""
         key = self._keys.get(id(weight))
         path = caller(node) if key is None else key.rpartition('.')[0]
-        if (line := self.line(weight, 0)) is not None:
+        if (line := self.line(weight, dim)) is not None:
             self.producers.append(Producer(node, path, line))
 
     def cost(
