@@ -28,7 +28,7 @@ class Network:
     build: Callable[[], nn.Module]
     size: int = 32
     slow: bool = False
-    other: int = 0
+    other: int = 64
 
 
 def classifier(
@@ -81,6 +81,7 @@ SLIM_POOLFORMER = dict(
     mlp_ratios=[2] * 4,
     layer_scale_init_value=1.0,
 )
+SLIM_CONVNEXT = dict(depths=[1, 2, 2, 1], channels=[16, 32, 64, 128])
 SLIM_TWINS = dict(
     embed_dims=[32, 64],
     depths=[3, 3],
@@ -112,7 +113,9 @@ NETWORKS = {
     'vgg_bn': Network(_of(512, type='VGG', depth=11, norm_cfg=dict(type='BN'))),
     'vgg': Network(_of(512, type='VGG', depth=11)),
     # its first linear layer takes 7 x 7 positions: no other input size will do
-    'vgg_with_classifier': Network(functools.partial(VGG, 11, num_classes=10), size=224, slow=True),
+    'vgg_with_classifier': Network(
+        functools.partial(VGG, 11, num_classes=10), 224, slow=True, other=0
+    ),
     'densenet': Network(_of(76, type='DenseNet', arch=SLIM_DENSENET)),
     'densenet121': Network(_of(1024, type='DenseNet', arch='121'), slow=True),
     'hrnet': Network(_of(128, type='HRNet', extra=SLIM_HRNET)),
@@ -144,18 +147,26 @@ def _vit(arch: dict, patch_size: int) -> Callable[[], nn.Module]:
     )
 
 
-def _swin(arch: dict, kind: str = 'SwinTransformer', **options: Any) -> Callable[[], nn.Module]:
+def _swin(
+    arch: dict, size: int, kind: str = 'SwinTransformer', **options: Any
+) -> Callable[[], nn.Module]:
     last = len(arch['depths']) - 1
     return _of(
         arch['embed_dims'] * 2**last,
         type=kind,
         arch=arch,
-        img_size=32,
+        img_size=size,
         window_size=4,
         out_indices=(last,),
         drop_path_rate=0.0,
         **options,
     )
+
+
+def _inception() -> nn.Module:
+    # whose weights are drawn slowly, with a warning where it is not said whether to
+    options = dict(aux_logits=False, transform_input=False, init_weights=False)
+    return torchvision.models.Inception3(num_classes=10, **options)
 
 
 def _xcit() -> Callable[[], nn.Module]:
@@ -169,33 +180,29 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 # Attention, other norms than batch norm, and what a mask of layers' first channels cannot express.
 OTHERS = {
-    'mobilenet_v3_small': Network(_of(576, type='MobileNetV3', arch='small'), other=48),
-    'mobilenet_v3_large': Network(_of(960, type='MobileNetV3', arch='large'), other=48),
-    'efficientnet': Network(_of(1280, type='EfficientNet', arch='b0'), slow=True, other=48),
-    'shufflenet_v2': Network(_of(1024, type='ShuffleNetV2'), other=64),
-    'inception_v3': Network(
-        _of(2048, head='InceptionV3Head', pooled=False, type='InceptionV3'), size=80, other=96
-    ),
-    'csp_resnet': Network(_of(1024, type='CSPResNet', depth=50), slow=True, other=48),
+    'mobilenet_v3_small': Network(_of(576, type='MobileNetV3', arch='small')),
+    'mobilenet_v3_large': Network(_of(960, type='MobileNetV3', arch='large')),
+    'efficientnet': Network(_of(1280, type='EfficientNet', arch='b0'), slow=True),
+    'shufflenet_v2': Network(_of(1024, type='ShuffleNetV2')),
+    'inception_v3': Network(_inception, size=80, slow=True, other=96),
+    'csp_resnet': Network(_of(1024, type='CSPResNet', depth=50), slow=True),
     'resnet_gn': Network(
-        _of(512, type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32)), other=48
+        _of(512, type='ResNet', depth=18, norm_cfg=dict(type='GN', num_groups=32)),
     ),
-    'poolformer': Network(_of(128, type='PoolFormer', arch=SLIM_POOLFORMER), other=48),
+    'poolformer': Network(_of(128, type='PoolFormer', arch=SLIM_POOLFORMER)),
     'convnext': Network(
-        _of(64, pooled=False, type='ConvNeXt', arch=dict(depths=[2, 2], channels=[32, 64])),
-        other=48,
+        _of(128, pooled=False, type='ConvNeXt', arch=SLIM_CONVNEXT),
     ),
     'convnext_v2': Network(
         _of(
-            64,
+            128,
             pooled=False,
             type='ConvNeXt',
-            arch=dict(depths=[2, 2], channels=[32, 64]),
+            arch=SLIM_CONVNEXT,
             use_grn=True,
             layer_scale_init_value=0.0,
             linear_pw_conv=False,
         ),
-        other=48,
     ),
     'hornet': Network(
         _of(
@@ -209,20 +216,21 @@ OTHERS = {
                 dw_cfg=[dict(type='DW', kernel_size=7)] * 4,
             ),
         ),
-        other=64,
     ),
-    'vit': Network(_vit(SLIM_VIT, patch_size=8), other=48),
-    'vit_of_the_paper': Network(_vit(VIT_OF_THE_PAPER, patch_size=4), slow=True, other=48),
+    'vit': Network(_vit(SLIM_VIT, patch_size=8)),
+    'vit_of_the_paper': Network(_vit(VIT_OF_THE_PAPER, patch_size=4), slow=True),
     'vit_torchvision': Network(
         functools.partial(
             torchvision.models.VisionTransformer, 32, 8, 3, 4, 64, 128, num_classes=10
-        )
+        ),
+        other=0,
     ),
-    'xcit': Network(_xcit(), other=48),
-    'swin': Network(_swin(SLIM_SWIN), other=48),
+    'xcit': Network(_xcit()),
+    'swin': Network(_swin(SLIM_SWIN, 64), size=64, other=96),
     'swin_of_the_paper': Network(
         _swin(
             SWIN_OF_THE_PAPER,
+            32,
             stage_cfgs=[
                 dict(block_cfgs=dict(ffn_ratio=2)),
                 dict(block_cfgs=dict(ffn_ratio=2)),
@@ -230,10 +238,12 @@ OTHERS = {
             ],
         ),
         slow=True,
-        other=64,
+        other=0,
     ),
     'swin_v2': Network(
-        _swin(dict(SLIM_SWIN, extra_norm_every_n_blocks=0), 'SwinTransformerV2'), other=64
+        _swin(dict(SLIM_SWIN, extra_norm_every_n_blocks=0), 64, 'SwinTransformerV2'),
+        size=64,
+        other=96,
     ),
     'swin_torchvision': Network(
         functools.partial(
@@ -247,17 +257,16 @@ OTHERS = {
             stochastic_depth_prob=0.0,
             num_classes=10,
         ),
-        other=64,
+        size=64,
+        other=96,
     ),
     'twins_svt': Network(
         _of(64, type='SVT', arch=dict(SLIM_TWINS, window_sizes=[4, 4]), out_indices=(1,)),
-        other=48,
     ),
     'twins_pcpvt': Network(
         _of(64, type='PCPVT', arch=SLIM_TWINS, out_indices=(1,)),
-        other=48,
     ),
-    'levit': Network(_of(384, type='LeViT', arch='128s', img_size=64), size=64),
+    'levit': Network(_of(384, type='LeViT', arch='128s', img_size=64), size=64, other=0),
     'efficientformer': Network(
         _of(
             64,
@@ -271,6 +280,7 @@ OTHERS = {
             reshape_last_feat=True,
         ),
         size=224,
+        other=0,
     ),
     'mlp_mixer': Network(
         _of(
@@ -282,14 +292,16 @@ OTHERS = {
             patch_size=8,
             arch=dict(embed_dims=64, num_layers=4, tokens_mlp_dims=32, channels_mlp_dims=128),
         ),
+        other=0,
     ),
     'maxvit': Network(
         functools.partial(
             torchvision.models.MaxVit, (64, 64), 16, 4, [16, 32], [2, 2], 8, 0.0, num_classes=10
         ),
         size=64,
+        other=0,
     ),
-    'regnet_torchvision': Network(_torchvision('regnet_y_400mf'), slow=True, other=48),
+    'regnet_torchvision': Network(_torchvision('regnet_y_400mf'), slow=True),
     'conformer': Network(
         _of(
             [256, 64],
@@ -301,6 +313,7 @@ OTHERS = {
         ),
         size=64,
         slow=True,
+        other=96,
     ),
 }
 ALL = NETWORKS | OTHERS
@@ -378,11 +391,24 @@ def randomize(model: nn.Module) -> None:
             nn.init.normal_(module.bias, std=0.2)
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+        else:
+            _randomize_parameters(module)
 
 
-def images(name: str, batch: int = 2, seed: int = 0) -> Tensor:
-    """Noise of the size that the network takes."""
-    size = ALL[name].size
+def _randomize_parameters(module: nn.Module) -> None:
+    """Those of other norms, and what modules hold by themselves: tokens, positions, scales."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm) and name == 'weight':
+            nn.init.uniform_(parameter, 0.5, 1.5)
+        elif parameter.dim() == 2:  # matrices of attention, tables of positions
+            nn.init.kaiming_normal_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.5)
+
+
+def images(name: str, batch: int = 2, seed: int = 0, size: int = 0) -> Tensor:
+    """Noise of the size that the network takes, or of another."""
+    size = size or ALL[name].size
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, size, size, generator=generator)
 

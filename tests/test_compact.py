@@ -112,7 +112,9 @@ def test_plans_of_other_networks_are_refused(plan, message):
         compact(tiny(), CompactPlan.from_dict(plan))
 
 
-@pytest.mark.parametrize('fields', [{'shapes': {}, 'sizes': {}, 'skipped': ()}, dict(PLAN, version=1), {}])
+@pytest.mark.parametrize(
+    'fields', [{'shapes': {}, 'sizes': {}, 'skipped': ()}, dict(PLAN, version=1), {}]
+)
 def test_other_fields_are_refused(fields):
     with pytest.raises(CompactPlanError, match=r'plan has the fields \[.*\]; expected shapes'):
         CompactPlan.from_dict(fields)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstp import Architecture, ArchitectureError, Supernet, WideResNet
-from mmstp.dynamic import DynamicMixin
+from mmstp.dynamic import CallError, DynamicMixin
 from mmstp.graph import TraceError
 from mmstp.stages import SpaceError
 from mmstp.supernet import SupernetError
@@ -299,28 +299,115 @@ class Ambiguous(Attribute):
         return x.view(len(x), self.channels, self.channels)
 
 
-@pytest.mark.parametrize('cls', [Literal, Ambiguous])
-def test_size_that_no_attribute_holds_alone_is_found(cls):
+@pytest.mark.parametrize('cls', [Literal, Attribute, Ambiguous])
+def test_sizes_in_the_code_are_supplied(cls):
+    """Whether a number stands in the code or in an attribute, and whatever else it counts."""
     model, x = cls().eval(), torch.randn(2, 3, 8, 8)
     expected = model(x)
     supernet = Supernet(model, x)
-    assert 'its forward fails when narrowed' in supernet.space.fixed['inner']
-    assert 'last' not in supernet.space.fixed
-    assert supernet.export(supernet.space.smallest).last.weight.shape[:2] == (16, 64)
+    assert set(supernet.space.fixed) == {'stem', 'head'}
+    architecture = supernet.space.smallest
+    network = supernet.export(architecture)
+    assert network.last.weight.shape[:2] == (16, 24)
+    with supernet.activate(architecture):
+        assert torch.equal(model(x), network(x))
     assert torch.equal(model(x), expected)
 
 
-def test_size_that_an_attribute_holds_follows():
-    model, x = Attribute().eval(), torch.randn(2, 3, 8, 8)
+def test_attributes_of_the_code_stay():
+    """They may mean anything; the calls get their sizes without them."""
+    model = Attribute().eval()
+    supernet = Supernet(model, torch.randn(2, 3, 8, 8))
+    architecture = supernet.space.smallest
+    assert supernet.export(architecture).channels == 64
+    with supernet.activate(architecture):
+        assert model.channels == 64
+
+
+def test_only_modules_that_hold_sizes_are_supplied_with_them():
+    """Where the code works them out from its input, nothing has to be supplied."""
+
+    class Inferred(Baked):
+        def flat(self, x):
+            return x.flatten(2)
+
+    x = torch.randn(2, 3, 8, 8)
+    for cls, supplied in ((Literal, {''}), (Inferred, set())):
+        supernet = Supernet(cls().eval(), x)
+        assert supernet.compact_plan(supernet.space.smallest).calls.keys() == supplied
+
+
+def test_a_forward_that_makes_other_calls_is_refused():
+    class Varying(Literal):
+        """In train mode it takes a detour."""
+
+        def flat(self, x):
+            return x.view(len(x), 64, 8, 8).view(len(x), 64, -1) if self.training else (
+                super().flat(x)
+            )  # fmt: skip
+
+    model, x = Varying().eval(), torch.randn(2, 3, 8, 8)
+    supernet = Supernet(model, x)
+    dense = model.train()(x)
+    with (
+        supernet.activate(supernet.space.smallest),
+        pytest.raises(CallError, match="the model calls 'reshape' where its trace does not"),
+    ):
+        model(x)
+    assert torch.equal(model(x), dense)
+
+
+class Shared(nn.Module):
+    """Holds a size, and is called twice, with something else in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.inner = nn.Conv2d(16, 64, 1)
+        self.mix = Mix()
+        self.head = nn.Conv2d(64, 5, 1)
+
+    def forward(self, x):
+        x = self.inner(self.stem(x))
+        x = self.mix(x).reshape(x.shape[0], 64, -1).view(x.shape)
+        return self.head(self.mix(x))
+
+
+class Mix(nn.Module):
+    def forward(self, x):
+        b, _, h, w = x.shape
+        return x.view(b, 64, h * w).softmax(2).view(b, 64, h, w)
+
+
+def test_a_module_that_is_called_twice_makes_its_calls_each_time():
+    model = Shared().eval()
+    supernet = Supernet(model, torch.randn(1, 3, 4, 4))
+    assert 'inner' not in supernet.space.fixed
+    architecture = supernet.space.smallest
+    network = supernet.export(architecture)
+    x = torch.randn(2, 3, 5, 6)
+    with supernet.activate(architecture):
+        assert torch.equal(model(x), network(x))
+    calls = supernet.compact_plan(architecture).calls
+    assert {path: len(made) for path, made in calls.items()} == {'': 6, 'mix': 2}
+
+
+class WholeBatch(Baked):
+    """Each layer can be narrow; the size that is left over is one of the batch."""
+
+    def flat(self, x):
+        return x.reshape(-1, 64, x.shape[2] * x.shape[3])
+
+
+def test_sizes_between_others_are_the_code_s():
+    model, x = WholeBatch().eval(), torch.randn(1, 3, 8, 8)
     supernet = Supernet(model, x)
     architecture = supernet.space.smallest
     network = supernet.export(architecture)
-    assert 'inner' not in supernet.space.fixed
-    assert network.channels == len(network.inner.weight) == 24
-    with supernet.activate(architecture):
-        assert torch.equal(model(x), network(x))
-        assert model.channels == 24
-    assert model.channels == 64
+    for shape in ((3, 3, 8, 8), (2, 3, 5, 7)):
+        x = torch.randn(shape)
+        with supernet.activate(architecture):
+            assert torch.equal(model(x), network(x))
 
 
 class WrongWhenNarrow(Baked):
@@ -482,7 +569,7 @@ class Deciding(Baked):
     [
         (nn.Linear(3, 5), SpaceError, 'nothing in this model can be pruned: .*an output'),
         (nn.ReLU(), SpaceError, 'nothing in this model can be pruned: it has no layer'),
-        (Forgetful(), VerificationError, 'trace of Forgetful does not compute what the model does'),
+        (Forgetful(), VerificationError, 'Forgetful does not compute what the model does'),
         (Deciding(), TraceError, r'Deciding cannot be traced with inputs of shape \[\(1, 3, 8, 3'),
     ],
 )

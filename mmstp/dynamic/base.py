@@ -95,7 +95,7 @@ def _dynamic_class(
     own: Forward | None,
 ) -> type[nn.Module]:
     members: dict[str, Any] = {
-        **{name: _narrow_tensor(name) for name in tensors},
+        **{name: _narrow_tensor(name, _computes(base)) for name in tensors},
         **{name: _narrow_size(name) for name in sizes},
         '__module__': __name__,
         '__doc__': f'{base.__name__} of which a subnet may use a part.',
@@ -114,7 +114,16 @@ def _dynamic_class(
     return type(f'Dynamic{base.__name__}', (DynamicMixin, base), members)
 
 
-def _narrow_tensor(name: str) -> property:
+def _computes(base: type[nn.Module]) -> bool:
+    """Whether a forward may do more with its weights than hand them to one operator.
+
+    What it works out of a view (a standardised weight) can differ in the last bits from what it
+    works out of the contiguous tensor of the exported module.
+    """
+    return not base.__module__.startswith('torch.nn.modules.')
+
+
+def _narrow_tensor(name: str, contiguous: bool) -> property:
     def get(self: Any) -> Tensor | None:
         is_buffer = name in self._buffers
         tensor = (self._buffers if is_buffer else self._parameters)[name]
@@ -122,6 +131,8 @@ def _narrow_tensor(name: str) -> property:
         if plan is None or tensor is None:
             return tensor
         tensor = plan.narrow(f'{self._path}.{name}' if self._path else name, tensor)
+        if contiguous:
+            tensor = tensor.contiguous()
         # running statistics belong to the main network: a subnet in training updates a copy
         return tensor.clone() if is_buffer and self.training else tensor
 

@@ -163,14 +163,9 @@ def plan_subnet(
     supplied = {
         path: tuple(_call(one, units) for one in made if gone.isdisjoint(one.modules))
         for path, made in calls.items()
-        if gone.isdisjoint(_and_parents(path))
+        if tensors and gone.isdisjoint(_and_parents(path))
     }
-    return SubnetPlan(
-        tensors,
-        sizes,
-        {path: made for path, made in supplied.items() if _concerned(made)},
-        gone,
-    )
+    return SubnetPlan(tensors, sizes, supplied, gone)
 
 
 def _call(traced: TracedCall, units: Sequence[int]) -> Call:
@@ -179,17 +174,6 @@ def _call(traced: TracedCall, units: Sequence[int]) -> Call:
         return Call(traced.name)
     kept = tuple(None if dim is None else len(dim.kept(units)) for dim in traced.call.dims)
     return Call(traced.name, traced.call.sizes, kept, traced.call.runs)
-
-
-def _concerned(calls: Sequence[Call]) -> bool:
-    """Whether a size differs from the dense network's, or may for the sake of others."""
-    counts = [
-        (dense, kept)
-        for call in calls
-        for dense, kept in zip(call.dense, call.kept, strict=True)
-        if kept is not None
-    ]
-    return not counts or any(dense != kept for dense, kept in counts)
 
 
 def _and_parents(path: str) -> set[str]:

@@ -147,9 +147,41 @@ class TwoInputs(Block):
         return x + self.conv(x) * scale
 
 
-def test_a_module_with_two_inputs_is_no_block():
-    body = nn.ModuleList([Block(), TwoInputs()])
-    assert runs(Net(body, lambda b, x: b[1](b[0](x), x.mean((2, 3), keepdim=True)))) == []
+def further_input(body, x):
+    for block in body:
+        scale = x.mean((2, 3), keepdim=True)
+        x = block(x, scale) if isinstance(block, TwoInputs) else block(x)
+    return x
+
+
+def test_a_block_may_have_further_inputs():
+    """Of those, the residual stream is what leads around the layers."""
+    body = nn.ModuleList([Block(), TwoInputs(), TwoInputs()])
+    found = runs(Net(body, further_input))
+    assert found == [('body.0', ['body.1', 'body.2'])]
+    model = Net(body, further_input).eval()
+    supernet = Supernet(model, torch.randn(1, 3, 4, 4))
+    x = torch.randn(2, 3, 4, 4)
+    expected = model.head(body[0](model.stem(x)))
+    row = [0, len(supernet.space.stages[0].widths) - 1]
+    with supernet.activate(supernet.space.decode(row)):
+        assert torch.equal(model(x), expected)
+
+
+class Crossed(Block):
+    """Its residual stream is the second input: the first is what a skipped block hands on."""
+
+    def forward(self, x, y):
+        return y + self.conv(x)
+
+
+def test_a_stream_that_is_no_first_input_is_found_to_be_wrong():
+    body = nn.ModuleList([Block(), Crossed()])
+    model = Net(body, lambda b, x: b[1](x.tanh(), b[0](x)))
+    assert runs(model) == [('body.0', ['body.1'])]
+    supernet = Supernet(model, torch.randn(1, 3, 4, 4), stem=True)
+    assert supernet.graph.runs == ()
+    assert [stage.depths for stage in supernet.space.stages] == [(1,)]
 
 
 # --- how blocks line up ---------------------------------------------------------------------------

@@ -256,16 +256,90 @@ def test_combine_freezes_what_meets_a_fixed_tensor(ids):
 
 
 @pytest.mark.parametrize('keepdim', [False, True])
-def test_reductions_keep_the_other_dimensions(keepdim, ids):
+def test_squeezing_drops_what_varies_along_it_alone(keepdim, ids):
+    """The ids of the others are numpy's; those of the dimensions that go are left in peace."""
     oracle = Oracle(ids, (2, 6, 4, 5), 1, 3)
     shape = (2, 6, 1, 1) if keepdim else (2, 6)
-    out = ids.reduce(oracle.value, [2, -1], keepdim, shape)
+    out = ids.squeeze(oracle.value, [2, 3], keepdim)
+    assert out.shape == shape
     (factor,) = out.factors
     assert np.array_equal(
         np.broadcast_to(factor, shape).reshape(2, 6), oracle.arrays[0][:, :, 0, 0]
     )
-    assert oracle.classes() == 6  # those of the last dimension have to stay
-    assert ids.frozen[0][1] == 'reduced over its channels'
+    assert oracle.classes() == 6 + 5
+
+
+def test_squeezing_ties_what_varies_along_others_too(ids):
+    """Heads and their width, squeezed along the width: whole heads can go."""
+    oracle = Oracle(ids, (2, 4, 3, 5), (1, 2))
+    (factor,) = ids.squeeze(oracle.value, [2]).factors
+    assert factor.shape == (1, 4, 1)
+    assert oracle.classes() == 4
+
+
+@pytest.mark.parametrize(
+    ('dims', 'along', 'classes'),
+    [
+        ([(1, 2)], [2], 4),  # heads and their width: whole heads can go
+        ([(1, 2)], [1], 3),
+        ([(1, 2)], [1, 2], 0),  # it varies along nothing else
+        ([(1, 2)], [0, 3], 12),  # it does not vary there
+        ([1, 2], [2], 4),  # of two factors one stays
+        ([1], [1], 0),
+    ],
+)
+def test_what_is_kept_whole(dims, along, classes, ids):
+    oracle = Oracle(ids, (2, 4, 3, 5), *dims)
+    out = ids.keep_whole(oracle.value, along, 'why')
+    assert oracle.classes() == classes
+    assert {reason for _, reason in ids.frozen} <= {'why'}
+    free = [f for f in out.factors if not set(np.unique(ids.find(f)).tolist()) <= _frozen(ids)]
+    assert not any(f.shape[dim] > 1 for f in free for dim in along)
+
+
+@pytest.mark.parametrize(
+    ('dims', 'along', 'classes'),
+    [
+        ([(1, 2)], [2], 4),
+        ([(1, 2)], [1, 2], 12),  # varies along those alone: all of it is seen at once
+        ([1, 2], [2], 4 + 3),
+        ([1], [1], 4),
+    ],
+)
+def test_what_is_grouped(dims, along, classes, ids):
+    oracle = Oracle(ids, (2, 4, 3, 5), *dims)
+    ids.group_along(oracle.value, along)
+    assert oracle.classes() == classes
+    assert not ids.frozen
+
+
+def test_contraction_ties_what_is_summed_over(ids):
+    """(rows, inner, 1) times (1, inner, columns)."""
+    left, right = Oracle(ids, (6, 8, 1), 0, 1), Oracle(ids, (1, 8, 5), 1, 2)
+    every = ids.contract([left.value, right.value], (6, 8, 5), [1])
+    assert np.array_equal(ids.find(left.arrays[1][0, :, 0]), ids.find(right.arrays[0][0, :, 0]))
+    out = ids.squeeze(every, [1])
+    assert out.shape == (6, 5)
+    assert [f.shape for f in out.factors] == [(6, 1), (1, 5)]
+    assert left.classes() == 6 + 8
+    assert right.classes() == 8 + 5
+
+
+def test_contraction_keeps_heads_together(ids):
+    """(heads, tokens, width) twice: of no head a part of its width is left."""
+    left, right = (Oracle(ids, (4, 5, 3), (0, 2)) for _ in range(2))
+    ids.contract([left.value, right.value], (4, 5, 3), [2])
+    assert left.classes() == right.classes() == 4
+    assert np.array_equal(ids.find(left.arrays[0]), ids.find(right.arrays[0]))
+
+
+def test_combining_settles_whatever_the_order(ids):
+    """Kept whole for one operand's sake, it meets the next operand's ids."""
+    heads = Oracle(ids, (4, 3), (0, 1))
+    row, number = Oracle(ids, (1, 3), 1), Value((4, 3), [ids.fresh(4).reshape(4, 1)])
+    ids.combine([row.value, heads.value, number], (4, 3))
+    assert row.classes() == 0  # meets the number's second dimension, of which nothing can go
+    assert heads.classes() == 4
 
 
 @pytest.mark.parametrize(('shape', 'free'), [((4, 6), 6), ((6, 4), 6), ((2, 3, 8), 8)])
