@@ -15,6 +15,7 @@ from torch import nn
 
 from .algorithm import STP
 from .architecture import Architecture
+from .compact import CompactPlan
 from .hooks import write_json
 from .loading import CheckpointError, differences
 from .modes import eval_mode
@@ -35,8 +36,9 @@ def compact_classifier(
 ) -> dict[str, Any]:
     """The config of a subnet as a classifier of its own.
 
-    The backbone becomes a `CompactBackbone`; in the neck and the head, ``in_channels`` follow the
-    layers that read the narrower features.
+    The backbone becomes a `CompactBackbone`. In the neck and the head, ``in_channels`` follow the
+    layer that reads the narrower features; where that does not do (a head with hidden layers), the
+    part becomes a `CompactPart`.
 
     Args:
         classifier: The dense classifier's config.
@@ -58,18 +60,36 @@ def compact_classifier(
     }
     config.pop('init_cfg', None)
     for part in ('neck', 'head'):
-        for sizes in plan.within(part).sizes.values():
-            if 'in_features' in sizes and isinstance(config.get(part), dict):
-                config[part] = {**config[part], 'in_channels': sizes['in_features']}
-    built = build_model(config)
-    found = differences(built, network.state_dict())
+        own = config.get(part)
+        if isinstance(own, dict):
+            config[part] = _compact_part(own, plan.within(part), getattr(network, part))
+        elif isinstance(own, (list, tuple)):  # built as one part behind the other
+            config[part] = [
+                _compact_part(one, plan.within(f'{part}.{i}'), getattr(network, part)[i])
+                for i, one in enumerate(own)
+            ]
+    found = differences(build_model(config), network.state_dict())
     if found:
         raise ExportError(
-            'the dense config with a compact backbone and in_channels filled in does not build '
-            'the subnet; keep its neck or head whole (space.fix) or describe it by hand:\n  '
+            'the dense config with a compact backbone, neck and head does not build the subnet; '
+            'keep what differs whole (space.fix) or describe it by hand:\n  '
             + '\n  '.join(found[:5])
         )
     return config
+
+
+def _compact_part(
+    config: Mapping[str, Any], plan: CompactPlan, network: nn.Module
+) -> dict[str, Any]:
+    """The config of a neck or head that reads narrower features."""
+    readers = [sizes['in_features'] for sizes in plan.sizes.values() if 'in_features' in sizes]
+    if not readers and not plan.shapes and not plan.calls:
+        return dict(config)
+    if len(readers) == 1 and 'in_channels' in config and not plan.calls:
+        filled = {**config, 'in_channels': readers[0]}
+        if not differences(build_model(filled), network.state_dict()):
+            return filled
+    return {'type': 'mmstp.CompactPart', 'part': dict(config), 'plan': plan.to_dict()}
 
 
 def build_model(config: Mapping[str, Any], scope: str = 'mmpretrain') -> nn.Module:

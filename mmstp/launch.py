@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -128,14 +129,14 @@ def build_stp(config: Config) -> STP:
     Raises:
         LaunchError: If the config's model is not an `STP`.
     """
-    model = config.model.copy()
+    model = copy.deepcopy(config.model)  # some of mmpretrain's modules write into their configs
     if model.get('type') not in ('mmstp.STP', 'STP'):
         raise LaunchError(
             f'model.type is {model.get("type")!r}; this tool needs the config of an STP run, '
             'where it is mmstp.STP'
         )
     if config.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', config.data_preprocessor)
+        model.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
     stp = MODELS.build(model)
     assert isinstance(stp, STP)
     return stp

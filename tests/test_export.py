@@ -18,6 +18,7 @@ from mmstp.export import (
     reload,
     write_export,
 )
+from mmstp.launch import build_stp
 from mmstp.loading import CheckpointError
 from mmstp.registry import MODELS
 from tests import tiny
@@ -113,19 +114,53 @@ def test_plan_of_another_network_is_an_error(folder):
     config.backbone.depth = 50
     with pytest.raises(CompactPlanError, match=r'is not within the dense|has no'):
         MODELS.build(config)
-    with pytest.raises(CompactPlanError, match=r"\['shapes'\]; expected shapes, sizes and skipped"):
+    with pytest.raises(
+        CompactPlanError, match=r"\['shapes'\]; expected shapes, sizes, calls and skipped"
+    ):
         CompactPlan.from_dict({'shapes': {}})
 
 
-def test_a_head_that_the_config_cannot_follow_is_an_error(tmp_path):
-    stp = tiny.stp(
-        model__model__neck=[dict(type='GlobalAveragePooling')],
-        model__model__head__type='StackedLinearClsHead',
-        model__model__head__mid_channels=[64],
-    )
-    cfg = tiny.config(
-        model__model__head__type='StackedLinearClsHead', model__model__head__mid_channels=[64]
-    )
-    narrow = stp.supernet.space.smallest
-    with pytest.raises(ExportError, match=r'space\.fix.*\n.*head\.layers'):
-        write_export(tmp_path, stp.export(narrow), cfg, stp, narrow)
+def test_the_config_of_another_network_is_an_error(tmp_path, stp, architecture):
+    cfg = tiny.config(model__model__backbone__depth=34)
+    with pytest.raises(ExportError, match=r'space\.fix.*\n.*backbone\.layer'):
+        write_export(tmp_path, stp.export(architecture), cfg, stp, architecture)
+
+
+HIDDEN = dict(
+    type='StackedLinearClsHead', num_classes=10, in_channels=128, mid_channels=[64], topk=(1,),
+    loss=dict(type='CrossEntropyLoss'),
+)  # fmt: skip
+VIT = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='VisionTransformer', img_size=16, patch_size=4,
+        arch=dict(embed_dims=32, num_layers=6, num_heads=4, feedforward_channels=64),
+    ),
+    head=dict(
+        type='VisionTransformerClsHead', num_classes=10, in_channels=32, topk=(1,), hidden_dim=48,
+        loss=dict(type='CrossEntropyLoss'), init_cfg=dict(type='Normal', layer='Linear', std=0.1),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{'model.model.head': dict(HIDDEN, _delete_=True)}, {'model.model': dict(VIT, _delete_=True)}],
+    ids=['head with a hidden layer', 'transformer'],
+)
+def test_other_networks_and_heads_are_reloaded(options, tmp_path):
+    cfg = tiny.config(**{'model__target': 0.5, 'model__tolerance': 0.2})
+    for name, value in options.items():
+        value = {k: v for k, v in value.items() if k != '_delete_'}
+        parent, _, key = name.rpartition('.')
+        holder = cfg.model if parent == 'model' else cfg.model.model
+        holder[key] = value
+    stp = build_stp(cfg)
+    stp.init_weights()
+    architecture = stp.supernet.space.smallest
+    network = stp.export(architecture)
+    write_export(tmp_path, network, cfg, stp, architecture)
+    assert max_abs_difference(network, reload(tmp_path), (2, 3, 16, 16)) == 0
+    compact = Config.fromfile(tmp_path / CONFIG).model
+    assert compact.backbone.type == 'mmstp.CompactBackbone'
+    assert compact.head.type == 'mmstp.CompactPart'

@@ -36,9 +36,24 @@ def CompactBackbone(
     """
     config = {**backbone, **options}
     config.pop('init_cfg', None)
-    network: nn.Module = MODELS.build(config)
-    compact(network, CompactPlan.from_dict(plan))
+    network = CompactPart(config, plan)
     if init_cfg is not None:
         vars(network)['init_cfg'] = dict(init_cfg)
-    require_fit(network, 'A compact backbone takes the weights of the export that it describes.')
+    return network
+
+
+@MODELS.register_module()
+def CompactPart(part: Mapping[str, Any], plan: Mapping[str, Any]) -> nn.Module:
+    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`.
+
+    Args:
+        part: The dense part's config.
+        plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
+
+    Raises:
+        CompactPlanError: If the plan does not fit the part.
+    """
+    network: nn.Module = MODELS.build(dict(part))
+    compact(network, CompactPlan.from_dict(plan))
+    require_fit(network, 'A compact network takes the weights of the export that it describes.')
     return network

@@ -22,6 +22,4 @@ model = dict(
         ),
     ),
     input_shape=(3, 128, 128),
-    # What the head reads may shrink, its hidden layer not: an export has no field for that.
-    space=dict(fix=['^head']),
 )
