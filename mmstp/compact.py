@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .dynamic import (
     Call,
     Size,
-    first_argument,
     forward_of,
     replace_forward,
+    skip,
     supply_sizes,
 )
 from .modes import eval_mode
@@ -95,13 +95,6 @@ class CompactPlan:
         return CompactPlan(inside(self.shapes), inside(self.sizes), inside(self.calls), skipped)
 
 
-class Skipped(nn.Identity):
-    """A block that is left out: returns the first of what it is called with."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return first_argument(args, kwargs)
-
-
 def compact(
     model: nn.Module, plan: CompactPlan, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -118,10 +111,7 @@ def compact(
             shape that is not within the dense one.
     """
     for path in plan.skipped:
-        parent = _module(model, path.rpartition('.')[0], path)
-        identity = Skipped()
-        identity.training = _module(model, path, path).training
-        setattr(parent, path.rpartition('.')[2], identity)
+        skip(_module(model, path, path))
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     for key, shape in plan.shapes.items():
         if any(key.startswith(path + '.') for path in plan.skipped):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .architecture import Architecture
 from .pool import ENUMERABLE, Budget, BudgetError, feasible_rows
+from .stages import by_reason
 from .supernet import Supernet
 
 # architectures looked for where a space is too large to be enumerated
@@ -29,10 +30,9 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     lines.append('')
     if space.fixed:
         lines.append('fixed:')
-        by_reason: dict[str, list[str]] = {}
-        for path, reason in space.fixed.items():
-            by_reason.setdefault(reason, []).append(path)
-        lines += [f'    {", ".join(paths)}: {reason}' for reason, paths in by_reason.items()]
+        lines += [
+            f'    {", ".join(paths)}: {reason}' for reason, paths in by_reason(space.fixed).items()
+        ]
     for operator, paths in supernet.graph.unknown.items():
         lines.append(f'    operator {operator!r} has no handler; called by {", ".join(paths)}')
     low, dense = (space.smallest, space.largest)

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from .architecture import Architecture, ArchitectureError
 from .graph import ChannelGraph, Group
-from .stages import SpaceError, find_stages, free_groups, read_widths, with_choices
+from .stages import (
+    SpaceError,
+    by_reason,
+    find_stages,
+    free_groups,
+    read_widths,
+    with_choices,
+)
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
@@ -66,7 +73,12 @@ class SearchSpace:
         found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
         self.stages = tuple(with_choices(found, stages or {}))
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
-            reasons = '; '.join(f'{k}: {v}' for k, v in list(self.fixed.items())[:8])
+            reasons = '; '.join(
+                ', '.join(paths[:3])
+                + (f' and {len(paths) - 3} more' * (len(paths) > 3))
+                + f': {why}'
+                for why, paths in by_reason(self.fixed).items()
+            )
             raise SpaceError(
                 'nothing in this model can be pruned: '
                 + (f'what was found has to stay ({reasons})' if reasons else

@@ -85,6 +85,14 @@ def free_groups(
     return free, fixed
 
 
+def by_reason(fixed: Mapping[str, str]) -> dict[str, list[str]]:
+    """Layers that stay whole, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in fixed.items():
+        reasons.setdefault(reason, []).append(path)
+    return reasons
+
+
 def find_stages(
     graph: ChannelGraph, free: Sequence[int], widths: tuple[float, ...], depths: bool, cut: int
 ) -> list[Stage]:

@@ -40,6 +40,7 @@ class Verifier:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor]) -> None:
         self._graph = graph
+        self._name = type(model).__name__.removeprefix('Dynamic')
         self._model = copy.deepcopy(model)
         self._subnet = next(
             (m._subnet for m in self._model.modules() if isinstance(m, DynamicMixin)),
@@ -66,7 +67,7 @@ class Verifier:
             reason = self.difference(DENSE, [group.units for group in self._graph.groups])
         if reason:
             raise VerificationError(
-                f'the trace of {type(self._model).__name__} does not compute what the model does '
+                f'the trace of {self._name} does not compute what the model does '
                 f'({reason}): its forward depends on values, on chance or on its own state'
             )
 
@@ -93,7 +94,10 @@ class Verifier:
             return f'its forward fails when narrowed: {type(error).__name__}: {error}', False
         finally:
             self._subnet.plan = None
-        masked = self._masked_outputs(plan, units, inputs)
+        try:
+            masked = self._masked_outputs(plan, units, inputs)
+        except Exception as error:  # a trace that lacks what the exporter cannot express
+            return f'its trace fails to run: {type(error).__name__}: {error}', False
         for a, b in zip(narrow, masked, strict=True):
             if a.shape != b.shape:
                 shapes = f'{tuple(a.shape)} when narrowed, not {tuple(b.shape)}'

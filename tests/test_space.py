@@ -230,6 +230,8 @@ def test_outputs_stay_and_say_why(resnet50):
     [
         ({'divisor': 0}, r'space\.divisor=0: expected a whole number of at least 1'),
         ({'divisor': 2.5}, r'space\.divisor=2\.5'),
+        ({'cut': 0}, r'space\.cut=0: expected a whole number of at least 1'),
+        ({'cut': 1.5}, r'space\.cut=1\.5'),
         ({'widths': ()}, r'space\.widths=\(\): expected a list of fractions in \(0, 1\]'),
         ({'widths': (0.5, 1.2)}, r'space\.widths=\(0\.5, 1\.2\)'),
         ({'widths': (0,)}, r'space\.widths=\(0,\)'),
@@ -267,6 +269,116 @@ def test_outputs_stay_and_say_why(resnet50):
 def test_options_out_of_range(options, message, small):
     with pytest.raises(SpaceError, match=message):
         SearchSpace(small, **options)
+
+
+class Layer(nn.Module):
+    """Attention of 3 heads and hidden channels, both around a norm over the stream."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.width = width
+        self.norm1, self.norm2 = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.qkv, self.proj = nn.Linear(24, 9 * width), nn.Linear(3 * width, 24)
+        self.up, self.down = nn.Linear(24, 32), nn.Linear(32, 24)
+
+    def forward(self, x):
+        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, 3, self.width)).permute(2, 0, 3, 1, 4)
+        out = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
+        x = x + self.proj(out.transpose(1, 2).flatten(2))
+        return x + self.down(self.up(self.norm2(x)).relu())
+
+
+class Transformer(nn.Module):
+    def __init__(self, layers, width=8):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 24, 2, 2)
+        self.layers = nn.Sequential(*(Layer(width) for _ in range(layers)))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.head(self.layers(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def transformer(layers, width=8):
+    return ChannelGraph.from_model(Transformer(layers, width).eval(), [torch.randn(1, 3, 4, 4)])
+
+
+@pytest.fixture(scope='module')
+def seven():
+    return transformer(7)
+
+
+@pytest.mark.parametrize(
+    ('cut', 'lengths'), [(3, [3, 2, 2]), (1, [7]), (2, [4, 3]), (4, [7]), (5, [7])]
+)
+def test_one_single_run_is_cut_into_stages(cut, lengths, seven):
+    """Of two blocks each at least."""
+    space = SearchSpace(seven, cut=cut)
+    assert [len(path) for stage in space.stages for path in stage.runs] == lengths
+    assert [path for stage in space.stages for run in stage.runs for path in run] == [
+        f'layers.{i}' for i in range(7)
+    ]
+    for stage in space.stages:
+        assert stage.depths == tuple(range(1, len(stage.runs[0]) + 1))
+        owners = {seven.groups[g].name.rpartition('.')[0] for g in stage.groups}
+        assert owners == set(stage.runs[0])
+    assert len({stage.name for stage in space.stages}) == len(lengths)
+
+
+def test_a_short_run_is_not_cut():
+    (stage,) = SearchSpace(transformer(5)).stages
+    assert stage.depths == (1, 2, 3, 4, 5)
+
+
+def test_the_first_block_of_every_part_stays(seven):
+    space = SearchSpace(seven)
+    assert space.skipped(space.smallest) == tuple(f'layers.{i}' for i in (1, 2, 4, 6))
+
+
+def test_several_runs_are_not_cut(small):
+    assert SearchSpace(small, cut=1).stages == SearchSpace(small).stages
+
+
+def test_embedding_stays_unless_asked_for(seven):
+    without, with_ = SearchSpace(seven), SearchSpace(seven, embedding=True)
+    makers = ('patch', *(f'layers.{i}.{name}' for i in range(7) for name in ('proj', 'down')))
+    (stream,) = (i for i, group in enumerate(seven.groups) if group.embedding)
+    assert seven.groups[stream].makers == makers
+    for maker in makers:
+        assert without.fixed[maker] == 'the embedding stays whole (space.embedding=False)'
+        assert maker not in with_.fixed
+    chosen = [{g for stage in space.stages for g in stage.groups} for space in (without, with_)]
+    assert chosen[1] - chosen[0] == {stream}
+    assert without.group_units(without.encode(without.smallest)[None])[0, stream] == 24
+
+
+def test_streams_that_nothing_normalises_over_are_no_embedding(small):
+    assert not any(group.embedding for group in small.groups)
+
+
+@pytest.mark.parametrize(
+    ('width', 'fraction', 'heads'),
+    [
+        (8, 0.3, 1),  # 7.2 of 24 channels
+        (8, 0.5, 2),
+        (8, 0.7, 3),
+        (6, 0.3, 1),  # 5.4 of 18 channels: the divisor is no multiple of a head
+        (6, 0.5, 2),
+        (6, 0.9, 3),
+    ],
+)
+def test_heads_are_rounded_up_to_whole_ones(width, fraction, heads):
+    graph = transformer(1, width)
+    group = next(g for g in graph.groups if g.name.endswith('qkv'))
+    assert (group.units, group.unit_size) == (3, 3 * width)
+    assert SearchSpace(graph).units(group, fraction) == heads
+
+
+def test_small_heads_are_rounded_up_to_the_divisor():
+    """Of 3 channels with their queries and keys: 9 go at once, and 18 or 27 are kept for 18."""
+    graph = transformer(1, width=3)
+    group = next(g for g in graph.groups if g.name.endswith('qkv'))
+    assert [SearchSpace(graph, divisor=18).units(group, w) for w in (0.3, 0.7, 1.0)] == [2, 3, 3]
 
 
 class TwoStreams(nn.Module):

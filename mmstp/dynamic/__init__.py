@@ -1,11 +1,11 @@
 """Modules that run as a part of themselves."""
 
-from .base import ActiveSubnet, DynamicMixin, first_argument, make_dynamic, make_static
+from .base import ActiveSubnet, DynamicMixin, make_dynamic, make_static
 from .calls import Call, CallError
 from .forwards import forward_of, register_forward
 from .plan import DENSE, Selection, SubnetPlan, plan_subnet, sized_calls
 from .sizes import Size, register_sizes, sizes_of
-from .static import replace_forward, supply_sizes
+from .static import replace_forward, skip, supply_sizes
 
 __all__ = [
     'DENSE',
@@ -16,7 +16,6 @@ __all__ = [
     'Selection',
     'Size',
     'SubnetPlan',
-    'first_argument',
     'forward_of',
     'make_dynamic',
     'make_static',
@@ -26,5 +25,6 @@ __all__ = [
     'replace_forward',
     'sized_calls',
     'sizes_of',
+    'skip',
     'supply_sizes',
 ]

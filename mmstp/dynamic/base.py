@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .calls import SuppliedSizes, unsupplied
-from .forwards import Forward, forward_of
+from .forwards import Forward, first_argument, forward_of
 from .plan import SubnetPlan
 from .sizes import Size
 
@@ -130,9 +130,13 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         plan = self._subnet.plan
         if plan is None or tensor is None:
             return tensor
+        whole = tensor
         tensor = plan.narrow(f'{self._path}.{name}' if self._path else name, tensor)
         if contiguous:
             tensor = tensor.contiguous()
+        if whole.requires_grad and not tensor.requires_grad:
+            # made without gradients; ATen takes other paths for weights that are not trained
+            tensor = tensor.detach().requires_grad_()
         # running statistics belong to the main network: a subnet in training updates a copy
         return tensor.clone() if is_buffer and self.training else tensor
 
@@ -149,11 +153,6 @@ def _narrow_size(name: str) -> property:
         vars(self)[name] = value
 
     return property(get, set_)
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a block that is skipped hands on."""
-    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _skippable_forward(base: Forward) -> Forward:

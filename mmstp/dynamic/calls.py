@@ -188,6 +188,11 @@ def _unflatten(call: Call, given: _Given, path: str) -> list[int]:
 
 def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> list[int]:
     given = list(sizes)
+    if len(given) != len(call.dense):
+        raise CallError(
+            f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its trace has '
+            f'{call.dense}'
+        )
     for before, after in call.runs:
         counted = {d: size for d in after if (size := call.kept[d]) is not None}
         for d, size in counted.items():
@@ -199,7 +204,7 @@ def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> 
             continue
         # a batch that is folded into a dimension of channels: B * heads
         folded = total // product if total % product == 0 else 0
-        into = [d for d in counted if given[d] == folded * call.dense[d]]
+        into = [d for d in counted if given[d] in (folded * call.dense[d], folded * counted[d])]
         # channels that stay, where the code takes their number from others that do not
         other = [
             d for d in after if d not in counted and total * sizes[d] == product * call.dense[d]

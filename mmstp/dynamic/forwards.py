@@ -39,6 +39,11 @@ def forward_of(module: nn.Module) -> Forward | None:
     return next((FORWARDS[kind] for kind in type(module).__mro__ if kind in FORWARDS), None)
 
 
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a block that is skipped hands on."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 @register_forward(nn.MultiheadAttention)
 def multihead_attention(
     module: nn.MultiheadAttention,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .calls import Call, SuppliedSizes, unsupplied
-from .forwards import Forward
+from .forwards import Forward, first_argument
 
 
 def supply_sizes(module: nn.Module, path: str, calls: Sequence[Call]) -> None:
@@ -35,6 +35,25 @@ def replace_forward(module: nn.Module, forward: Forward) -> None:
     module.__class__ = _unsupplied(base, forward)
 
 
+def skip(module: nn.Module) -> None:
+    """Makes a block hand on the first of what it is called with, in place.
+
+    Nothing is left in it but the attributes that others may read.
+    """
+    base: Any = type(module)
+    module.__class__ = _skipped(base)
+    for store in (module._parameters, module._buffers, module._modules):
+        store.clear()
+
+
+@functools.cache
+def _skipped(base: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return first_argument(args, kwargs)
+
+    return _with_forward(base, forward)
+
+
 @functools.cache
 def _with_calls(base: Any) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,6 +77,6 @@ def _with_forward(base: Any, forward: Forward) -> type[nn.Module]:
     members = {
         'forward': forward,
         '__module__': __name__,
-        '__doc__': f'{base.__name__} with the sizes of a subnet.',
+        '__doc__': f'{base.__name__} as a part of a subnet.',
     }
     return type(f'Compact{base.__name__}', (base,), members)

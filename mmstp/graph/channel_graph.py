@@ -30,10 +30,11 @@ class Group:
     """Channels that are kept or dropped together, in every tensor that holds them.
 
     Attributes:
-        name: The module that makes them (the first, where several do).
+        name: The module that makes them (where several do, the first that makes as many of them as
+            ``channels``).
         units: How many can be dropped one after the other.
-        unit_size: Channels that a maker puts out per unit: 1, or those of a whole group of a
-            grouped convolution, or of a whole head of an attention layer.
+        unit_size: Channels that a maker puts out per unit: 1, those of a whole group of a grouped
+            convolution, or those of a whole head (query, key and value) of an attention layer.
         makers: Paths of all modules that make them.
         order: The place of the first maker in the trace.
         resolution: The spatial shape of what the first maker puts out; empty for vectors.
@@ -226,7 +227,8 @@ def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str
     reasons = _reasons(walk)
     classes, fixed = _classes(lines, makers, reasons)
     embedding = _embedding(walk, found)
-    groups = [_group(roots, makers, embedding) for roots in classes.values()]
+    heads = {root for ids in walk.ids.wholes for root in walk.ids.find(ids).reshape(-1).tolist()}
+    groups = [_group(roots, makers, embedding, heads) for roots in classes.values()]
     for group in groups:
         if group.kind in freeze:
             fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
@@ -408,15 +410,16 @@ def _classes(
     return dict(classes), fixed
 
 
-def _group(roots: Sequence[int], makers: Makers, embedding: set[int]) -> Group:
+def _group(roots: Sequence[int], makers: Makers, embedding: set[int], heads: set[int]) -> Group:
     made_by = sorted(set(makers[roots[0]]))
-    order, name, resolution, _ = made_by[0]
+    # beside a head's channels a layer may make one number for it
+    unit_size = (max if roots[0] in heads else min)(count for *_, count in made_by)
     return Group(
-        name,
+        name=next(path for _, path, _, count in made_by if count == unit_size),
         units=len(roots),
-        unit_size=min(count for *_, count in made_by),
+        unit_size=unit_size,
         makers=tuple(dict.fromkeys(path for _, path, *_ in made_by)),
-        order=order,
-        resolution=resolution,
+        order=made_by[0][0],
+        resolution=made_by[0][2],
         embedding=roots[0] in embedding,
     )

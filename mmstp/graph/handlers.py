@@ -210,7 +210,9 @@ def attention(
     ids, rank = walk.ids, len(query.shape)
     if scale is None:
         reason = 'its size is the scale of the attention'
-        query = ids.keep_whole(ids.group_along(query, [rank - 1]), [rank - 1], reason)
+        query, key = (
+            ids.keep_whole(ids.group_along(x, [rank - 1]), [rank - 1], reason) for x in (query, key)
+        )
     order = [*range(rank - 2), rank - 1, rank - 2]
     keys = ids.permute(key, order, [key.shape[d] for d in order])
     scores = _matrix_product(walk, node, query, keys)
@@ -310,12 +312,15 @@ def copy(walk: Any, node: fx.Node, target: Value, source: Value, *args: Any) -> 
 
 @register_handler(
     *'max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d'.split(),
+    *'max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices'.split(),
     *'adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d'.split(),
     *'adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d'.split(),
 )
-def pooling(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+def pooling(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     walk.elementwise_cost(node, 'pool', x)
-    return resize(walk, node, x)
+    out = resize(walk, node, x)
+    several = isinstance(node.meta['val'], (tuple, list))  # with the places of the largest
+    return (out, out) if several else out
 
 
 @register_handler(
@@ -419,13 +424,11 @@ def ordered(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> An
     """The place of an element counts along some dimension."""
     if any(isinstance(arg, Value) for arg in args):  # the larger of two tensors
         return elementwise(walk, node, x, *args)
-    name = str(node.target)
-    given = kwargs.get('dim', kwargs.get('dims', args[-1] if args else None))
-    if 'roll' in name and len(args) < 2:
-        given = None  # shifts of the flattened tensor
-    if 'topk' in name:
-        given = kwargs.get('dim', args[1] if len(args) > 1 else -1)
-    if isinstance(given, bool) or given is None:
+    name = operator_name(node)
+    place = 1 if name in ('roll', 'topk') else 0  # behind the shifts, or the number
+    default = {'sort': -1, 'argsort': -1, 'topk': -1}.get(name)
+    given = kwargs.get('dim', kwargs.get('dims', args[place] if len(args) > place else default))
+    if given is None or given == []:  # of the flattened tensor
         walk.ids.freeze_value(x, 'its order counts')
         return plain(node)
     dims = _dims(x, given)
@@ -479,6 +482,22 @@ def reshape(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Va
     ]
     walk.sizes(node, [(out, dim) for dim in range(len(shape))], runs)
     return out
+
+
+@register_handler('narrow')
+def narrow(walk: Any, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
+    return slice_(walk, node, x, dim, start, start + length)
+
+
+@register_handler('movedim', 'moveaxis')
+def move(
+    walk: Any, node: fx.Node, x: Value, source: int | Sequence[int], target: int | Sequence[int]
+) -> Value:
+    sources, targets = _dims(x, source), _dims(x, target)
+    order = [dim for dim in range(len(x.shape)) if dim not in sources]
+    for place, dim in sorted(zip(targets, sources, strict=True)):
+        order.insert(place, dim)
+    return walk.ids.permute(x, order, output_shape(node))
 
 
 @register_handler('permute')
@@ -593,6 +612,8 @@ def channel_shuffle(walk: Any, node: fx.Node, x: Value, groups: int) -> Value:
     apart = ids.reshape(x, (batch, groups, channels // groups, *space))
     order = [0, 2, 1, *range(3, len(apart.shape))]
     swapped = ids.permute(apart, order, [apart.shape[d] for d in order])
+    for line in _lines(walk, x, 1):  # every group keeps the same, as a view of two dimensions
+        ids.tie(line.reshape(groups, -1), [0])
     return ids.reshape(swapped, x.shape)
 
 

@@ -37,11 +37,17 @@ def varying(factor: Ids) -> list[int]:
 
 
 class ChannelIds:
-    """A union-find over channel ids, with the reasons why some of them have to stay."""
+    """A union-find over channel ids.
+
+    Attributes:
+        frozen: Ids that have to stay, with the reasons.
+        wholes: Ids of positions that operators see as wholes: heads.
+    """
 
     def __init__(self) -> None:
         self._parent = np.zeros(0, dtype=np.int64)
         self.frozen: list[tuple[Ids, str]] = []
+        self.wholes: list[Ids] = []
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -98,14 +104,14 @@ class ChannelIds:
         A factor of heads and their width, say, is tied along the width, so that whole heads can
         still go. One that varies along ``dims`` alone has to stay.
         """
-        return Value(value.shape, [self._whole(f, dims, reason) for f in value.factors])
-
-    def _whole(self, factor: Ids, dims: Iterable[int], reason: str) -> Ids:
-        along = set(dims).intersection(varying(factor))
-        if along and along == set(varying(factor)):
-            self.freeze(factor, reason)
-            return factor
-        return self.tie(factor, along)
+        chosen, left = set(dims), []
+        for factor in value.factors:
+            along = chosen.intersection(varying(factor))
+            if along and along == set(varying(factor)):
+                self.freeze(factor, reason)
+            else:
+                left.append(self.tie(factor, along))
+        return Value(value.shape, left)
 
     def group_along(self, value: Value, dims: Iterable[int]) -> Value:
         """Ties a factor along ``dims`` where it varies along others too.
@@ -113,14 +119,14 @@ class ChannelIds:
         What an operator does over ``dims`` (a contraction, a normalisation) it does for each
         position of the others on its own: whole positions of those can go.
         """
-        dims = set(dims)
-        return Value(
-            value.shape,
-            [
-                self.tie(f, dims.intersection(varying(f))) if set(varying(f)) - dims else f
-                for f in value.factors
-            ],
-        )
+        chosen, factors = set(dims), []
+        for factor in value.factors:
+            along = chosen.intersection(varying(factor))
+            if along and set(varying(factor)) - along:
+                factor = self.tie(factor, along)
+                self.wholes.append(factor)
+            factors.append(factor)
+        return Value(value.shape, factors)
 
     def compress(self, factor: Ids) -> Ids:
         """Representatives, of size 1 along every dimension where they are all the same."""
@@ -232,7 +238,16 @@ class ChannelIds:
                     for dim in new:
                         after[dim] = shape[dim]
             factors.append(np.broadcast_to(factor, before).reshape(after))
-        return self.value(shape, factors)
+        # of independent ids that come to lie along one dimension (heads and their width) the
+        # outer stay free
+        order = sorted(range(len(factors)), key=lambda i: varying(value.factors[i])[0])
+        kept: list[Ids] = []
+        for factor in (factors[i] for i in order):
+            if any(set(varying(factor)).intersection(varying(other)) for other in kept):
+                self.freeze(factor, 'flattened together with others')
+            else:
+                kept.append(factor)
+        return self.value(shape, kept)
 
     def permute(self, value: Value, order: Sequence[int], shape: Sequence[int]) -> Value:
         """Dimensions in another order."""
@@ -244,6 +259,7 @@ class ChannelIds:
         What is concatenated for every position of other dimensions (the halves of every head)
         still varies over those, unless one of the tensors has no ids to vary.
         """
+        values = [self.value(value.shape, value.factors) for value in values]
         joined = [value.factor(dim) for value in values]
         along: list[Ids] = []
         if any(factor is not None for factor in joined):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import traceback
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -95,11 +96,11 @@ def _export(
     try:
         logging.disable(logging.WARNING)  # before it fails, the exporter prints all that it has
         with (
-            redirect_stdout(pages),
-            redirect_stderr(pages),
-            eval_mode(model, live),
-            torch.no_grad(),
-        ):
+            redirect_stdout(pages), redirect_stderr(pages), warnings.catch_warnings(),
+            eval_mode(model, live), torch.no_grad(),
+        ):  # fmt: skip
+            # of what forwards keep in attributes: `kept_by_forward` finds out
+            warnings.simplefilter('ignore')
             return torch.export.export(model, tuple(inputs), strict=False)
     except Exception as error:
         raise TraceError(_failed(model, inputs, error)) from error

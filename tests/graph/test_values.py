@@ -127,11 +127,14 @@ def test_reshape_is_numpy_s(shape, dims, new, ids):
     assert oracle.classes() == before  # nothing is tied by looking at it another way
 
 
-def test_two_factors_in_one_dimension_are_tied(ids):
-    """Nothing can be dropped of rows and columns that are numbered through."""
+def test_of_two_factors_in_one_dimension_the_outer_stays_free(ids):
+    """Rows and columns that are numbered through: whole rows can go."""
     oracle = Oracle(ids, (4, 6), 0, 1)
-    oracle.apply(ids.reshape(oracle.value, (24,)), lambda array: array.reshape(24))
-    assert oracle.classes() == 0
+    rows, columns = oracle.value.factors
+    flat = ids.reshape(oracle.value, (24,))
+    assert [f.tolist() for f in flat.factors] == [np.repeat(ids.find(rows[:, 0]), 6).tolist()]
+    assert oracle.classes() == 4
+    assert _frozen(ids) == set(ids.find(columns[0]).tolist())
 
 
 @pytest.mark.parametrize('order', list(itertools.permutations(range(3))))
