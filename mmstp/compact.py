@@ -23,7 +23,7 @@ from .dynamic import (
     skip,
     supply_sizes,
 )
-from .modes import eval_mode
+from .modes import eval_mode, renew
 
 
 class CompactPlanError(ValueError):
@@ -148,6 +148,7 @@ def compact(
             replace_forward(module, forward if path in plan.sizes else type(module).forward)
     for path, calls in plan.calls.items():
         supply_sizes(_module(model, path, path), path, calls)
+    renew(model)
 
 
 def _plain_size(size: Any) -> Size:

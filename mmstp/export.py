@@ -186,7 +186,8 @@ def reload(directory: str | Path) -> nn.Module:
     weights = torch.load(directory / WEIGHTS, map_location='cpu', weights_only=True)
     if found := differences(network, weights['state_dict']):
         raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')
-    network.load_state_dict(weights['state_dict'])
+    # not strict: SwinV2 takes keys away that it works out itself
+    network.load_state_dict(weights['state_dict'], strict=False)
     return network
 
 

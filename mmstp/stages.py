@@ -81,7 +81,8 @@ def free_groups(
         if reason is None:
             free.append(index)
         else:
-            fixed.update(dict.fromkeys(group.makers, reason))
+            for maker in group.makers:
+                fixed.setdefault(maker, reason)
     return free, fixed
 
 

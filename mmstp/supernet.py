@@ -26,7 +26,6 @@ from .dynamic import (
     sizes_of,
 )
 from .graph import WHOLE, ChannelGraph, first_keys, kept_by_forward, kind_of, trace
-from .modes import renew
 from .space import SearchSpace
 from .verify import Verifier
 
@@ -250,8 +249,6 @@ class Supernet:
             if key in plan.tensors
         }
         compact(network, self.compact_plan(architecture), tensors)
-        if self.graph.trace.live:
-            renew(network)
         return network
 
     def order_channels(self, norm: int = 2) -> None:

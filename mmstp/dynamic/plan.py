@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +90,10 @@ def _same(first: DimMap | None, second: DimMap | None) -> bool:
 def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[TracedCall, ...]]:
     """For every module that gives sizes of channels to operators, all such calls of its forward.
 
-    A module that is called several times makes the same calls each time. Calls inside a module
-    with a forward of its own (`register_forward`) are left out: they are not those of the trace.
+    A module that is called several times has to make the same calls each time; where it does not
+    (one that layers of different heads share), they count as calls of the module around it. Calls
+    inside a module with a forward of its own (`register_forward`) are left out: they are not those
+    of the trace.
     """
     own = {path for path, module in model.named_modules() if forward_of(module) is not None}
     sized = [
@@ -98,29 +101,27 @@ def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[Traced
         for call in graph.calls
         if call.operator in SIZED_OPERATORS and own.isdisjoint(path for path, _ in call.modules)
     ]
+    times: dict[str, dict[str, list[TracedCall]]] = defaultdict(lambda: defaultdict(list))
+    for one in sized:
+        times['']['once'].append(one)
+        for path, key in one.call.modules:
+            if path:
+                times[path][key].append(one)
+
+    @functools.cache
+    def same_each_time(path: str) -> bool:
+        first, *others = times[path].values()
+        return all(
+            len(first) == len(other) and all(a.alike(b) for a, b in zip(first, other, strict=True))
+            for other in others
+        )
+
     callers = {
-        one.modules[-1] if one.modules else ''
+        next(path for path in (*reversed(one.modules), '') if same_each_time(path))
         for one in sized
         if one.call.runs or any(dim is not None for dim in one.call.dims)
     }
-    return {path: _of_one_call(path, sized) for path in callers}
-
-
-def _of_one_call(path: str, sized: Sequence[TracedCall]) -> tuple[TracedCall, ...]:
-    """What a module calls each time; everything, where that differs: verification will tell."""
-    if not path:
-        return tuple(sized)
-    times: dict[str, list[TracedCall]] = defaultdict(list)
-    for one in sized:
-        for module, key in one.call.modules:
-            if module == path:
-                times[key].append(one)
-    first, *others = times.values()
-    same = all(
-        len(first) == len(other) and all(a.alike(b) for a, b in zip(first, other, strict=True))
-        for other in others
-    )
-    return tuple(first) if same else tuple(one for made in times.values() for one in made)
+    return {path: tuple(next(iter(times[path].values()))) for path in callers}
 
 
 def plan_subnet(

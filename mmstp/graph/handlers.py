@@ -85,8 +85,8 @@ def convolution(
     out = ids.value(shape, [*batch, *(factor[None] for factor in factors)])
     if bias is not None:
         out = _add_bias(walk, node, out, bias, 1)
-    kernel_and_space = math.prod(weight.shape[2:]) * math.prod(shape[2:]) * shape[0]
-    walk.cost(node, 'matmul', [(weight, 0), (weight, 1)], kernel_and_space)
+    kernel_and_space = math.prod(weight.shape[2:]) * math.prod(shape[2:])
+    walk.cost(node, 'matmul', [(x, 0), (weight, 0), (weight, 1)], kernel_and_space)
     return out
 
 

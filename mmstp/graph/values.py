@@ -41,7 +41,7 @@ class ChannelIds:
 
     Attributes:
         frozen: Ids that have to stay, with the reasons.
-        wholes: Ids of positions that operators see as wholes: heads.
+        wholes: Ids of the wholes of which products are made: heads.
     """
 
     def __init__(self) -> None:
@@ -122,9 +122,8 @@ class ChannelIds:
         chosen, factors = set(dims), []
         for factor in value.factors:
             along = chosen.intersection(varying(factor))
-            if along and set(varying(factor)) - along:
+            if set(varying(factor)) - along:
                 factor = self.tie(factor, along)
-                self.wholes.append(factor)
             factors.append(factor)
         return Value(value.shape, factors)
 
@@ -206,7 +205,12 @@ class ChannelIds:
             dims: Those summed over. The result still has them, for `squeeze`.
         """
         dims = list(dims)
-        return self.combine([self.group_along(operand, dims) for operand in operands], shape)
+        grouped = [self.group_along(operand, dims) for operand in operands]
+        for before, after in zip(operands, grouped, strict=True):
+            for factor, whole in zip(before.factors, after.factors, strict=True):
+                if whole.shape != factor.shape:
+                    self.wholes.append(whole)
+        return self.combine(grouped, shape)
 
     def squeeze(self, value: Value, dims: Iterable[int], keepdim: bool = False) -> Value:
         """Takes dimensions away, and the factors that vary along them alone."""

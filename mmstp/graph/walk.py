@@ -382,7 +382,9 @@ class Walk:
         for (source, dim), parts in self._slices.items():
             value = self.values[source]
             factor, size = value.factor(dim), value.shape[dim]
-            parts = sorted(set(parts))
+            parts = sorted({part for part in parts if part[0] < part[1]})
+            if not parts:
+                continue
             length = parts[0][1] - parts[0][0]
             equal = [(at, at + length, 1) for at in range(0, size, length)]
             if parts == equal and size % length == 0:

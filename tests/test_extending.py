@@ -1,0 +1,107 @@
+"""The examples of docs/extending.md, as they are printed."""
+
+import random
+import re
+
+import pytest
+import torch
+
+from mmstp.compact import count_macs, count_parameters
+from mmstp.dynamic.forwards import FORWARDS
+from mmstp.dynamic.sizes import SIZE_RULES
+from mmstp.graph.handlers import HANDLERS
+from mmstp.pool import Budget
+from mmstp.report import describe_space
+from mmstp.verify import Verifier
+from tests import tiny
+
+PAGE = tiny.ROOT / 'docs' / 'extending.md'
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """As they were, when the test is over."""
+    before = [(registry, dict(registry)) for registry in (HANDLERS, FORWARDS, SIZE_RULES)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+def example(heading):
+    """What the Python blocks of a section leave, run one after the other."""
+    text = PAGE.read_text()
+    start = text.index(f'\n## {heading}\n')
+    stop = text.find('\n## ', start + 1)
+    names = {'__name__': 'extending'}
+    for block in re.finditer(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
+        if start < block.start() < (stop if stop > 0 else len(text)):
+            lines = text[: block.start(1)].count('\n')  # tracebacks then name the page's own
+            exec(compile('\n' * lines + block[1], str(PAGE), 'exec'), names)
+    return names
+
+
+def report(supernet):
+    budget = Budget.of(0.9, 'macs', 0.3, supernet.space, supernet.cost)
+    return describe_space(supernet, budget)[0]
+
+
+def prunes(supernet):
+    """The relations that every network has to satisfy."""
+    space, rng, x = supernet.space, random.Random(0), torch.randn_like(supernet.inputs[0])
+    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
+    for architecture in (space.smallest, space.sample(rng), space.sample(rng)):
+        network = supernet.export(architecture)
+        with torch.no_grad(), supernet.activate(architecture):
+            assert torch.equal(supernet.model(x), network(x))
+        units = space.group_units(space.encode(architecture)[None])[0]
+        assert verifier.difference(supernet._plan(architecture), units) == ''
+        assert supernet.cost.macs([architecture]) == count_macs(network, supernet.inputs)
+        assert supernet.cost.params([architecture]) == count_parameters(network)
+    low, dense = supernet.cost.macs([space.smallest, space.largest])
+    return low / dense
+
+
+def test_operator():
+    assert 'soft_threshold' not in HANDLERS
+    names = example('An operator')
+    before, supernet = names['before'], names['supernet']
+    assert "    1: operator 'soft_threshold' has no handler" in report(before)
+    assert "    operator 'soft_threshold' has no handler; called by 2" in report(before)
+    assert 'has no handler' not in report(supernet)
+    assert prunes(supernet) < prunes(before)
+
+
+def test_module():
+    names = example('A module')
+    before, supernet = names['before'], names['supernet']
+    assert 'attention: its forward fails when narrowed: ValueError' in report(before)
+    assert 'fails when narrowed' not in report(supernet)
+    assert prunes(supernet) < prunes(before)
+
+
+def test_every_block_is_run():
+    headings = re.findall(r'^## (.*)$', PAGE.read_text(), re.MULTILINE)
+    assert headings == ['An operator', 'A module']
+    before_the_first = PAGE.read_text().partition('\n## ')[0]
+    assert '```python' not in before_the_first
+
+
+def test_names_of_the_page_exist():
+    """What its tables offer to handlers."""
+    from mmstp.graph import nodes
+    from mmstp.graph.values import ChannelIds
+    from mmstp.graph.walk import Walk
+
+    text = PAGE.read_text()
+    ids, walk = re.findall(
+        r'\n\| [^\n]*`walk\.(?:ids\.)?` \| \|\n\| --- \| --- \|\n((?:\|.*\n)+)', text
+    )
+    for owner, rows in ((ChannelIds, ids), (Walk, walk)):
+        cells = ''.join(row.split(' | ')[0] for row in rows.splitlines())
+        offered = re.findall(r'`(\w+)', cells)
+        assert offered
+        for name in offered:
+            assert hasattr(owner, name), name
+    for name in re.findall(r'`mmstp\.graph\.nodes\.(\w+)', text):
+        assert hasattr(nodes, name)
