@@ -163,6 +163,6 @@ def load_search(stp: STP, checkpoint: str) -> None:
         MMLogger.get_current_instance().info(
             f'{checkpoint} was written with EMAHook: the averaged weights are read'
         )
-    # it has to fit (); SwinV2 takes keys away that it works out itself
+    # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
     stp.load_state_dict(content['state_dict'], strict=False)
     stp.pool.load_state_dict(content[STATE]['pool'])
