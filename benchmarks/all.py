@@ -16,7 +16,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / 'docs'
 PAGES = {
-    **dict.fromkeys(('convert', 'cost_table', 'forward', 'step', 'latency'), DOCS / 'benchmarks.md'),
+    **dict.fromkeys(
+        ('convert', 'cost_table', 'forward', 'step', 'latency'), DOCS / 'benchmarks.md'
+    ),
     'demo_seeds': DOCS / 'results.md',
 }
 

@@ -1,8 +1,8 @@
 """How long it takes to make a supernet of a network, beside Torch-Pruning's dependency graph.
 
-A supernet is traced, analysed, verified against its trace on random weights, and has a cost model of
-all its architectures. The dependency graph holds coupled layers alone. The two take turns on the
-same network of torchvision. What Torch-Pruning cannot follow is given with its error.
+A supernet is traced, analysed, verified against its trace on random weights, and has a cost model
+of all its architectures. The dependency graph holds coupled layers alone. The two take turns on
+the same network of torchvision. What Torch-Pruning cannot follow is given with its error.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def main() -> int:
         own = [a - b for a, b in zip(seconds['supernet'], seconds['build'], strict=True)]
         beside, ratio = failure, ''
         if not failure:
-            theirs = [
-                a - b for a, b in zip(seconds['dependencies'], seconds['build'], strict=True)
-            ]
+            theirs = [a - b for a, b in zip(seconds['dependencies'], seconds['build'], strict=True)]
             beside, ratio = spread(theirs), spread(ratios(own, theirs))
         rows.append((name, spread(own), f'≤ {GOALS.get(name, GOAL):g}', beside, ratio))
     report(

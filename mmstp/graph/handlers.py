@@ -18,7 +18,7 @@ import numpy as np
 from torch import fx
 
 from .nodes import operator_name, output_shape, plain
-from .values import Value, aligned_runs, varying
+from .values import Value, align, aligned_runs, varying
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
@@ -137,7 +137,7 @@ def _matrix_product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
         a = walk.ids.reshape(a, (1, *a.shape))
     if len(b.shape) == 1:
         b = walk.ids.reshape(b, (*b.shape, 1))
-    left, right = lifted(a, rank), lifted(b, rank)
+    left, right = align(a, rank), align(b, rank)
     # dimensions of both: leading ones, rows of a, summed over, columns of b
     left = walk.ids.reshape(left, (*left.shape, 1))
     right = walk.ids.reshape(right, (*right.shape[:-2], 1, *right.shape[-2:]))
@@ -520,7 +520,7 @@ def matrix_transpose(walk: Any, node: fx.Node, x: Value) -> Value:
 
 @register_handler('expand', 'expand_as')
 def expand(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
-    out = spread(walk, lifted(x, len(output_shape(node))), output_shape(node))
+    out = spread(walk, align(x, len(output_shape(node))), output_shape(node))
     walk.sizes(node, [(out, dim) for dim in range(len(out.shape))])
     return out
 
@@ -528,7 +528,7 @@ def expand(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Val
 @register_handler('repeat', 'tile')
 def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
     shape = output_shape(node)
-    x = lifted(x, len(shape))
+    x = align(x, len(shape))
     counts = [size // own for size, own in zip(shape, x.shape, strict=True)]
     copies = [
         np.tile(f, [n if f.shape[d] > 1 else 1 for d, n in enumerate(counts)]) for f in x.factors
@@ -786,9 +786,3 @@ def _tie_equal_parts(walk: Any, x: Value, dim: int, sizes: Sequence[int]) -> Val
     for part in parts[1:]:
         walk.ids.unite(parts[0], part)
     return x
-
-
-def lifted(value: Value, rank: int) -> Value:
-    """The same with dimensions of size 1 in front, as broadcasting adds them."""
-    lead = (1,) * (rank - len(value.shape))
-    return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])

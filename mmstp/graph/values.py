@@ -160,7 +160,7 @@ class ChannelIds:
         over some of these, the first (whole heads) stays free.
         """
         rank = len(shape)
-        aligned = [_align(operand, rank) for operand in operands]
+        aligned = [align(operand, rank) for operand in operands]
         aligned = [
             self._first_free(one, aligned[:i] + aligned[i + 1 :]) for i, one in enumerate(aligned)
         ]
@@ -328,7 +328,7 @@ def _along(rank: int, dim: int) -> list[int]:
     return [-1 if d == dim else 1 for d in range(rank)]
 
 
-def _align(value: Value, rank: int) -> Value:
+def align(value: Value, rank: int) -> Value:
     """Broadcasting adds dimensions in front."""
     lead = (1,) * (rank - len(value.shape))
     return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])
