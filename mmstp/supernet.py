@@ -197,8 +197,10 @@ class Supernet:
             if found := reason(units, ()):
                 failing[kind] = found
         for kind in sorted({kind_of(path) for path in blocks}):
-            if found := reason(full, [path for path in blocks if kind_of(path) == kind]):
-                failing[kind] = found
+            alike = [path for path in blocks if kind_of(path) == kind]
+            if found := reason(full, alike):
+                alone = {path: why for path in alike if (why := reason(full, [path]))}
+                failing.update(alone or {kind: found})
         if not failing:
             raise SupernetError(
                 f'{type(self.model).__name__}: each kind of channels can be narrowed alone, all '

@@ -22,7 +22,7 @@ from .graph import ChannelGraph, Statistics, first_keys, operator_name
 from .modes import eval_mode
 
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 
 
 class VerificationError(RuntimeError):

@@ -351,7 +351,7 @@ def test_a_forward_that_makes_other_calls_is_refused():
     dense = model.train()(x)
     with (
         supernet.activate(supernet.space.smallest),
-        pytest.raises(CallError, match="the model calls 'reshape' where its trace does not"),
+        pytest.raises(CallError, match=r'the model reshapes .* where its trace has \(2, 64, 64\)'),
     ):
         model(x)
     assert torch.equal(model(x), dense)

@@ -208,7 +208,8 @@ class ChannelGraph:
             model: The model.
             traced: What `trace` returned for it.
             fix_outputs: Keep the channels of the model's outputs whole.
-            freeze: Kinds (`kind_of`) of groups and blocks that have to stay, with the reason.
+            freeze: Kinds (`kind_of`) of groups and blocks, or paths of blocks, that have to stay,
+                with the reason.
         """
         return _build(model, Walk(model, traced, fix_outputs), traced, freeze or {})
 
@@ -350,7 +351,12 @@ def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:
 
 def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
     kept = [
-        replace(run, skippable=tuple(b for b in run.skippable if kind_of(b.path) not in freeze))
+        replace(
+            run,
+            skippable=tuple(
+                b for b in run.skippable if freeze.keys().isdisjoint((b.path, kind_of(b.path)))
+            ),
+        )
         for run in runs
     ]
     return [run for run in kept if run.skippable]
