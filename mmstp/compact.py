@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .dynamic import (
     Call,
     Size,
+    Skipped,
     forward_of,
     replace_forward,
-    skip,
     supply_sizes,
 )
 from .modes import eval_mode, renew
@@ -111,7 +111,8 @@ def compact(
             shape that is not within the dense one.
     """
     for path in plan.skipped:
-        skip(_module(model, path, path))
+        parent = _module(model, path.rpartition('.')[0], path)
+        setattr(parent, path.rpartition('.')[2], Skipped(_module(model, path, path)))
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     for key, shape in plan.shapes.items():
         if any(key.startswith(path + '.') for path in plan.skipped):

@@ -5,7 +5,7 @@ from .calls import Call, CallError
 from .forwards import forward_of, register_forward
 from .plan import DENSE, Selection, SubnetPlan, plan_subnet, sized_calls
 from .sizes import Size, register_sizes, sizes_of
-from .static import replace_forward, skip, supply_sizes
+from .static import Skipped, replace_forward, supply_sizes
 
 __all__ = [
     'DENSE',
@@ -15,6 +15,7 @@ __all__ = [
     'DynamicMixin',
     'Selection',
     'Size',
+    'Skipped',
     'SubnetPlan',
     'forward_of',
     'make_dynamic',
@@ -25,6 +26,5 @@ __all__ = [
     'replace_forward',
     'sized_calls',
     'sizes_of',
-    'skip',
     'supply_sizes',
 ]

@@ -35,23 +35,21 @@ def replace_forward(module: nn.Module, forward: Forward) -> None:
     module.__class__ = _unsupplied(base, forward)
 
 
-def skip(module: nn.Module) -> None:
-    """Makes a block hand on the first of what it is called with, in place.
+class Skipped(nn.Identity):
+    """Stands where a block was left out: hands on the first of what it is called with.
 
-    Nothing is left in it but the attributes that others may read.
+    It keeps the block's numbers and names, which the code around it may read, but is no instance of
+    its class, whose layers others would look for.
     """
-    base: Any = type(module)
-    module.__class__ = _skipped(base)
-    for store in (module._parameters, module._buffers, module._modules):
-        store.clear()
 
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(block).items():
+            if not name.startswith('_') and isinstance(value, (bool, int, float, str, tuple)):
+                vars(self)[name] = value
 
-@functools.cache
-def _skipped(base: Any) -> type[nn.Module]:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return first_argument(args, kwargs)
-
-    return _with_forward(base, forward)
 
 
 @functools.cache
