@@ -188,7 +188,6 @@ def over_kept(
 ) -> Any:
     """Runs an operator on the kept channels; the others are zero in what it returns."""
     x: Tensor = args[0]
-    whole = x
     for dim, places in kept.items():
         args[0] = args[0].index_select(dim, places.to(x.device))
     name = operator_name(node)
@@ -205,7 +204,7 @@ def over_kept(
         if one.shape == args[0].shape:
             for dim, places in kept.items():
                 shape = [*one.shape]
-                shape[dim] = whole.shape[dim]
+                shape[dim] = x.shape[dim]
                 one = one.new_zeros(shape).index_copy(dim, places.to(x.device), one)
         outs[i] = one
     return outs[0] if isinstance(out, Tensor) else tuple(outs)

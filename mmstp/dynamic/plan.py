@@ -63,31 +63,7 @@ class SubnetPlan:
 DENSE = SubnetPlan({}, {}, {}, frozenset())
 
 
-@dataclass(frozen=True)
-class TracedCall:
-    """A call that takes sizes, with the modules that it is made in."""
-
-    name: str
-    modules: tuple[str, ...]
-    call: SizedCall
-
-    def alike(self, other: TracedCall) -> bool:
-        """Whether both take the same sizes in every architecture."""
-        a, b = self.call, other.call
-        return (
-            (self.name, a.sizes, a.runs) == (other.name, b.sizes, b.runs)
-            and len(a.dims) == len(b.dims)
-            and all(_same(x, y) for x, y in zip(a.dims, b.dims, strict=True))
-        )
-
-
-def _same(first: DimMap | None, second: DimMap | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return np.array_equal(first.group, second.group) and np.array_equal(first.unit, second.unit)
-
-
-def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[TracedCall, ...]]:
+def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[SizedCall, ...]]:
     """For every module that gives sizes of channels to operators, all such calls of its forward.
 
     A module that is called several times has to make the same calls each time; where it does not
@@ -97,37 +73,49 @@ def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[Traced
     """
     own = {path for path, module in model.named_modules() if forward_of(module) is not None}
     sized = [
-        TracedCall(SIZED_OPERATORS[call.operator], tuple(path for path, _ in call.modules), call)
+        call
         for call in graph.calls
-        if call.operator in SIZED_OPERATORS and own.isdisjoint(path for path, _ in call.modules)
+        if call.operator in SIZED_OPERATORS and own.isdisjoint(call.paths)
     ]
-    times: dict[str, dict[str, list[TracedCall]]] = defaultdict(lambda: defaultdict(list))
-    for one in sized:
-        times['']['once'].append(one)
-        for path, key in one.call.modules:
+    times: dict[str, dict[str, list[SizedCall]]] = defaultdict(lambda: defaultdict(list))
+    for call in sized:
+        times['']['once'].append(call)
+        for path, key in call.modules:
             if path:
-                times[path][key].append(one)
+                times[path][key].append(call)
 
     @functools.cache
     def same_each_time(path: str) -> bool:
         first, *others = times[path].values()
-        return all(
-            len(first) == len(other) and all(a.alike(b) for a, b in zip(first, other, strict=True))
-            for other in others
-        )
+        return all(len(first) == len(other) and all(map(_alike, first, other)) for other in others)
 
     callers = {
-        next(path for path in (*reversed(one.modules), '') if same_each_time(path))
-        for one in sized
-        if one.call.runs or any(dim is not None for dim in one.call.dims)
+        next(path for path in (*reversed(call.paths), '') if same_each_time(path))
+        for call in sized
+        if call.runs or call.counts
     }
     return {path: tuple(next(iter(times[path].values()))) for path in callers}
+
+
+def _alike(a: SizedCall, b: SizedCall) -> bool:
+    """Whether both take the same sizes in every architecture."""
+    return (
+        (a.operator, a.sizes, a.runs) == (b.operator, b.sizes, b.runs)
+        and len(a.dims) == len(b.dims)
+        and all(map(_same, a.dims, b.dims))
+    )
+
+
+def _same(first: DimMap | None, second: DimMap | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first.group, second.group) and np.array_equal(first.unit, second.unit)
 
 
 def plan_subnet(
     model: nn.Module,
     graph: ChannelGraph,
-    calls: Mapping[str, Sequence[TracedCall]],
+    calls: Mapping[str, Sequence[SizedCall]],
     aliases: Mapping[str, str],
     units: Sequence[int],
     skipped: Iterable[str],
@@ -162,19 +150,20 @@ def plan_subnet(
     }
     gone = frozenset(skipped)
     supplied = {
-        path: tuple(_call(one, units) for one in made if gone.isdisjoint(one.modules))
+        path: tuple(_call(call, units) for call in made if gone.isdisjoint(call.paths))
         for path, made in calls.items()
         if tensors and gone.isdisjoint(_and_parents(path))
     }
     return SubnetPlan(tensors, sizes, supplied, gone)
 
 
-def _call(traced: TracedCall, units: Sequence[int]) -> Call:
+def _call(call: SizedCall, units: Sequence[int]) -> Call:
     """The sizes of a call in one architecture."""
-    if not traced.call.runs and not any(dim is not None for dim in traced.call.dims):
-        return Call(traced.name)
-    kept = tuple(None if dim is None else len(dim.kept(units)) for dim in traced.call.dims)
-    return Call(traced.name, traced.call.sizes, kept, traced.call.runs)
+    name = SIZED_OPERATORS[call.operator]
+    if not call.runs and not call.counts:
+        return Call(name)
+    kept = tuple(None if dim is None else len(dim.kept(units)) for dim in call.dims)
+    return Call(name, call.sizes, kept, call.runs)
 
 
 def _and_parents(path: str) -> set[str]:

@@ -13,7 +13,8 @@ from .channel_graph import (
 )
 from .handlers import HANDLERS, register_handler
 from .nodes import operator_name
-from .walk import TraceError, first_keys, kept_by_forward, trace
+from .tracing import TraceError, kept_by_forward, trace
+from .walk import first_keys
 
 __all__ = [
     'HANDLERS',

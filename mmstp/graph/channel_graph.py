@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from .blocks import Run, find_runs
 from .nodes import module_stack, operator_name
+from .tracing import Trace, trace
 from .values import Ids, Value
-from .walk import Trace, Walk, trace
+from .walk import Walk
 
 WHOLE = -1  # a position that belongs to no group is always kept
 
@@ -119,7 +120,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class SizedCall:
-    """A call whose sizes count channels, or lies between such calls.
+    """A call of an operator that is given sizes, or whose output's sizes count channels.
 
     Attributes:
         operator: Its name in the trace.
@@ -132,9 +133,19 @@ class SizedCall:
 
     operator: str
     modules: tuple[tuple[str, str], ...]
-    sizes: tuple[int, ...] = ()
-    dims: tuple[DimMap | None, ...] = ()
-    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    sizes: tuple[int, ...]
+    dims: tuple[DimMap | None, ...]
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the modules, outermost first."""
+        return tuple(path for path, _ in self.modules)
+
+    @property
+    def counts(self) -> bool:
+        """Whether one of the sizes counts channels that are free."""
+        return any(dim is not None for dim in self.dims)
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class ChannelGraph:
         dims: For every tensor (state-dict key) the dimensions that hold free channels.
         runs: Blocks that may be skipped.
         costs: One row per operator and per parameter.
-        calls: The calls of operators in order, with the sizes that some are given.
+        calls: The calls of operators that may be given sizes, in order.
         statistics: Operators over free channels.
         fixed: Layers whose channels have to stay, with the reason.
         unknown: Operators without a handler, with the modules that call them.
@@ -297,7 +308,7 @@ def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str
         dims=dict(dims),
         runs=tuple(runs),
         costs=(*rows, *parameters, *unused),
-        calls=tuple(_calls(graph, walk, free_dim)),
+        calls=tuple(_calls(walk, free_dim)),
         statistics=tuple(
             Statistics(one.node, dims_over)
             for one in walk.renormalised
@@ -320,22 +331,13 @@ def _free(
     return {dim: mapped for dim, ids in dims.items() if (mapped := free_dim(ids)) is not None}
 
 
-def _calls(
-    graph: fx.Graph, walk: Walk, free_dim: Callable[[Ids | None], DimMap | None]
-) -> Iterator[SizedCall]:
-    """All calls, in order: which are given sizes by Python code, the dynamic modules know."""
-    sized = {call.node: call for call in walk.sized}
-    for node in graph.nodes:
-        if node.op != 'call_function' or str(node.target).endswith('.dtype'):
-            continue
-        name = operator_name(node)
-        modules = tuple((path, key) for key, path in module_stack(node).items())
-        if node in sized:
-            call = sized[node]
+def _calls(walk: Walk, free_dim: Callable[[Ids | None], DimMap | None]) -> Iterator[SizedCall]:
+    """In order: which of them are given sizes by Python code, the dynamic modules know."""
+    for call in walk.sized:
+        if not str(call.node.target).endswith('.dtype'):  # a view of other numbers
+            modules = tuple((path, key) for key, path in module_stack(call.node).items())
             dims = tuple(map(free_dim, call.ids))
-            yield SizedCall(name, modules, call.sizes, dims, call.runs)
-        else:
-            yield SizedCall(name, modules)
+            yield SizedCall(operator_name(call.node), modules, call.sizes, dims, call.runs)
 
 
 def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:

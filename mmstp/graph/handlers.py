@@ -180,7 +180,7 @@ def einsum(
         letter: size
         for term, x in zip(terms, operands, strict=True)
         for letter, size in zip(term, x.shape, strict=True)
-        if size > 1 or letter not in term
+        if size > 1
     }
     full = tuple(sizes.get(letter, 1) for letter in letters)
     aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
@@ -223,17 +223,18 @@ def attention(
 
 @register_handler('batch_norm')
 def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
-    params = [arg for arg in args if isinstance(arg, Value)]
-    if 'batch_norm' in str(node.target) and args[4]:  # used to standardise a weight
+    training = args[4]  # true where it standardises a weight
+    if training:
         x = walk.over_channels(node, x, [d for d in range(len(x.shape)) if d != 1])
-    out = _per_channel(walk, x, params)
-    walk.elementwise_cost(node, 'norm', out)
-    return out
+    return instance_norm(walk, node, x, *args)
 
 
 @register_handler('instance_norm')
 def instance_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
-    return batch_norm(walk, node, x, *args)
+    """Every channel on its own."""
+    out = _per_channel(walk, x, [arg for arg in args if isinstance(arg, Value)])
+    walk.elementwise_cost(node, 'norm', out)
+    return out
 
 
 @register_handler('group_norm')
@@ -244,7 +245,7 @@ def group_norm(walk: Any, node: fx.Node, x: Value, groups: int, *args: Any, **kw
         channels = walk.line(x, 1)
         if channels is not None:
             walk.ids.tie(channels.reshape(groups, -1), [1])
-    return batch_norm(walk, node, x, *args)
+    return instance_norm(walk, node, x, *args)
 
 
 @register_handler('layer_norm', 'rms_norm')
@@ -331,8 +332,7 @@ def resize(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Val
     # pooling over the last dimensions takes inputs without a batch too: count from the end
     space = range(max(len(x.shape) - _space(node), 1), len(x.shape))
     x = walk.ids.keep_whole(x, space, 'varies over space that is resized')
-    kept = [f for f in x.factors if not set(space).intersection(varying(f))]
-    return walk.ids.value(output_shape(node), kept)
+    return walk.ids.value(output_shape(node), x.factors)
 
 
 def _space(node: fx.Node) -> int:
@@ -404,8 +404,7 @@ def fourier(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Va
     given = kwargs.get('dim', args[1] if len(args) > 1 else None)
     last = [-2, -1] if '2' in operator_name(node) else [-1]
     dims = _dims(x, last if given is None else given)
-    x = walk.ids.keep_whole(x, dims, 'varies along what is transformed')
-    return Value(shape, [f for f in x.factors if not set(dims).intersection(varying(f))])
+    return Value(shape, walk.ids.keep_whole(x, dims, 'varies along what is transformed').factors)
 
 
 @register_handler('view_as_complex', 'view_as_real')
@@ -415,8 +414,7 @@ def as_complex(walk: Any, node: fx.Node, x: Value) -> Value:
     if len(output_shape(node)) > rank:
         return Value(output_shape(node), [f.reshape(*f.shape, 1) for f in x.factors])
     x = walk.ids.keep_whole(x, [rank - 1], 'the parts of a complex number')
-    kept = [f for f in x.factors if f.shape[-1] == 1]
-    return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in kept])
+    return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in x.factors])
 
 
 @register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort', 'max')
@@ -433,18 +431,11 @@ def ordered(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> An
         return plain(node)
     dims = _dims(x, given)
     x = walk.ids.keep_whole(x, dims, 'its order counts')
-    kept = [f for f in x.factors if not set(dims).intersection(varying(f))]
-    outs = node.meta['val']
-    if isinstance(outs, (tuple, list)):
-        return tuple(_kept_ranks(x, kept, tuple(out.shape), dims) for out in outs)
-    return _kept_ranks(x, kept, tuple(outs.shape), dims)
-
-
-def _kept_ranks(x: Value, factors: list[Any], shape: tuple[int, ...], dims: list[int]) -> Value:
-    """Factors after dimensions along which none varies may have gone."""
+    shape, factors = output_shape(node), x.factors
     if len(shape) < len(x.shape):
         factors = [factor.squeeze(tuple(dims)) for factor in factors]
-    return Value(shape, factors)
+    outs, one = node.meta['val'], Value(shape, factors)
+    return (one,) * len(outs) if isinstance(outs, (tuple, list)) else one
 
 
 @register_handler('constant_pad_nd', 'pad')
@@ -535,8 +526,8 @@ def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
     ]
     tiled = tuple(size if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True))
     out = spread(walk, Value(tiled, copies), shape)
-    alone = [Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])]
-    walk.sizes(node, [(alone[0], dim) for dim in range(len(shape))])
+    alone = Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])
+    walk.sizes(node, [(alone, dim) for dim in range(len(shape))])
     return out
 
 
@@ -570,8 +561,7 @@ def windows(walk: Any, node: fx.Node, x: Value, dim: int, size: int, step: int) 
     """Windows of a dimension, in one that is added behind."""
     dim %= len(x.shape)
     x = walk.ids.keep_whole(x, [dim], 'varies along what is cut into windows')
-    kept = [f for f in x.factors if f.shape[dim] == 1]
-    return Value(output_shape(node), [f[..., None] for f in kept])
+    return Value(output_shape(node), [f[..., None] for f in x.factors])
 
 
 @register_handler('im2col')
@@ -693,9 +683,10 @@ def index(walk: Any, node: fx.Node, x: Value, places: Sequence[Value | None]) ->
     shape = output_shape(node)
     after = len(x.shape) - dims[-1] - 1
     found = len(shape) - dims[0] - after
-    kept = [f for f in x.factors if not set(dims).intersection(varying(f))]
-    lookup = [f.reshape(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in kept]
-    return Value(shape, lookup)
+    return Value(
+        shape,
+        [f.reshape(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in x.factors],
+    )
 
 
 @register_handler('index_select')
