@@ -37,13 +37,13 @@ class CompactPlan:
     Attributes:
         shapes: Shapes of tensors, by state-dict key.
         sizes: Attributes that hold numbers of channels, by module path and name.
-        calls: The sizes that the calls of a forward take, by module path.
+        calls: The sizes that the calls of a forward take, by module path, for each way through it.
         skipped: Paths of blocks that are the identity.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, Mapping[str, Size]]
-    calls: Mapping[str, tuple[Call, ...]]
+    calls: Mapping[str, tuple[tuple[Call, ...], ...]]
     skipped: tuple[str, ...]
 
     @classmethod
@@ -64,7 +64,10 @@ class CompactPlan:
                 path: {name: _plain_size(size) for name, size in sizes.items()}
                 for path, sizes in plan['sizes'].items()
             },
-            {path: tuple(map(Call.from_list, calls)) for path, calls in plan['calls'].items()},
+            {
+                path: tuple(tuple(map(Call.from_list, way)) for way in ways)
+                for path, ways in plan['calls'].items()
+            },
             tuple(plan['skipped']),
         )
 
@@ -76,7 +79,10 @@ class CompactPlan:
                 path: {n: list(s) if isinstance(s, tuple) else s for n, s in sizes.items()}
                 for path, sizes in self.sizes.items()
             },
-            'calls': {path: [c.to_list() for c in calls] for path, calls in self.calls.items()},
+            'calls': {
+                path: [[call.to_list() for call in way] for way in ways]
+                for path, ways in self.calls.items()
+            },
             'skipped': list(self.skipped),
         }
 
@@ -147,8 +153,8 @@ def compact(
     for path, module in model.named_modules():
         if (forward := forward_of(module)) is not None:
             replace_forward(module, forward if path in plan.sizes else type(module).forward)
-    for path, calls in plan.calls.items():
-        supply_sizes(_module(model, path, path), path, calls)
+    for path, ways in plan.calls.items():
+        supply_sizes(_module(model, path, path), path, ways)
     renew(model)
 
 

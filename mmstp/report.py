@@ -35,6 +35,8 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         ]
     for operator, paths in supernet.graph.unknown.items():
         lines.append(f'    operator {operator!r} has no handler; called by {", ".join(paths)}')
+    if supernet.one_size:
+        lines.append(f'    the size of the input: {supernet.one_size}')
     low, dense = (space.smallest, space.largest)
     macs, params = cost.macs([low, dense]), cost.params([low, dense])
     lines += [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +26,16 @@ from .dynamic import (
     sized_calls,
     sizes_of,
 )
-from .graph import WHOLE, ChannelGraph, first_keys, kept_by_forward, kind_of, trace
+from .graph import (
+    WHOLE,
+    ChannelGraph,
+    TraceError,
+    first_keys,
+    kept_by_forward,
+    kind_of,
+    same_groups,
+    trace,
+)
 from .space import SearchSpace
 from .verify import Verifier
 
@@ -51,6 +61,8 @@ class Supernet:
         model: The model.
         space: The architectures that can be chosen.
         cost: Their multiply-adds and parameters.
+        one_size: Why subnets may not run on inputs of another size than the example's; '' where
+            they do, wherever the dense model does.
 
     Raises:
         TraceError: If the model cannot be traced.
@@ -85,7 +97,7 @@ class Supernet:
         while True:
             self.graph = ChannelGraph.from_trace(model, traced, fix_outputs, frozen)
             self.space = SearchSpace(self.graph, **space)
-            self._calls = sized_calls(model, self.graph)
+            self._calls = sized_calls(model, self.graph.calls)
             self._aliases = {
                 key: first
                 for key, first in first_keys(model).items()
@@ -103,6 +115,7 @@ class Supernet:
                 traced, frozen = trace(model, self.inputs), {}
             else:
                 frozen.update(failing)
+        self.one_size = self._other_ways(fix_outputs, frozen) if self._calls else ''
         self._make_dynamic()
         self.cost = CostModel(self.graph, self.space)
         self._plan = self._cached_plans()
@@ -169,11 +182,7 @@ class Supernet:
         """
         verifier = Verifier(self.model, self.graph, self.inputs)
         full = [group.units for group in self.graph.groups]
-        narrowed = {index for stage in self.space.stages for index in stage.groups}
-        halved = [
-            (group.units + 1) // 2 if index in narrowed else group.units
-            for index, group in enumerate(self.graph.groups)
-        ]
+        halved = self._halved()
         blocks = sorted(self.space.min_depth())
 
         def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
@@ -189,7 +198,8 @@ class Supernet:
             return {}
         verifier.check_dense()
         failing = {}
-        for kind in sorted({self.graph.groups[index].kind for index in narrowed}):
+        narrow = [g for g, half in zip(self.graph.groups, halved, strict=True) if half < g.units]
+        for kind in sorted({group.kind for group in narrow}):
             units = [
                 half if group.kind == kind else group.units
                 for group, half in zip(self.graph.groups, halved, strict=True)
@@ -207,6 +217,52 @@ class Supernet:
                 f'together not: {together}'
             )
         return failing
+
+    def _halved(self) -> list[int]:
+        """Half the units of every group that the space narrows."""
+        narrowed = {index for stage in self.space.stages for index in stage.groups}
+        return [
+            (group.units + 1) // 2 if index in narrowed else group.units
+            for index, group in enumerate(self.graph.groups)
+        ]
+
+    def _other_ways(self, fix_outputs: bool, frozen: Mapping[str, str]) -> str:
+        """Follows a larger input as well: its forward may make other calls.
+
+        Windows are shifted where there are several, positions interpolated where they are not
+        the trained ones. Returns why subnets do not run there; '' where they do.
+        """
+        inputs = _larger(self.inputs)
+        if inputs is None:
+            return 'its input is no image'
+        try:
+            # of a copy: there are forwards that keep what they worked out for a size
+            traced = trace(copy.deepcopy(self.model), inputs)
+        except TraceError as error:
+            return f'the dense network takes no other size: {error}'
+        graph = ChannelGraph.from_trace(self.model, traced, fix_outputs, frozen)
+        known = same_groups(self.graph, graph)
+        if known is None:
+            return (
+                f'with inputs of shape {tuple(inputs[0].shape)} its channels are coupled otherwise'
+            )
+        before = self._calls
+        calls = tuple(call.with_groups(known) for call in graph.calls)
+        found = sized_calls(self.model, self.graph.calls, calls)
+        self._calls = {path: found.get(path, ways) for path, ways in before.items()}
+        self._make_dynamic()
+        try:
+            verifier = Verifier(self.model, graph, inputs)
+            halved = self._halved()
+            reason = verifier.difference(
+                self._plan_units(halved, ()), [halved[group] for group in known]
+            )
+        finally:
+            self._make_static()
+        if reason:
+            self._calls = before
+            return f'with inputs of shape {tuple(inputs[0].shape)} {reason}'
+        return ''
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[nn.Module]:
@@ -326,6 +382,17 @@ def _reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> 
         by_unit = by_unit.reshape(len(order), -1)
         index[by_unit.reshape(-1)] = by_unit[order].reshape(-1)
     return index
+
+
+def _larger(inputs: Sequence[Tensor]) -> tuple[Tensor] | None:
+    """A larger image, not square; None where the input is no image."""
+    if len(inputs) != 1 or inputs[0].dim() != 4:
+        return None
+    height, width = (
+        math.ceil(size * factor / 32) * 32
+        for size, factor in zip(inputs[0].shape[2:], (1.25, 1.5), strict=True)
+    )
+    return (inputs[0].new_zeros(*inputs[0].shape[:2], height, width),)
 
 
 def _like_parameters(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

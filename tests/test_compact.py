@@ -102,7 +102,7 @@ PLAN = dict(shapes={}, sizes={}, calls={}, skipped=())
         (dict(PLAN, shapes={'head.bias': (6,)}), r'head\.bias: shape \(6,\) is not within .* \(5,'),
         (dict(PLAN, shapes={'head.bias': (1, 1)}), r'shape \(1, 1\) is not within the dense \(5,'),
         (dict(PLAN, sizes={'body': {'in_features': 3}}), "Tiny has no 'body.in_features'"),
-        (dict(PLAN, calls={'body': [['reshape', [4], [2], []]]}), "Tiny has no 'body'"),
+        (dict(PLAN, calls={'body': [[['reshape', [4], [2], []]]]}), "Tiny has no 'body'"),
         (dict(PLAN, skipped=('stage3.1',)), "Tiny has no 'stage3.1'"),
         (dict(PLAN, skipped=('stage1.7',)), "Tiny has no 'stage1.7'"),
     ],

@@ -168,10 +168,10 @@ def _skippable_forward(base: Forward) -> Forward:
 def _supplied_forward(base: Forward) -> Forward:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan = self._subnet.plan
-        calls = None if plan is None else plan.calls.get(self._path)
-        if calls is None:
+        ways = None if plan is None else plan.calls.get(self._path)
+        if ways is None:
             return base(self, *args, **kwargs)
-        with SuppliedSizes(self._path, calls) as sizes:
+        with SuppliedSizes(self._path, ways) as sizes:
             out = base(self, *args, **kwargs)
         if sizes.changed:
             self._subnet.supplied.add(self._path)

@@ -41,6 +41,22 @@ class Call:
     kept: tuple[int | None, ...] = ()
     runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
+    def alike(self, other: Call) -> bool:
+        """Whether both supply the same sizes; batch and space may differ, as in two traces."""
+        return (self.name, self.kept, self.runs) == (other.name, other.kept, other.runs) and all(
+            a == b or kept is None
+            for a, b, kept in zip(self.dense, other.dense, self.kept, strict=True)
+        )
+
+    def fits(self, given: _Given) -> bool:
+        """Whether a call with these arguments can be this one."""
+        if not self.kept or self.name == 'split':
+            return True
+        rank = len(given.sizes)
+        if self.name == 'unflatten':
+            rank += given.tensor.dim() - 1
+        return rank == len(self.kept)
+
     @classmethod
     def from_list(cls, fields: Sequence[Any]) -> Call:
         """Reads what `to_list` writes."""
@@ -53,6 +69,8 @@ class Call:
         runs = [[list(before), list(after)] for before, after in self.runs]
         return [self.name, list(self.dense), list(self.kept), runs]
 
+
+Ways = Sequence[Sequence[Call]]  # sequences of calls, one of which a forward makes
 
 # functions of the Python interface, by `__name__`: how a trace calls them
 _NAMES = {
@@ -74,7 +92,7 @@ class SuppliedSizes(TorchFunctionMode):
 
     Args:
         path: The module whose forward runs, for messages.
-        calls: In the order in which the module (with all inside it) makes them.
+        ways: Sequences of calls, one of which the module (with all inside it) makes.
 
     Attributes:
         paused: Calls made now are none of those (see `unsupplied`).
@@ -84,9 +102,9 @@ class SuppliedSizes(TorchFunctionMode):
         CallError: If the module makes other calls than those.
     """
 
-    def __init__(self, path: str, calls: Sequence[Call]) -> None:
+    def __init__(self, path: str, ways: Ways) -> None:
         super().__init__()
-        self._path, self._calls, self._next = path, calls, 0
+        self._path, self._ways, self._made = path, ways, 0
         self.paused = False
         self.changed = False
 
@@ -98,28 +116,40 @@ class SuppliedSizes(TorchFunctionMode):
         if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)
-        call = self._following(name)
+        call = self._following(name, given)
         if not call.kept:
             return func(*args, **kwargs)
         sizes = _SUPPLY[name](call, given, self._path)
         self.changed |= tuple(sizes) != tuple(given.sizes)
         return func(given.tensor, *given.with_sizes(sizes), **given.others)
 
-    def _following(self, name: str) -> Call:
-        if self._next == len(self._calls) or self._calls[self._next].name != name:
+    def _following(self, name: str, given: _Given) -> Call:
+        """The call that is made now, on the ways that are still open."""
+        going_on = [way for way in self._ways if len(way) > self._made]
+        ways = [way for way in going_on if way[self._made].name == name]
+        if len(ways) > 1:  # they part where one takes sizes of another number of dimensions
+            ways = [way for way in ways if way[self._made].fits(given)] or ways
+        if not ways:
             raise CallError(
                 f'{self._path or "the model"} calls {name!r} where its trace does not: its '
                 'forward depends on the mode, on values or on the size of its input'
             )
-        self._next += 1
-        return self._calls[self._next - 1]
+        call = ways[0][self._made]
+        if any(not way[self._made].alike(call) for way in ways[1:]):
+            raise CallError(
+                f'{self._path or "the model"} calls {name!r} with {tuple(given.sizes)}, where '
+                'the ways that were traced differ in which of these count channels'
+            )
+        self._ways = tuple(ways)
+        self._made += 1
+        return call
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None and self._next < len(self._calls):
+        if exc_type is None and all(len(way) > self._made for way in self._ways):
             raise CallError(
                 f'{self._path or "the model"} ends before it calls '
-                f'{self._calls[self._next].name!r}, which its trace does'
+                f'{self._ways[0][self._made].name!r}, which its trace does'
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,13 +45,14 @@ class SubnetPlan:
     Attributes:
         tensors: By state-dict key, what is kept along the dimensions that are narrowed.
         sizes: By module path, the attributes that have another value.
-        calls: By module path, the sizes that the calls of its forward take.
+        calls: By module path, the sizes that the calls of its forward take, for each way
+            through it.
         skipped: Paths of blocks that are left out.
     """
 
     tensors: Mapping[str, tuple[Selection, ...]]
     sizes: Mapping[str, Mapping[str, Size]]
-    calls: Mapping[str, tuple[Call, ...]]
+    calls: Mapping[str, tuple[tuple[Call, ...], ...]]
     skipped: frozenset[str]
 
     def narrow(self, key: str, tensor: Tensor) -> Tensor:
@@ -63,46 +65,75 @@ class SubnetPlan:
 DENSE = SubnetPlan({}, {}, {}, frozenset())
 
 
-def sized_calls(model: nn.Module, graph: ChannelGraph) -> dict[str, tuple[SizedCall, ...]]:
+def sized_calls(
+    model: nn.Module, *traced: Sequence[SizedCall]
+) -> dict[str, tuple[tuple[SizedCall, ...], ...]]:
     """For every module that gives sizes of channels to operators, all such calls of its forward.
 
     A module that is called several times has to make the same calls each time; where it does not
     (one that layers of different heads share), they count as calls of the module around it. Calls
     inside a module with a forward of its own (`register_forward`) are left out: they are not those
     of the trace.
+
+    Args:
+        model: The dense model.
+        traced: The calls of one trace or several, with inputs of other sizes.
+
+    Returns:
+        By path, the ways through the forward in these traces that differ.
     """
     own = {path for path, module in model.named_modules() if forward_of(module) is not None}
-    sized = [
-        call
-        for call in graph.calls
-        if call.operator in SIZED_OPERATORS and own.isdisjoint(call.paths)
+    found = [
+        [c for c in calls if c.operator in SIZED_OPERATORS and own.isdisjoint(c.paths)]
+        for calls in traced
     ]
+    times = [_each_time(calls) for calls in found]
+
+    @functools.cache
+    def same_each_time(path: str) -> bool:
+        return all(
+            _same_way(first, other)
+            for time in times
+            for first, *others in [time.get(path, [[]])]
+            for other in others
+        )
+
+    callers = {
+        next(path for path in (*reversed(call.paths), '') if same_each_time(path))
+        for call in itertools.chain(*found)
+        if call.runs or call.counts
+    }
+    ways: dict[str, tuple[tuple[SizedCall, ...], ...]] = {}
+    for path in callers:
+        for time in times:
+            way = tuple(time.get(path, [[]])[0])
+            if not any(_same_way(way, other) for other in ways.get(path, ())):
+                ways[path] = (*ways.get(path, ()), way)
+    return ways
+
+
+def _each_time(calls: Sequence[SizedCall]) -> dict[str, list[list[SizedCall]]]:
+    """By module, the calls in each of its forwards."""
     times: dict[str, dict[str, list[SizedCall]]] = defaultdict(lambda: defaultdict(list))
-    for call in sized:
+    for call in calls:
         times['']['once'].append(call)
         for path, key in call.modules:
             if path:
                 times[path][key].append(call)
+    return {path: list(found.values()) for path, found in times.items()}
 
-    @functools.cache
-    def same_each_time(path: str) -> bool:
-        first, *others = times[path].values()
-        return all(len(first) == len(other) and all(map(_alike, first, other)) for other in others)
 
-    callers = {
-        next(path for path in (*reversed(call.paths), '') if same_each_time(path))
-        for call in sized
-        if call.runs or call.counts
-    }
-    return {path: tuple(next(iter(times[path].values()))) for path in callers}
+def _same_way(first: Sequence[SizedCall], second: Sequence[SizedCall]) -> bool:
+    return len(first) == len(second) and all(map(_alike, first, second))
 
 
 def _alike(a: SizedCall, b: SizedCall) -> bool:
-    """Whether both take the same sizes in every architecture."""
+    """Whether both take the same sizes in every architecture; batch and space may differ."""
     return (
-        (a.operator, a.sizes, a.runs) == (b.operator, b.sizes, b.runs)
+        (a.operator, a.runs) == (b.operator, b.runs)
         and len(a.dims) == len(b.dims)
         and all(map(_same, a.dims, b.dims))
+        and all(x == y or dim is None for x, y, dim in zip(a.sizes, b.sizes, a.dims, strict=True))
     )
 
 
@@ -115,7 +146,7 @@ def _same(first: DimMap | None, second: DimMap | None) -> bool:
 def plan_subnet(
     model: nn.Module,
     graph: ChannelGraph,
-    calls: Mapping[str, Sequence[SizedCall]],
+    calls: Mapping[str, Sequence[Sequence[SizedCall]]],
     aliases: Mapping[str, str],
     units: Sequence[int],
     skipped: Iterable[str],
@@ -150,8 +181,10 @@ def plan_subnet(
     }
     gone = frozenset(skipped)
     supplied = {
-        path: tuple(_call(call, units) for call in made if gone.isdisjoint(call.paths))
-        for path, made in calls.items()
+        path: tuple(
+            tuple(_call(call, units) for call in way if gone.isdisjoint(call.paths)) for way in ways
+        )
+        for path, ways in calls.items()
         if tensors and gone.isdisjoint(_and_parents(path))
     }
     return SubnetPlan(tensors, sizes, supplied, gone)

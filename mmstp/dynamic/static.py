@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from .calls import Call, SuppliedSizes, unsupplied
+from .calls import SuppliedSizes, Ways, unsupplied
 from .forwards import Forward, first_argument
 
 
-def supply_sizes(module: nn.Module, path: str, calls: Sequence[Call]) -> None:
+def supply_sizes(module: nn.Module, path: str, ways: Ways) -> None:
     """Makes a module's forward run with the sizes of a subnet, in place.
 
     Args:
         module: Any module whose tensors are those of the subnet.
         path: Its path, for messages.
-        calls: The calls of its forward.
+        ways: The sequences of calls, one of which its forward makes.
     """
-    vars(module)['_calls'] = tuple(calls)
+    vars(module)['_ways'] = ways
     vars(module)['_path'] = path
     base: Any = type(module)
     module.__class__ = _with_calls(base)
@@ -55,7 +54,7 @@ class Skipped(nn.Identity):
 @functools.cache
 def _with_calls(base: Any) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with SuppliedSizes(self._path, self._calls):
+        with SuppliedSizes(self._path, self._ways):
             return base.forward(self, *args, **kwargs)
 
     return _with_forward(base, forward)

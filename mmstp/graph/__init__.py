@@ -10,6 +10,7 @@ from .channel_graph import (
     SizedCall,
     Statistics,
     kind_of,
+    same_groups,
 )
 from .handlers import HANDLERS, register_handler
 from .nodes import operator_name
@@ -32,5 +33,6 @@ __all__ = [
     'kind_of',
     'operator_name',
     'register_handler',
+    'same_groups',
     'trace',
 ]

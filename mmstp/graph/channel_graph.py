@@ -78,6 +78,10 @@ class DimMap:
             self._kept[own] = np.flatnonzero(self.unit < limits[self.group])
         return self._kept[own]
 
+    def with_groups(self, known: Sequence[int]) -> DimMap:
+        """The same with other numbers of the groups: ``known[g]`` for ``g``."""
+        return DimMap(np.append(np.asarray(known), WHOLE)[self.group], self.unit)
+
     @functools.cached_property
     def _groups(self) -> list[int]:
         return [group for group in np.unique(self.group).tolist() if group != WHOLE]
@@ -141,6 +145,11 @@ class SizedCall:
     def paths(self) -> tuple[str, ...]:
         """Of the modules, outermost first."""
         return tuple(path for path, _ in self.modules)
+
+    def with_groups(self, known: Sequence[int]) -> SizedCall:
+        """The same with other numbers of the groups."""
+        dims = tuple(None if dim is None else dim.with_groups(known) for dim in self.dims)
+        return replace(self, dims=dims)
 
     @property
     def counts(self) -> bool:
@@ -223,6 +232,29 @@ class ChannelGraph:
                 with the reason.
         """
         return _build(model, Walk(model, traced, fix_outputs), traced, freeze or {})
+
+
+def same_groups(first: ChannelGraph, second: ChannelGraph) -> list[int] | None:
+    """Which of the first graph's groups are the second's, where both are of one model.
+
+    Returns:
+        An index for every group of the second; None where channels are not coupled alike.
+    """
+    known = [WHOLE] * len(second.groups)
+    places = {key: dims.keys() for key, dims in second.dims.items()}
+    if {key: dims.keys() for key, dims in first.dims.items()} != places:
+        return None
+    for key, dims in second.dims.items():
+        for dim, there in dims.items():
+            here = first.dims[key][dim]
+            for group, index in set(zip(there.group.tolist(), here.group.tolist(), strict=True)):
+                if group != WHOLE and known[group] == WHOLE:
+                    known[group] = index
+            renumbered = there.with_groups(known)
+            if not (np.array_equal(here.group, renumbered.group)
+                    and np.array_equal(here.unit, renumbered.unit)):  # fmt: skip
+                return None
+    return None if WHOLE in known else known
 
 
 def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]) -> ChannelGraph:

@@ -297,7 +297,6 @@ def elementwise(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
 @register_handler(
     *'dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy'.split(),
     *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity zero fill'.split(),
-    '_assert_tensor_metadata',
 )
 def same(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     return Value(x.shape, x.factors)

@@ -18,7 +18,7 @@ NOTHING = Call('reshape')
 
 
 def supplied(function, *calls):
-    with SuppliedSizes('block', calls) as sizes:
+    with SuppliedSizes('block', [calls]) as sizes:
         out = function()
     assert sizes.changed
     return out
@@ -49,7 +49,7 @@ def test_ways_to_reshape(reshape):
     """Of another batch and number of tokens than traced."""
     x = torch.randn(2, 7, 12)
     call = Call('reshape', (1, 5, 4, 6), (None, None, 2, None), (((2,), (2, 3)),))
-    with SuppliedSizes('block', [call]):
+    with SuppliedSizes('block', [[call]]):
         out = reshape(x)
     assert torch.equal(out, x.reshape(2, 7, 2, 6))
 
@@ -122,7 +122,7 @@ def test_ways_to_expand(expand):
 
 def test_sizes_that_the_code_leaves_open_stay_open():
     x = torch.randn(1, 5, 4)
-    with SuppliedSizes('block', [Call('expand', (1, 16, 4), (None, 5, None))]) as sizes:
+    with SuppliedSizes('block', [[Call('expand', (1, 16, 4), (None, 5, None))]]) as sizes:
         out = x.expand(3, -1, -1)
     assert out.shape == (3, 5, 4)
     assert not sizes.changed
@@ -185,7 +185,7 @@ def test_a_size_taken_from_other_channels_becomes_the_traced_one():
 
 def test_calls_that_are_not_concerned_pass():
     x = torch.randn(2, 1, 12)
-    with SuppliedSizes('block', [NOTHING, APART, NOTHING]) as sizes:
+    with SuppliedSizes('block', [[NOTHING, APART, NOTHING]]) as sizes:
         assert x.view(24).shape == (24,)
         assert x.view(2, 1, 4, 6).shape == (2, 1, 2, 6)
         assert x.permute(2, 0, 1).flatten().unsqueeze(0).reshape(4, 6).shape == (4, 6)
@@ -196,7 +196,7 @@ def test_calls_that_are_not_concerned_pass():
 
 def test_right_sizes_change_nothing():
     x = torch.randn(2, 7, 12)
-    with SuppliedSizes('block', [APART]) as sizes:
+    with SuppliedSizes('block', [[APART]]) as sizes:
         x.reshape(2, 7, 2, 6)
     assert not sizes.changed
 
@@ -207,6 +207,56 @@ def test_gradients_pass():
     assert torch.equal(x.grad, 2 * x.detach())
 
 
+# --- several ways through a forward ---------------------------------------------------------------
+
+# the windows of an image apart, as for a mask, and together again
+MASKED = Call(
+    'reshape', (1, 3, 5, 4, 6), (None, None, None, 2, None),
+    (((0,), (0, 1)), ((1,), (2,)), ((2,), (3,)), ((3,), (4,))),
+)  # fmt: skip
+BACK = Call('reshape', (3, 5, 24), (None, None, 12), (((0, 1), (0,)), ((2,), (1,)), ((3, 4), (2,))))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_the_way_that_is_taken_is_followed(masked):
+    x = torch.randn(6, 5, 12)
+    with SuppliedSizes('block', [[APART, TOGETHER], [APART, MASKED, BACK]]) as sizes:
+        heads = x.view(6, 5, 4, 6)
+        if masked:
+            heads = heads.view(2, 3, 5, 4, 6)
+        out = heads.reshape(-1, 5, 24)
+    assert torch.equal(out, x)
+    assert sizes.changed
+
+
+def test_ways_that_end_early_are_ways():
+    x = torch.randn(1, 5, 12)
+    with SuppliedSizes('block', [[APART], [APART, TOGETHER]]):
+        x.view(1, 5, 4, 6)
+    with SuppliedSizes('block', [[APART], [APART, TOGETHER]]):
+        x.view(1, 5, 4, 6).view(1, 5, 24)
+    with (
+        pytest.raises(CallError, match=r"^block ends before it calls 'reshape'"),
+        SuppliedSizes('block', [[APART, MASKED, BACK], [APART, TOGETHER]]),
+    ):
+        x.view(1, 5, 4, 6)
+
+
+def test_ways_that_cannot_be_told_apart_are_refused():
+    other = Call('reshape', (1, 5, 4, 6), (None, None, None, 3), (((2,), (2, 3)),))
+    with (
+        pytest.raises(CallError, match=r"'reshape' with \(1, 5, 4, 6\), where the ways that were"),
+        SuppliedSizes('block', [[APART], [other]]),
+    ):
+        torch.randn(1, 5, 12).view(1, 5, 4, 6)
+
+
+def test_batch_and_space_do_not_make_another_way():
+    larger = Call('reshape', (9, 7, 4, 6), APART.kept, APART.runs)
+    with SuppliedSizes('block', [[APART, TOGETHER], [larger]]):
+        assert torch.randn(2, 7, 12).view(2, 7, 4, 6).shape == (2, 7, 2, 6)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -214,7 +264,7 @@ def test_other_calls_are_refused():
     x = torch.randn(2, 12)
     with (
         pytest.raises(CallError, match=r"^stage\.1 calls 'split' where its trace does not"),
-        SuppliedSizes('stage.1', [APART]),
+        SuppliedSizes('stage.1', [[APART]]),
     ):
         x.split(4, 1)
 
@@ -223,7 +273,7 @@ def test_more_calls_are_refused():
     x = torch.randn(1, 5, 12)
     with (
         pytest.raises(CallError, match=r"^block calls 'reshape' where its trace does not"),
-        SuppliedSizes('block', [APART]),
+        SuppliedSizes('block', [[APART]]),
     ):
         x.view(1, 5, 4, 6).view(1, 5, 12)
 
@@ -232,7 +282,7 @@ def test_fewer_calls_are_refused():
     x = torch.randn(1, 5, 12)
     with (
         pytest.raises(CallError, match=r"^the model ends before it calls 'split', which its"),
-        SuppliedSizes('', [APART, Call('split', (4, 4), (2, 2))]),
+        SuppliedSizes('', [[APART, Call('split', (4, 4), (2, 2))]]),
     ):
         x.view(1, 5, 4, 6)
 
@@ -242,7 +292,7 @@ def test_sizes_that_do_not_fit_are_refused():
         r'block reshapes \(1, 5, 11\) to \(1, 5, 4, 6\), where its trace has \(1, 5, 4, 6\): '
         r'the subnet has \(None, None, 2, None\) there'
     )
-    with pytest.raises(CallError, match=message), SuppliedSizes('block', [APART]):
+    with pytest.raises(CallError, match=message), SuppliedSizes('block', [[APART]]):
         torch.randn(1, 5, 11).view(1, 5, 4, 6)
 
 
@@ -260,9 +310,9 @@ def reshapes(x):
 def test_nested_modules_each_see_their_own_calls():
     """A call of the inner is one of the outer too."""
     x = torch.randn(1, 5, 12)
-    with SuppliedSizes('outer', [NOTHING, TOGETHER, APART, TOGETHER]) as outer:
+    with SuppliedSizes('outer', [[NOTHING, TOGETHER, APART, TOGETHER]]) as outer:
         whole = x.view(1, 5, 2, 6).reshape(1, 5, 24)
-        with SuppliedSizes('outer.inner', [APART]) as inner:
+        with SuppliedSizes('outer.inner', [[APART]]) as inner:
             apart = whole.view(1, 5, 4, 6)
         assert apart.shape == (1, 5, 2, 6)
         assert apart.reshape(1, 5, 24).shape == (1, 5, 12)
@@ -274,19 +324,19 @@ def test_an_error_of_the_inner_module_leaves_nothing_behind():
     x = torch.randn(1, 5, 12)
     with (
         pytest.raises(ZeroDivisionError),
-        SuppliedSizes('outer', [APART, TOGETHER]),
-        SuppliedSizes('outer.inner', [APART]),
+        SuppliedSizes('outer', [[APART, TOGETHER]]),
+        SuppliedSizes('outer.inner', [[APART]]),
     ):
         raise ZeroDivisionError  # not that calls are missing
     assert not reshapes(x)
-    with SuppliedSizes('outer', [APART]):
+    with SuppliedSizes('outer', [[APART]]):
         assert reshapes(x)
     assert not reshapes(x)
 
 
 def test_forwards_of_their_own_are_not_supplied():
     x = torch.randn(1, 5, 12)
-    with SuppliedSizes('outer', [APART, NOTHING]) as mode:
+    with SuppliedSizes('outer', [[APART, NOTHING]]) as mode:
         with unsupplied():
             assert not reshapes(x)
             with unsupplied():
@@ -301,8 +351,8 @@ def test_forwards_of_their_own_are_not_supplied():
 
 def test_modules_inside_a_forward_of_its_own_are_supplied():
     x = torch.randn(1, 5, 12)
-    with SuppliedSizes('outer', []), unsupplied():
-        with SuppliedSizes('outer.inner', [APART]):
+    with SuppliedSizes('outer', [[]]), unsupplied():
+        with SuppliedSizes('outer.inner', [[APART]]):
             assert reshapes(x)
         assert not reshapes(x)
 

@@ -7,6 +7,8 @@ import random
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
 from torch import nn
 
 from mmstp import Architecture, CompactPlan, Supernet
@@ -238,3 +240,62 @@ def test_gradients_of_a_subnet_are_its_export_s(supernet):
     for key, parameter in network.named_parameters():
         torch.testing.assert_close(plan.narrow(key, whole[key].grad), parameter.grad)
     model.zero_grad()
+
+
+# --- paths that depend on the size ----------------------------------------------------------------
+
+
+def swin(kind):
+    """The last of two stages is one window at 32 pixels, and several at others."""
+    arch = dict(embed_dims=32, depths=[2, 2], num_heads=[2, 4])
+    if kind == 'SwinTransformerV2':
+        arch['extra_norm_every_n_blocks'] = 0
+    options = dict(arch=arch, img_size=32, patch_size=4, window_size=4, out_indices=(1,))
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(type=kind, **options))
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2)
+    model.eval()
+    return model
+
+
+@functools.cache
+def made_swin(kind):
+    return Supernet(swin(kind), torch.zeros(1, 3, 32, 32), fix_outputs=False)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (64, 64), (48, 80), (128, 36)], ids=str)
+@pytest.mark.parametrize('kind', ['SwinTransformer', 'SwinTransformerV2'])
+def test_windows_are_shifted_where_there_are_several(kind, size):
+    """The trace has one window, without a mask; a supernet traced at the size itself agrees."""
+    supernet = made_swin(kind)
+    assert supernet.one_size == ''
+    x = torch.randn(2, 3, *size)
+    there = Supernet(swin(kind), torch.zeros(1, 3, *size), fix_outputs=False)
+    largest, smallest = supernet.space.largest, supernet.space.smallest
+    for architecture in (smallest, Architecture(largest.depths, smallest.widths)):
+        network = supernet.export(architecture)
+        (found,) = network(x)
+        assert torch.equal(found, there.export(architecture)(x)[0])
+        with supernet.activate(architecture):
+            assert torch.equal(found, supernet.model(x)[0])
+        rebuilt = swin(kind)
+        plan = supernet.compact_plan(architecture).to_dict()
+        compact(rebuilt, CompactPlan.from_dict(json.loads(json.dumps(plan))))
+        rebuilt.load_state_dict(network.state_dict(), strict=False)
+        assert torch.equal(found, rebuilt(x)[0])
+
+
+def test_a_model_of_one_size_says_so():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = WindowAttention(0)
+            self.positions = nn.Parameter(torch.randn(4, 4, CHANNELS))
+
+        def forward(self, x):
+            return self.attention(x.permute(0, 2, 3, 1) + self.positions)
+
+    supernet = Supernet(Fixed().eval(), torch.zeros(1, CHANNELS, 4, 4), divisor=1, stem=True)
+    assert supernet.one_size.startswith('the dense network takes no other size: Fixed cannot be')
