@@ -12,14 +12,14 @@ except ImportError as error:
 
 from .algorithm import STP
 from .architecture import Architecture, ArchitectureError
-from .backbones import CompactBackbone, WideResNet
+from .backbones import CompactBackbone, DynamicBackbone, WideResNet
 from .calibration import calibrate
 from .compact import CompactPlan
 from .cost import CostModel
 from .datasets import Digits, TinyImageNet
 from .dynamic import register_forward, register_sizes
 from .graph import ChannelGraph, register_handler
-from .hooks import EpochSeedHook, PoolHook, SubnetEvalHook
+from .hooks import CalibrationHook, EpochSeedHook, PoolHook, SubnetEvalHook
 from .losses import normalized_kl
 from .pool import ArchitecturePool
 from .space import SearchSpace
@@ -31,11 +31,13 @@ __all__ = [
     'Architecture',
     'ArchitectureError',
     'ArchitecturePool',
+    'CalibrationHook',
     'ChannelGraph',
     'CompactBackbone',
     'CompactPlan',
     'CostModel',
     'Digits',
+    'DynamicBackbone',
     'EpochSeedHook',
     'PoolHook',
     'SearchSpace',

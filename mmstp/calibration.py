@@ -15,6 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .modes import eval_mode
 
 
+def norms_with_statistics(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    """The layers that normalise by running statistics in eval mode, with their paths."""
+    return [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+
+
 @torch.no_grad()
 def calibrate(
     network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
@@ -35,11 +44,7 @@ def calibrate(
     Raises:
         ValueError: If there are norm layers and not a single batch.
     """
-    norms = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    norms = [norm for _, norm in norms_with_statistics(network)]
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,19 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from .algorithm import STP
+from .architecture import Architecture
+from .backbones import DynamicBackboneMixin
 from .calibration import calibrate
 from .loading import CheckpointError
 from .pool import ShrinkSchedule
 from .registry import HOOKS
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
+STATISTICS = 'mmstp_statistics'  # ... and those of subnets
 BEST = 'best_architecture.json'
 
 
@@ -32,12 +38,27 @@ def stp_of(runner: Runner) -> STP:
     Raises:
         TypeError: If it is not an `STP`.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = _unwrapped(runner)
     if not isinstance(model, STP):
         raise TypeError(
             f'the hooks of mmstp need model.type to be mmstp.STP, not {type(model).__name__}'
         )
     return model
+
+
+def _unwrapped(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def positive(field: str, value: Any) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{field}={value!r}: expected a whole number, at least 1')
+    return value
 
 
 @HOOKS.register_module()
@@ -55,11 +76,9 @@ class PoolHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int | None = None, end: float = 0.6) -> None:
-        if interval is not None and (not isinstance(interval, int) or interval < 1):
-            raise ValueError(f'PoolHook.interval={interval!r}: expected a whole number, at least 1')
         if not isinstance(end, (int, float)) or not 0 < end <= 1:
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
-        self.interval = interval
+        self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
@@ -165,9 +184,7 @@ class SubnetEvalHook(Hook):
     priority = 'HIGHEST'
 
     def __init__(self, num_images: int = 2000) -> None:
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f'SubnetEvalHook.num_images={num_images!r}: expected at least 1')
-        self.num_images = num_images
+        self.num_images = positive('SubnetEvalHook.num_images', num_images)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         if metrics is not None:
@@ -188,6 +205,77 @@ class SubnetEvalHook(Hook):
             loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
         metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
         return {f'subnet/{name}': value for name, value in metrics.items()}
+
+
+@HOOKS.register_module()
+class CalibrationHook(Hook):
+    """Gives the subnets that `DynamicBackbone`s are running statistics of their own.
+
+    Before training, validation or testing they are estimated on training images, with the
+    augmentations and in the batches of the training, where the subnet has none. They are kept in
+    the checkpoints, and taken from there.
+
+    Args:
+        num_images: Training images for the statistics.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, num_images: int = 2000) -> None:
+        self.num_images = positive('CalibrationHook.num_images', num_images)
+
+    def before_train(self, runner: Runner) -> None:
+        for backbone in dynamic_backbones(runner).values():
+            backbone.supernet.check_intact()
+        self._calibrate(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        self._calibrate(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        self._calibrate(runner)
+
+    def _calibrate(self, runner: Runner) -> None:
+        for path, backbone in dynamic_backbones(runner).items():
+            architecture = backbone.architecture
+            if architecture in (backbone.supernet.space.largest, *backbone.supernet.statistics):
+                continue
+            dataloader = runner.train_dataloader
+            number = min(self.num_images, len(dataloader.dataset))
+            runner.logger.info(
+                f'{path}: estimating statistics of the subnet {architecture} on {number} images'
+            )
+            calibrate_on(_unwrapped(runner), dataloader, self.num_images, backbone.calibrate)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATISTICS] = {
+            path: {str(a): own for a, own in backbone.supernet.statistics.items()}
+            for path, backbone in dynamic_backbones(runner).items()
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        for path, backbone in dynamic_backbones(runner).items():
+            for text, statistics in checkpoint.get(STATISTICS, {}).get(path, {}).items():
+                backbone.supernet.set_statistics(Architecture.parse(text), statistics)
+
+
+def dynamic_backbones(runner: Runner) -> dict[str, Any]:
+    """The runner's `DynamicBackbone`s by their paths.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    model = _unwrapped(runner)
+    found = {p: m for p, m in model.named_modules() if isinstance(m, DynamicBackboneMixin)}
+    if not found:
+        raise TypeError(
+            f'mmstp.CalibrationHook: {type(model).__name__} has no mmstp.DynamicBackbone; the '
+            'networks of this hook are those'
+        )
+    return found
 
 
 @HOOKS.register_module()
@@ -218,22 +306,31 @@ def seed_worker(worker_id: int) -> None:
     torch.manual_seed(seed)
 
 
-def calibrate_on(network: Any, dataloader: DataLoader, num_images: int) -> None:
-    """Estimates a compact classifier's statistics on images of a dataloader's dataset.
+def calibrate_on(
+    network: Any,
+    dataloader: DataLoader,
+    num_images: int,
+    estimate: Callable[[Iterable[Tensor]], Any] | None = None,
+) -> None:
+    """Estimates statistics on images of a dataloader's dataset.
 
     The same images with the same augmentation are drawn every time and on every rank, and the
     random state is left as it was.
 
     Args:
-        network: With a ``data_preprocessor``, as mmpretrain's classifiers have.
+        network: With a ``data_preprocessor``, as classifiers and detectors have.
         dataloader: The training's; its dataset, batch size and workers are used.
         num_images: How many images; all there are if the dataset has fewer.
+        estimate: Takes the batches of images; by default those of a compact classifier are
+            estimated.
     """
+    if estimate is None:
+        estimate = partial(calibrate, network, forward=partial(network, mode='tensor'))
     dataset: Any = dataloader.dataset
     chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
     batches = DataLoader(
         Subset(dataset, chosen),
-        batch_size=min(dataloader.batch_size or 1, len(chosen)),
+        batch_size=min(_batch_size(dataloader), len(chosen)),
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
@@ -242,11 +339,15 @@ def calibrate_on(network: Any, dataloader: DataLoader, num_images: int) -> None:
     try:
         with torch.random.fork_rng():
             set_random_seed(0)
-            inputs = (network.data_preprocessor(batch, False)['inputs'] for batch in batches)
-            calibrate(network, inputs, lambda images: network(images, mode='tensor'))
+            estimate(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def _batch_size(dataloader: DataLoader) -> int:
+    sampler: Any = dataloader.batch_sampler  # MMDetection's, by aspect ratio, hides it from torch
+    return int(dataloader.batch_size or sampler.batch_size)
 
 
 def spread(stp: STP) -> float:

@@ -7,18 +7,23 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.utils import _pytree as pytree
 
 from .architecture import Architecture
-from .compact import CompactPlan, compact
+from .calibration import calibrate, norms_with_statistics
+from .compact import CompactPlan, StageShapes, compact
 from .cost import CostModel
 from .dynamic import (
     ActiveSubnet,
     DynamicMixin,
+    Selection,
     SubnetPlan,
     make_dynamic,
     make_static,
@@ -37,6 +42,7 @@ from .graph import (
     trace,
 )
 from .space import SearchSpace
+from .stages import Stage
 from .verify import Verifier
 
 
@@ -61,6 +67,8 @@ class Supernet:
         model: The model.
         space: The architectures that can be chosen.
         cost: Their multiply-adds and parameters.
+        statistics: Running statistics of norm layers that subnets have for themselves, by
+            state-dict key; those of the main network serve the others. See `calibrate`.
         one_size: Why subnets may not run on inputs of another size than the example's; '' where
             they do, wherever the dense model does.
 
@@ -118,6 +126,7 @@ class Supernet:
         self.one_size = self._other_ways(fix_outputs, frozen) if self._calls else ''
         self._make_dynamic()
         self.cost = CostModel(self.graph, self.space)
+        self.statistics: dict[Architecture, dict[str, Tensor]] = {}
         self._plan = self._cached_plans()
 
     def _make_dynamic(self) -> None:
@@ -157,6 +166,7 @@ class Supernet:
         memo[id(self)] = copied = copy.copy(self)
         copied.model = copy.deepcopy(self.model, memo)
         copied._active = copy.deepcopy(self._active, memo)
+        copied.statistics = copy.deepcopy(self.statistics, memo)
         copied._plan = copied._cached_plans()
         return copied
 
@@ -168,8 +178,12 @@ class Supernet:
             make_static(module)
 
     def _make_plan(self, architecture: Architecture) -> SubnetPlan:
-        units = self.space.group_units(self.space.encode(architecture)[None])[0]
-        return self._plan_units(units, self.space.skipped(architecture))
+        plan = self._plan_units(self._units(architecture), self.space.skipped(architecture))
+        return replace(plan, statistics=self.statistics.get(architecture, {}))
+
+    def _units(self, architecture: Architecture) -> list[int]:
+        units: list[int] = self.space.group_units(self.space.encode(architecture)[None])[0].tolist()
+        return units
 
     def _plan_units(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
         return plan_subnet(self.model, self.graph, self._calls, self._aliases, units, skipped)
@@ -287,7 +301,29 @@ class Supernet:
             {path: dict(sizes) for path, sizes in plan.sizes.items()},
             dict(plan.calls),
             tuple(sorted(plan.skipped)),
+            tuple(map(self._stage_shapes, self.space.stages)),
         )
+
+    def _stage_shapes(self, stage: Stage) -> StageShapes:
+        """By a tensor that holds nothing but one group of the stage and is never left out.
+
+        It is one in which as few widths as possible round to the same number of channels.
+        """
+        skippable = tuple(path + '.' for path in self.space.min_depth())
+        best = StageShapes(stage.name, stage.runs, '', 0, ())
+        for key, dims in self.graph.dims.items():
+            for dim, dim_map in dims.items():
+                (group, *others) = np.unique(dim_map.group).tolist()
+                if key.startswith(skippable) or others or group not in stage.groups:
+                    continue
+                units = [g.units for g in self.graph.groups]
+                widths = []
+                for width in stage.widths:
+                    units[group] = self.space.units(self.graph.groups[group], width)
+                    widths.append((width, len(dim_map.kept(units))))
+                if len({size for _, size in widths}) > len({size for _, size in best.widths}):
+                    best = StageShapes(stage.name, stage.runs, key, dim, tuple(widths))
+        return best
 
     def export(self, architecture: Architecture) -> nn.Module:
         """The subnet as a static network of its own, with copies of its weights.
@@ -307,7 +343,69 @@ class Supernet:
             if key in plan.tensors
         }
         compact(network, self.compact_plan(architecture), tensors)
+        for key, own in plan.statistics.items():
+            network.get_buffer(key).copy_(own)
         return network
+
+    def calibrate(
+        self,
+        architecture: Architecture,
+        batches: Iterable[Any],
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> int:
+        """Gives a subnet running statistics of its own: those over ``batches``.
+
+        The main network's do not change. The subnet has its own from then on, active and exported.
+
+        Args:
+            architecture: The subnet's.
+            batches: What ``forward`` takes.
+            forward: Runs the subnet on a batch; by default ``network(batch)``.
+
+        Returns:
+            How many norm layers have statistics.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+            ValueError: If there are norm layers and not a single batch.
+        """
+        network = self.export(architecture)
+        count = calibrate(network, batches, forward and functools.partial(forward, network))
+        self.set_statistics(
+            architecture,
+            {
+                f'{path}.{name}' if path else name: buffer
+                for path, norm in norms_with_statistics(network)
+                for name, buffer in norm.named_buffers(recurse=False)
+            },
+        )
+        return count
+
+    def set_statistics(self, architecture: Architecture, statistics: dict[str, Tensor]) -> None:
+        """Gives a subnet running statistics that were estimated before.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        self.space.check(architecture)
+        self.statistics[architecture] = statistics
+        self._plan = self._cached_plans()
+
+    def pad(self, outputs: Any, architecture: Architecture) -> Any:
+        """Outputs of a subnet in the dense model's shapes: zeros where channels were left out.
+
+        Args:
+            outputs: What the model returned while the subnet was active.
+            architecture: The subnet's.
+        """
+        units = self._units(architecture)
+        leaves, spec = pytree.tree_flatten(outputs)
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for i, dims in zip(tensors, self.graph.outputs, strict=True):
+            for dim, dim_map in dims.items():
+                selection = Selection(dim, dim_map.kept(units))
+                leaves[i] = selection.pad(leaves[i], len(dim_map.group))
+        return pytree.tree_unflatten(leaves, spec)
 
     def order_channels(self, norm: int = 2) -> None:
         """Sorts the channels of every group by importance, so that the first are worth keeping.

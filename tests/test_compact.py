@@ -90,7 +90,7 @@ def test_plan_of_a_part_describes_that_part(supernet):
     assert plan.within('stage') == CompactPlan({}, {}, {}, ())  # a path, not a prefix
 
 
-PLAN = dict(shapes={}, sizes={}, calls={}, skipped=())
+PLAN = dict(shapes={}, sizes={}, calls={}, skipped=(), stages=())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mmstp.datasets import check_datasets
 
 ROOT = Path(__file__).parents[1] / 'configs' / 'stp'
 PATHS = sorted(ROOT.rglob('*.py'))
-PAPER_PATHS = [path for path in PATHS if path.stem != 'digits']
+PAPER_PATHS = [path for path in PATHS if not path.stem.startswith('digits')]
 
 # Appendix A of the paper: epochs, batch, learning rate, weight decay, steps (none: cosine)
 SCHEDULES = {

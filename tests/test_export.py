@@ -115,7 +115,7 @@ def test_plan_of_another_network_is_an_error(folder):
     with pytest.raises(CompactPlanError, match=r'is not within the dense|has no'):
         MODELS.build(config)
     with pytest.raises(
-        CompactPlanError, match=r"\['shapes'\]; expected shapes, sizes, calls and skipped"
+        CompactPlanError, match=r"\['shapes'\]; expected shapes, sizes, calls, skipped, stages"
     ):
         CompactPlan.from_dict({'shapes': {}})
 

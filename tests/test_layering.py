@@ -18,8 +18,8 @@ LAYERS = [
     {'cost', 'dynamic'},
     {'pool', 'verify', 'compact', 'calibration'},
     {'supernet'},
-    {'algorithm', 'report'},
-    {'hooks', 'backbones', 'datasets'},
+    {'algorithm', 'report', 'backbones'},
+    {'hooks', 'datasets'},
     {'export', 'launch'},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..compact import CompactPlan, compact
-from ..loading import require_fit
+from ..loading import require_fit, require_pretrained
 from ..registry import MODELS
 
 
@@ -26,19 +26,28 @@ def CompactBackbone(
     are the dense backbone's. Loading weights that do not fit it is an error.
 
     Args:
-        backbone: The dense backbone's config.
+        backbone: The dense backbone's config, as the classifier had it.
         plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
         init_cfg: Replaces the dense backbone's, whose weights would not fit.
-        **options: Further options of the dense backbone, over those in ``backbone``.
+        **options: Further options of the dense backbone, over those in ``backbone``:
+            ``out_indices``, ``frozen_stages``, ``norm_cfg``, ``with_cp``, … Layers that it has
+            only with these (norms of further outputs) start as they are built, and weights of
+            those that it lacks with these are passed over.
 
     Raises:
         CompactPlanError: If the plan does not fit the backbone.
+        TypeError: If the dense backbone has no such option.
     """
-    config = {**backbone, **options}
-    config.pop('init_cfg', None)
-    network = CompactPart(config, plan)
-    if init_cfg is not None:
-        vars(network)['init_cfg'] = dict(init_cfg)
+    dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
+    network: nn.Module = MODELS.build({**dense, **options})
+    if options:
+        other: nn.Module = MODELS.build(dense)
+        optional = _of_other_modules(network, other) | _of_other_modules(other, network)
+    else:
+        optional = set()
+    _cut(network, CompactPlan.from_dict(plan), optional)
+    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
+    require_pretrained(network)
     return network
 
 
@@ -54,6 +63,26 @@ def CompactPart(part: Mapping[str, Any], plan: Mapping[str, Any]) -> nn.Module:
         CompactPlanError: If the plan does not fit the part.
     """
     network: nn.Module = MODELS.build(dict(part))
-    compact(network, CompactPlan.from_dict(plan))
-    require_fit(network, 'A compact network takes the weights of the export that it describes.')
+    _cut(network, CompactPlan.from_dict(plan), set())
     return network
+
+
+def _cut(network: nn.Module, plan: CompactPlan, optional: set[str]) -> None:
+    """Makes a dense network compact, and strict about its weights."""
+    compact(network, plan.without(optional - network.state_dict().keys()))
+
+    def describe(weights: Mapping[str, Any]) -> str:
+        shapes = {key: tuple(getattr(tensor, 'shape', ())) for key, tensor in weights.items()}
+        found = plan.architecture(shapes)
+        return 'none of its architectures' if found is None else str(found)
+
+    require_fit(
+        network, 'A compact network takes the weights of the export that it describes.', describe,
+        optional,
+    )  # fmt: skip
+
+
+def _of_other_modules(network: nn.Module, other: nn.Module) -> set[str]:
+    """Keys of tensors in modules that the other network does not have."""
+    known = dict(other.named_modules())
+    return {key for key in network.state_dict() if key.rpartition('.')[0] not in known}

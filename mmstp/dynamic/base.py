@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -39,8 +39,15 @@ class ActiveSubnet:
 
 
 class DynamicMixin:
-    """Marks a dynamic module; ``_subnet`` and ``_path`` are set when it is made."""
+    """Marks a class that replaces a module's own while it is dynamic.
 
+    Attributes:
+        static_class: The class that it replaces.
+        added: Names of the attributes that its instances have in addition.
+    """
+
+    static_class: ClassVar[Any]
+    added: ClassVar[tuple[str, ...]]
     _subnet: ActiveSubnet
     _path: str
 
@@ -78,10 +85,11 @@ def make_dynamic(
 
 
 def make_static(module: nn.Module) -> None:
-    """Undoes `make_dynamic`; does nothing to a static module."""
-    if isinstance(module, DynamicMixin):
-        del vars(module)['_subnet'], vars(module)['_path']
-        module.__class__ = type(module).__mro__[2]
+    """Gives a dynamic module its own class back; does nothing to a static one."""
+    while isinstance(module, DynamicMixin):
+        for name in module.added:
+            del vars(module)[name]
+        module.__class__ = module.static_class
 
 
 @functools.cache
@@ -97,6 +105,8 @@ def _dynamic_class(
     members: dict[str, Any] = {
         **{name: _narrow_tensor(name, _computes(base)) for name in tensors},
         **{name: _narrow_size(name) for name in sizes},
+        'static_class': base,
+        'added': ('_subnet', '_path'),
         '__module__': __name__,
         '__doc__': f'{base.__name__} of which a subnet may use a part.',
     }
@@ -130,8 +140,11 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         plan = self._subnet.plan
         if plan is None or tensor is None:
             return tensor
+        key = f'{self._path}.{name}' if self._path else name
+        if key in plan.statistics:
+            return plan.statistics[key]  # which a subnet in training goes on updating
         whole = tensor
-        tensor = plan.narrow(f'{self._path}.{name}' if self._path else name, tensor)
+        tensor = plan.narrow(key, tensor)
         if contiguous:
             tensor = tensor.contiguous()
         if whole.requires_grad and not tensor.requires_grad:

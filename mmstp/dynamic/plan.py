@@ -37,6 +37,15 @@ class Selection:
         index = torch.from_numpy(self.positions).to(tensor.device)
         return tensor.index_select(self.dim, index)
 
+    def pad(self, tensor: Tensor, size: int) -> Tensor:
+        """The inverse: a tensor with ``size`` positions along the dimension, zero elsewhere."""
+        count = len(self.positions)
+        if count == size:
+            return tensor
+        shape = [size if d == self.dim else n for d, n in enumerate(tensor.shape)]
+        index = torch.from_numpy(self.positions).to(tensor.device)
+        return tensor.new_zeros(shape).index_copy(self.dim, index, tensor)
+
 
 @dataclass(frozen=True)
 class SubnetPlan:
@@ -48,12 +57,14 @@ class SubnetPlan:
         calls: By module path, the sizes that the calls of its forward take, for each way
             through it.
         skipped: Paths of blocks that are left out.
+        statistics: Running statistics that the subnet has for itself, by state-dict key.
     """
 
     tensors: Mapping[str, tuple[Selection, ...]]
     sizes: Mapping[str, Mapping[str, Size]]
     calls: Mapping[str, tuple[tuple[Call, ...], ...]]
     skipped: frozenset[str]
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def narrow(self, key: str, tensor: Tensor) -> Tensor:
         """The part of a tensor that belongs to the subnet."""
