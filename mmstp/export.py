@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from .algorithm import STP
 from .architecture import Architecture
 from .compact import CompactPlan
-from .hooks import write_json
+from .features import FeatureError, feature_maps, pyramid, with_maps
+from .files import whole_file, write_json, write_text
 from .loading import CheckpointError, differences
 from .modes import eval_mode
-from .registry import MODELS
+from .registry import build_model, scoped
+from .supernet import Supernet
 from .version import __version__
 
-WEIGHTS, CONFIG, DESCRIPTION = 'compact.pth', 'compact.py', 'architecture.json'
+WEIGHTS, CONFIG, BACKBONE = 'compact.pth', 'compact.py', 'backbone.py'
+DESCRIPTION = 'architecture.json'
 CONVENTION = 'multiply-adds of convolutions, linear layers and matrix products, one image'
+SCOPE = 'mmpretrain'  # of types without one, in configs of classifiers
 _OWN_HOOKS = ('mmstp.PoolHook', 'mmstp.SubnetEvalHook')
 
 
@@ -55,7 +57,7 @@ def compact_classifier(
     backbone.pop('init_cfg', None)
     config['backbone'] = {
         'type': 'mmstp.CompactBackbone',
-        'backbone': backbone,
+        'backbone': scoped(backbone, SCOPE),
         'plan': plan.within('backbone').to_dict(),
     }
     config.pop('init_cfg', None)
@@ -68,7 +70,7 @@ def compact_classifier(
                 _compact_part(one, plan.within(f'{part}.{i}'), getattr(network, part)[i])
                 for i, one in enumerate(own)
             ]
-    found = differences(build_model(config), network.state_dict())
+    found = differences(build_model(config, SCOPE), network.state_dict())
     if found:
         raise ExportError(
             'the dense config with a compact backbone, neck and head does not build the subnet; '
@@ -87,22 +89,15 @@ def _compact_part(
         return dict(config)
     if len(readers) == 1 and 'in_channels' in config and not plan.calls:
         filled = {**config, 'in_channels': readers[0]}
-        if not differences(build_model(filled), network.state_dict()):
+        if not differences(build_model(filled, SCOPE), network.state_dict()):
             return filled
     return {'type': 'mmstp.CompactPart', 'part': dict(config), 'plan': plan.to_dict()}
-
-
-def build_model(config: Mapping[str, Any], scope: str = 'mmpretrain') -> nn.Module:
-    """Builds a model whose config leaves the scope of its types open, without a runner."""
-    with DefaultScope.overwrite_default_scope(scope):
-        network: nn.Module = MODELS.build(copy.deepcopy(dict(config)))
-    return network
 
 
 def write_export(
     directory: str | Path, network: nn.Module, config: Config, stp: STP, architecture: Architecture
 ) -> dict[str, Any]:
-    """Writes `WEIGHTS`, `CONFIG` and `DESCRIPTION` into a folder, each whole or not at all.
+    """Writes `WEIGHTS`, `CONFIG`, `BACKBONE` and `DESCRIPTION`, each whole or not at all.
 
     Args:
         directory: Made if missing.
@@ -121,9 +116,8 @@ def write_export(
         'state_dict': {k: v.detach().cpu().clone() for k, v in network.state_dict().items()},
         'meta': {'mmstp_version': __version__, 'architecture': str(architecture)},
     }
-    temporary = directory / (WEIGHTS + '.tmp')
-    torch.save(weights, temporary)
-    os.replace(temporary, directory / WEIGHTS)
+    with whole_file(directory / WEIGHTS) as file:
+        torch.save(weights, file)
 
     compact_config = copy.deepcopy(config)
     compact_config.model = compact_classifier(
@@ -138,12 +132,120 @@ def write_export(
     compact_config.load_from = None
     compact_config.resume = False
     compact_config.pop('work_dir', None)
-    temporary = directory / (CONFIG + '.tmp')
-    temporary.write_text(compact_config.pretty_text)
-    os.replace(temporary, directory / CONFIG)
+    write_text(directory / CONFIG, compact_config.pretty_text)
 
+    try:
+        backbone = compact_backbone(compact_config, config, stp, architecture)
+    except FeatureError as error:  # as that of a classifier which is no backbone for a detector
+        (directory / BACKBONE).unlink(missing_ok=True)
+        description['backbone'] = f'none: {error}'
+    else:
+        write_text(directory / BACKBONE, Config(backbone).pretty_text)
+        description['backbone'] = BACKBONE
     write_json(directory / DESCRIPTION, description)
     return description
+
+
+def compact_backbone(
+    compact_config: Config, config: Config, stp: STP, architecture: Architecture
+) -> dict[str, Any]:
+    """What configs of detectors take from an export: a backbone that returns feature maps.
+
+    Args:
+        compact_config: The compact classifier's config.
+        config: The config of the STP run.
+        stp: The algorithm.
+        architecture: The subnet's.
+
+    Returns:
+        ``compact_backbone``, its config, with an output at each stride; ``compact_channels`` and
+        ``compact_strides`` of these outputs; ``compact_preprocessor``, the classifier's
+        normalisation as a detector's data preprocessor takes it.
+
+    Raises:
+        FeatureError: If the backbone returns no feature maps.
+        ExportError: If the backbone with these outputs is not the classifier's.
+    """
+    own = compact_config.model.backbone.to_dict()
+    shape = tuple(stp.supernet.inputs[0].shape[1:])
+    dense = with_maps(own['backbone'])
+    maps = pyramid(dense, shape)
+    if maps[0].index is not None:
+        dense['out_indices'] = tuple(one.index for one in maps)
+    before, network = build_model(own['backbone']), build_model(dense)
+    known = dict(before.named_modules())
+    fresh = [
+        path
+        for path, module in network.named_modules()
+        if path not in known and module.state_dict() and not list(module.children())
+    ]
+    plan = CompactPlan.from_dict(own['plan'])
+    if fresh:
+        space = dict(config.model.get('space', {}))
+        plan = _plan_with(network, shape, space, stp, architecture, plan)
+    backbone = dict(type='mmstp.CompactBackbone', backbone=dense, plan=plan.to_dict())
+    if fresh:
+        backbone['fresh'] = fresh
+    normalise = config.model.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    return {
+        'compact_backbone': {
+            **backbone,
+            'init_cfg': dict(
+                type='Pretrained', checkpoint='{{ fileDirname }}/' + WEIGHTS, prefix='backbone.'
+            ),
+        },
+        'compact_channels': [one.channels for one in feature_maps(build_model(backbone), shape)],
+        'compact_strides': [one.stride for one in maps],
+        'compact_preprocessor': {
+            'mean': normalise.get('mean'),
+            'std': normalise.get('std'),
+            'bgr_to_rgb': bool(normalise.get('to_rgb', False)),
+        },
+    }
+
+
+class _Holder(nn.Module):
+    """A backbone at the path that it has in a classifier."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Any:
+        return self.backbone(images)
+
+
+def _plan_with(
+    network: nn.Module,
+    shape: Sequence[int],
+    space: Mapping[str, Any],
+    stp: STP,
+    architecture: Architecture,
+    plan: CompactPlan,
+) -> CompactPlan:
+    """The plan of a backbone that has layers which the classifier's, whose plan it is, has not."""
+    holder = _Holder(network)
+    with eval_mode(holder):
+        supernet = Supernet(holder, torch.zeros(1, *shape), fix_outputs=False, **space)
+    chosen = {
+        stage.name: (depth, width)
+        for stage, depth, width in zip(
+            stp.supernet.space.stages, architecture.depths, architecture.widths, strict=True
+        )
+    }
+    choices = [
+        chosen.get(stage.name, (stage.depths[-1], stage.widths[-1]))
+        for stage in supernet.space.stages
+    ]
+    depths, widths = zip(*choices, strict=True)
+    found = supernet.compact_plan(Architecture(depths, widths)).within('backbone')
+    for key, size in plan.shapes.items():
+        if found.shapes.get(key, size) != size:
+            raise ExportError(
+                f'with all its outputs the backbone would be another: {key} would have shape '
+                f'{found.shapes[key]}, not {size}'
+            )
+    return found
 
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:
@@ -162,6 +264,7 @@ def describe_export(network: nn.Module, stp: STP, architecture: Architecture) ->
         'params_dense': int(params[1]),
         'params_ratio': float(params[0] / params[1]),
         'input_shape': list(stp.supernet.inputs[0].shape[1:]),
+        'one_size': stp.supernet.one_size,
         'layers': {
             key.removesuffix('.weight'): list(tensor.shape)
             for key, tensor in network.named_parameters()
@@ -182,7 +285,7 @@ def reload(directory: str | Path) -> nn.Module:
     model = config.model.to_dict()
     if config.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', config.data_preprocessor)
-    network = build_model(model, config.get('default_scope', 'mmpretrain'))
+    network = build_model(model, config.get('default_scope', SCOPE))
     weights = torch.load(directory / WEIGHTS, map_location='cpu', weights_only=True)
     if found := differences(network, weights['state_dict']):
         raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')

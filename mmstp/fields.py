@@ -30,6 +30,19 @@ def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) ->
             )
 
 
+def constructor_options(cls: type) -> set[str]:
+    """The names that a class takes, with those that its ``**kwargs`` hand on to its bases."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
+        names.update(p.name for p in parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
 def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
     """The names of a function's parameters that have a default, after the first few."""
     parameters = list(inspect.signature(function).parameters.values())[first:]

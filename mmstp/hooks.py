@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from .algorithm import STP
 from .architecture import Architecture
 from .backbones import DynamicBackboneMixin
 from .calibration import calibrate
+from .files import write_json
 from .loading import CheckpointError
 from .pool import ShrinkSchedule
 from .registry import HOOKS
@@ -375,11 +375,3 @@ def describe(stp: STP, iteration: int) -> dict[str, Any]:
         'params': int(params[0]),
         'params_ratio': float(params[0] / params[1]),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + '.tmp')
-    temporary.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(temporary, path)

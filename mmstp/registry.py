@@ -5,12 +5,17 @@ then imports the locations, which register their classes. An import that fails t
 is, so it names the module that is missing.
 """
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
+from torch import nn
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS']
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
 
 MODELS = Registry(
     'model',
@@ -30,3 +35,27 @@ HOOKS = Registry(
     scope='mmstp',
     locations=['mmstp.hooks'],
 )
+
+
+def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Module:
+    """Builds a model or a part of one, outside a runner too; the config is left as it is.
+
+    Args:
+        config: Its config. Where its type names its scope (``'mmpretrain.ResNet'``), types inside
+            it are looked up there as well, whatever the run's scope is.
+        scope: The scope where neither the config nor the run has one.
+    """
+    kind, config = config['type'], copy.deepcopy(dict(config))
+    if isinstance(kind, str) and '.' in kind:
+        scope = kind.partition('.')[0]
+    with DefaultScope.overwrite_default_scope(scope):
+        network: nn.Module = MODELS.build(config)
+    return network
+
+
+def scoped(config: Mapping[str, Any], scope: str) -> dict[str, Any]:
+    """A config whose type names its scope, so that it is the same class in every run."""
+    kind = config['type']
+    if isinstance(kind, str) and '.' not in kind:
+        return {**config, 'type': f'{scope}.{kind}'}
+    return dict(config)

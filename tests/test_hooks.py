@@ -10,7 +10,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmstp import Architecture, EpochSeedHook, PoolHook, SubnetEvalHook
-from mmstp.hooks import BEST, STATE, calibrate_on, stp_of, write_json
+from mmstp.hooks import BEST, STATE, calibrate_on, stp_of
 from mmstp.loading import CheckpointError
 from tests import tiny
 
@@ -185,10 +185,3 @@ def test_hooks_need_the_algorithm(tmp_path):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    write_json(tmp_path / 'a.json', {'kept': 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / 'a.json', {'bad': object()})
-    assert json.loads((tmp_path / 'a.json').read_text()) == {'kept': 1}

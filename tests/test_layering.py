@@ -11,7 +11,8 @@ import mmstp
 ROOT = Path(mmstp.__file__).parent
 # from what knows nothing to what knows everything; what shares a line does not import each other
 LAYERS = [
-    {'version', 'architecture', 'losses', 'fields', 'registry', 'loading', 'modes'},
+    {'version', 'architecture', 'losses', 'fields', 'files', 'registry', 'loading', 'modes'},
+    {'features'},
     {'graph'},
     {'stages'},
     {'space'},

@@ -25,7 +25,8 @@ from torch import nn  # noqa: E402
 
 from mmstp import Architecture, Supernet  # noqa: E402
 from mmstp.export import max_abs_difference, reload, write_export  # noqa: E402
-from mmstp.hooks import calibrate_on, stp_of, write_json  # noqa: E402
+from mmstp.files import write_json  # noqa: E402
+from mmstp.hooks import calibrate_on, stp_of  # noqa: E402
 from mmstp.launch import check_work_dir, load_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

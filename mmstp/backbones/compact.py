@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
+from ..calibration import norms_with_statistics
 from ..compact import CompactPlan, compact
+from ..fields import constructor_options
 from ..loading import require_fit, require_pretrained
-from ..registry import MODELS
+from ..registry import MODELS, build_model
 
 
 @MODELS.register_module()
@@ -17,6 +20,7 @@ def CompactBackbone(
     backbone: Mapping[str, Any],
     plan: Mapping[str, Any],
     init_cfg: Mapping[str, Any] | None = None,
+    fresh: Collection[str] = (),
     **options: Any,
 ) -> nn.Module:
     """Builds a dense backbone and cuts it down; nothing is traced.
@@ -26,29 +30,51 @@ def CompactBackbone(
     are the dense backbone's. Loading weights that do not fit it is an error.
 
     Args:
-        backbone: The dense backbone's config, as the classifier had it.
+        backbone: The dense backbone's config.
         plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
         init_cfg: Replaces the dense backbone's, whose weights would not fit.
+        fresh: Paths of modules that the classifier did not have, so that there are no weights for
+            them: norms of further outputs.
         **options: Further options of the dense backbone, over those in ``backbone``:
             ``out_indices``, ``frozen_stages``, ``norm_cfg``, ``with_cp``, … Layers that it has
             only with these (norms of further outputs) start as they are built, and weights of
-            those that it lacks with these are passed over.
+            those that it lacks with these are passed over. ``norm_eval`` is one for every backbone.
 
     Raises:
         CompactPlanError: If the plan does not fit the backbone.
         TypeError: If the dense backbone has no such option.
     """
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
-    network: nn.Module = MODELS.build({**dense, **options})
+    network = build_model(dense)
+    optional = {key for key in network.state_dict() for path in fresh if key.startswith(path + '.')}
     if options:
-        other: nn.Module = MODELS.build(dense)
-        optional = _of_other_modules(network, other) | _of_other_modules(other, network)
-    else:
-        optional = set()
+        plain = network
+        norm_eval = 'norm_eval' not in constructor_options(type(plain)) and options.pop(
+            'norm_eval', False
+        )
+        network = build_model({**dense, **options})
+        optional |= _of_other_modules(network, plain) | _of_other_modules(plain, network)
+        if norm_eval:
+            base: Any = type(network)
+            network.__class__ = _with_norm_eval(base)
     _cut(network, CompactPlan.from_dict(plan), optional)
     vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
     require_pretrained(network)
     return network
+
+
+@functools.cache
+def _with_norm_eval(base: Any) -> type[nn.Module]:
+    """The class of a backbone without ``norm_eval``, as one with it."""
+
+    def train(self: Any, mode: bool = True) -> Any:
+        base.train(self, mode)
+        for _, norm in norms_with_statistics(self):
+            norm.training = False
+        return self
+
+    members = {'train': train, '__module__': base.__module__, '__doc__': base.__doc__}
+    return type(base.__name__, (base,), members)
 
 
 @MODELS.register_module()
@@ -62,7 +88,7 @@ def CompactPart(part: Mapping[str, Any], plan: Mapping[str, Any]) -> nn.Module:
     Raises:
         CompactPlanError: If the plan does not fit the part.
     """
-    network: nn.Module = MODELS.build(dict(part))
+    network = build_model(part)
     _cut(network, CompactPlan.from_dict(plan), set())
     return network
 

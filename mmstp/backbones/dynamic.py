@@ -15,7 +15,7 @@ from ..calibration import norms_with_statistics
 from ..dynamic import DynamicMixin
 from ..fields import options_of, refuse_unknown
 from ..loading import require_fit, require_pretrained
-from ..registry import MODELS
+from ..registry import MODELS, build_model
 from ..space import SearchSpace
 from ..supernet import Supernet
 
@@ -111,7 +111,7 @@ def DynamicBackbone(
     space = dict(space or {})
     refuse_unknown('backbone.space', space, options_of(SearchSpace))
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
-    network: Any = MODELS.build({**dense, **options})
+    network: Any = build_model({**dense, **options})
     vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
     require_pretrained(network)
     require_fit(

@@ -4,11 +4,15 @@ References:
     Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, https://arxiv.org/abs/1605.07146
 """
 
+from collections.abc import Sequence
+
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from mmstp.registry import MODELS
 
@@ -30,12 +34,20 @@ class PreActBlock(BaseModule):
         stride: Stride of the first convolution and of the shortcut.
         dropout: Probability of dropping an element between the convolutions.
         norm_cfg: Config of the normalisation layers.
+        with_cp: Keep only the block's input for the backward pass, and compute it again there.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, dropout: float, norm_cfg: dict
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        dropout: float,
+        norm_cfg: dict,
+        with_cp: bool,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.norm1 = build_norm_layer(norm_cfg, in_channels)[1]
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.norm2 = build_norm_layer(norm_cfg, out_channels)[1]
@@ -51,6 +63,12 @@ class PreActBlock(BaseModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        if self.with_cp and x.requires_grad:
+            out: torch.Tensor = checkpoint(self._forward, x, use_reentrant=False)
+            return out
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         preact = self.relu(self.norm1(x))
         identity = x if self.shortcut is None else self.shortcut(preact)
         out = self.relu(self.norm2(self.conv1(preact)))
@@ -71,6 +89,12 @@ class WideResNet(BaseBackbone):
         dropout: Probability of dropping an element between the convolutions of a block.
         in_channels: Channels of the input image.
         norm_cfg: Config of the normalisation layers. Defaults to ``dict(type='BN')``.
+        out_indices: The stages whose outputs are returned, of 0, 1 and 2; the last one's by
+            default. Those of the others are what the next stage takes, before it normalises.
+        frozen_stages: Stages (and the stem before them) that are not trained; -1 for none, 0 for
+            the stem alone.
+        norm_eval: Whether normalisation layers use their running statistics in training too.
+        with_cp: Keep only the inputs of blocks for the backward pass: less memory, more time.
         init_cfg: Initialisation. Defaults to the original one: He et al.'s normal distribution by
             fan-out for convolutions, one and zero for normalisation layers.
 
@@ -78,8 +102,8 @@ class WideResNet(BaseBackbone):
         out_channels: Channels of the feature map that :meth:`forward` returns.
 
     Raises:
-        ValueError: If ``depth`` is not ``6n + 4`` with n at least 1, ``widen_factor`` is below 1 or
-            ``dropout`` is outside [0, 1).
+        ValueError: If ``depth`` is not ``6n + 4`` with n at least 1, ``widen_factor`` is below 1,
+            ``dropout`` is outside [0, 1), or there is no such stage.
 
     References:
         Zagoruyko and Komodakis, BMVC 2016, Table 1 and Section 3.
@@ -92,6 +116,10 @@ class WideResNet(BaseBackbone):
         dropout: float = 0.0,
         in_channels: int = 3,
         norm_cfg: dict | None = None,
+        out_indices: Sequence[int] = (2,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         blocks, rest = divmod(depth - 4, 6)
@@ -101,6 +129,10 @@ class WideResNet(BaseBackbone):
             raise ValueError(f'WideResNet.widen_factor must be at least 1, got {widen_factor}')
         if not 0 <= dropout < 1:
             raise ValueError(f'WideResNet.dropout must lie in [0, 1), got {dropout}')
+        if not out_indices or not set(out_indices) <= {0, 1, 2}:
+            raise ValueError(f'WideResNet.out_indices must be of 0, 1 and 2, got {out_indices}')
+        if frozen_stages not in (-1, 0, 1, 2, 3):
+            raise ValueError(f'WideResNet.frozen_stages must lie in [-1, 3], got {frozen_stages}')
         if init_cfg is None:
             init_cfg = [
                 dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),
@@ -121,6 +153,7 @@ class WideResNet(BaseBackbone):
                         stride=stride if j == 0 else 1,
                         dropout=dropout,
                         norm_cfg=norm_cfg,
+                        with_cp=with_cp,
                     )
                 )
                 channels = base * widen_factor
@@ -128,16 +161,43 @@ class WideResNet(BaseBackbone):
         self.norm1 = build_norm_layer(norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)
         self.out_channels = channels
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self._freeze_stages()
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        """Map images ``(N, in_channels, H, W)`` to a feature map.
+    def _freeze_stages(self) -> None:
+        for name in ('conv1', 'layer1', 'layer2', 'layer3')[: self.frozen_stages + 1]:
+            module = self.get_submodule(name)
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'WideResNet':
+        """Train or eval mode, but for what is frozen."""
+        super().train(mode)
+        if mode:
+            self._freeze_stages()
+            for module in self.modules():
+                if self.norm_eval and isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Map images ``(N, in_channels, H, W)`` to feature maps.
 
         Args:
             x: Images, ``(N, in_channels, H, W)``.
 
         Returns:
-            A tuple of one tensor ``(N, out_channels, ⌈H/4⌉, ⌈W/4⌉)``.
+            One tensor for each of ``out_indices``: the last stage's is
+            ``(N, out_channels, ⌈H/4⌉, ⌈W/4⌉)``.
         """
         x = self.conv1(x)
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return (self.relu(self.norm1(x)),)
+        outputs = []
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
+            x = stage(x)
+            if i == 2:
+                x = self.relu(self.norm1(x))
+            if i in self.out_indices:
+                outputs.append(x)
+        return tuple(outputs)
