@@ -16,7 +16,7 @@ from .architecture import Architecture
 from .compact import CompactPlan
 from .features import FeatureError, feature_maps, pyramid, with_maps
 from .files import whole_file, write_json, write_text
-from .loading import CheckpointError, differences
+from .loading import CheckpointError, differences, load_pretrained
 from .modes import eval_mode
 from .registry import build_model, scoped
 from .supernet import Supernet
@@ -291,6 +291,17 @@ def reload(directory: str | Path) -> nn.Module:
         raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')
     # not strict: SwinV2 takes keys away that it works out itself
     network.load_state_dict(weights['state_dict'], strict=False)
+    return network
+
+
+def load_backbone(directory: str | Path) -> nn.Module:
+    """The backbone of an export as detectors have it, with its weights.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    network = build_model(Config.fromfile(Path(directory) / BACKBONE).compact_backbone)
+    load_pretrained(network)
     return network
 
 

@@ -43,6 +43,16 @@ def constructor_options(cls: type) -> set[str]:
     return names
 
 
+def default_of(cls: type, name: str) -> Any:
+    """The default of an option of a class or its bases; None where there is none."""
+    for base in cls.__mro__:
+        parameters = inspect.signature(vars(base).get('__init__', object)).parameters
+        if name in parameters:
+            default = parameters[name].default
+            return None if default is inspect.Parameter.empty else default
+    return None
+
+
 def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
     """The names of a function's parameters that have a default, after the first few."""
     parameters = list(inspect.signature(function).parameters.values())[first:]

@@ -63,6 +63,17 @@ def require_pretrained(module: nn.Module) -> None:
     module.__class__ = _strict(base)
 
 
+def load_pretrained(module: nn.Module) -> None:
+    """Loads the weights that ``init_cfg`` names; ``init_weights()`` without a log of every tensor.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    for checkpoint, prefix in _pretrained(module):
+        _check_prefix(checkpoint, prefix)
+    initialize(module, module.init_cfg)
+
+
 @functools.cache
 def _strict(base: Any) -> type[nn.Module]:
     def init_weights(self: Any) -> None:

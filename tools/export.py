@@ -1,19 +1,25 @@
 """Cuts a subnet out of a trained run: ``python tools/export.py CONFIG CHECKPOINT --out DIR``.
 
 Writes ``compact.pth`` (tensors and plain types), ``compact.py`` (a config that builds and tests it
-without the supernet) and ``architecture.json``; then builds the network from these alone and checks
-that it gives the same numbers.
+without the supernet), ``backbone.py`` (the backbone for configs of detectors) and
+``architecture.json``; then builds the network from these alone and checks that it gives the same
+numbers. ``--detector`` and ``--onnx`` write more into the folder, also into that of an export that
+is there already: ``python tools/export.py DIR/compact.py DIR/compact.pth --out DIR --detector …``.
 """
 
 import argparse
+from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mmstp import Architecture
+from mmstp.detection import write_detector
 from mmstp.export import max_abs_difference, reload, write_export
 from mmstp.hooks import calibrate_on
 from mmstp.launch import (
+    LaunchError,
     add_config_options,
     build_stp,
     check_data,
@@ -21,13 +27,16 @@ from mmstp.launch import (
     load_config,
     load_search,
 )
+from mmstp.onnx_export import write_onnx
 
 
-def main() -> None:
-    """Loads the run, cuts, estimates statistics, writes and reloads."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of the STP run')
-    parser.add_argument('checkpoint', help='checkpoint of the STP run')
+def parse_args() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the STP run, or compact.py of an export')
+    parser.add_argument('checkpoint', help='its checkpoint, or compact.pth of the export')
     parser.add_argument('--out', required=True, help='folder for the export')
     parser.add_argument(
         '--architecture', help='such as "((2,3,4,2),(0.3,0.3,0.3,0.7))"; default: the best found'
@@ -37,33 +46,93 @@ def main() -> None:
         help='training images for the statistics of norm layers; 0 keeps those of the main '
         'network, which do not fit a subnet',
     )  # fmt: skip
+    parser.add_argument(
+        '--detector', nargs='+', default=[],
+        help='configs of detectors, such as mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py: for '
+        'each a config is written in which the compact network is the backbone',
+    )  # fmt: skip
+    parser.add_argument(
+        '--onnx', action='store_true',
+        help='also write compact.onnx and backbone.onnx, and compare them with PyTorch',
+    )  # fmt: skip
     add_config_options(parser)
-    args = parser.parse_args()
-    logger = MMLogger.get_instance('mmstp')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Cuts a subnet out, or takes the one there is; then writes what else is asked for."""
+    args = parse_args()
     config = load_config(args.config, args.cfg_options)
     check_work_dir(args.out)
+    if is_export(config):
+        check_same_folder(args)
+    else:
+        export(config, args)
+    for detector in args.detector:
+        write_detector(args.out, detector)
+    if args.onnx:
+        for path, difference in write_onnx(args.out).items():
+            size = path.stat().st_size / 2**20
+            logger().info(f'{path}: {size:.1f} MiB, differs from PyTorch by {difference:.1e}')
+
+
+def is_export(config: Config) -> bool:
+    """Whether it is a config that this tool wrote."""
+    return config.model.get('backbone', {}).get('type') == 'mmstp.CompactBackbone'
+
+
+def check_same_folder(args: argparse.Namespace) -> None:
+    """Whether config, checkpoint and output are one export's.
+
+    Raises:
+        LaunchError: If not, or if it is asked for another network.
+    """
+    folders = {Path(path).resolve() for path in (args.out, Path(args.config).parent,
+                                                 Path(args.checkpoint).parent)}  # fmt: skip
+    if len(folders) > 1 or args.architecture:
+        raise LaunchError(
+            f'{args.config} is the config of an export: its own folder is what --out has to name, '
+            'and its architecture cannot be chosen anew. To cut out another subnet give config '
+            'and checkpoint of the STP run'
+        )
+    if not args.detector and not args.onnx:
+        raise LaunchError(
+            f'{args.config} is the config of an export, which is written already; add --detector '
+            'or --onnx'
+        )
+
+
+def export(config: Config, args: argparse.Namespace) -> None:
+    """Loads the run, cuts, estimates statistics, writes and reloads."""
     if args.num_images:
         check_data(config, 'train_dataloader')
     stp = build_stp(config)
     load_search(stp, args.checkpoint)
     architecture = Architecture.parse(args.architecture) if args.architecture else stp.pool.best
     if not args.architecture and len(stp.pool) > 1:
-        logger.warning(f'the search is not finished: the best of {len(stp.pool)} candidates is cut')
+        logger().warning(
+            f'the search is not finished: the best of {len(stp.pool)} candidates is cut'
+        )
     network = stp.export(architecture)
     if args.num_images:
         dataloader = Runner.build_dataloader(config.train_dataloader)
         number = min(args.num_images, len(dataloader.dataset))
-        logger.info(f'estimating the statistics of norm layers on {number} images')
+        logger().info(f'estimating the statistics of norm layers on {number} images')
         calibrate_on(network, dataloader, args.num_images)
     description = write_export(args.out, network, config, stp, architecture)
     difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)
-    logger.info(
+    logger().info(
         f'{args.out}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '
         f'{description["params_ratio"]:.2%} of the parameters; reloaded from its config and '
         f'weights it differs by {difference}'
     )
     if difference != 0:
         raise RuntimeError(f'the reloaded network differs by {difference}')
+
+
+def logger() -> MMLogger:
+    """The tool's."""
+    return MMLogger.get_instance('mmstp')
 
 
 if __name__ == '__main__':
