@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 
 from .algorithm import STP
 from .datasets import check_datasets
+from .export import BACKBONE
 from .hooks import STATE
 from .loading import CheckpointError
 from .registry import MODELS
@@ -26,7 +27,7 @@ class LaunchError(RuntimeError):
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that mmpretrain's ``train.py`` and ``test.py`` share."""
+    """The flags that ``train.py`` and ``test.py`` of mmpretrain and mmdet share."""
     parser.add_argument('--work-dir', help='the folder to save logs and models')
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders'
@@ -53,11 +54,16 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Reads a config, merges ``--cfg-options`` and opens the scope of its types.
 
     Raises:
-        LaunchError: If there is no such file.
+        LaunchError: If there is no such file, or one that it inherits is missing.
     """
     if not Path(path).is_file():
-        raise LaunchError(f'config {path!r} is not a file; configs of mmstp lie in configs/stp')
-    config = Config.fromfile(path)
+        raise LaunchError(f'config {path!r} is not a file; configs of mmstp lie in configs/')
+    try:
+        config = Config.fromfile(path)
+    except FileNotFoundError as error:
+        missing = os.path.relpath(error.filename or str(error))
+        hint = ': tools/export.py writes it (--out names its folder)' * missing.endswith(BACKBONE)
+        raise LaunchError(f'{path} inherits {missing}, which does not exist{hint}') from error
     if options:
         config.merge_from_dict(options)
     init_default_scope(config.get('default_scope', 'mmpretrain'))
@@ -82,14 +88,25 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
         defaults = ConfigDict(
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config[field].get('num_workers', 0) > 0,
-            collate_fn=dict(type='default_collate'),
         )
+        if not is_detection(config):  # detectors take lists of images of different sizes
+            defaults.collate_fn = dict(type='default_collate')
         config[field] = ConfigDict({**defaults, **config[field]})
         if args.no_pin_memory:
             config[field].pin_memory = False
     check_work_dir(config.work_dir)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         _start_cpu_process(config)
+
+
+def is_detection(config: Config) -> bool:
+    """Whether it is the config of a run of mmdet, with its datasets, hooks and predictions."""
+    return bool(config.get('default_scope') == 'mmdet')
+
+
+def is_stp(config: Config) -> bool:
+    """Whether it is the config of an STP run."""
+    return config.model.get('type') in ('mmstp.STP', 'STP')
 
 
 def _start_cpu_process(config: Config) -> None:
@@ -130,7 +147,7 @@ def build_stp(config: Config) -> STP:
         LaunchError: If the config's model is not an `STP`.
     """
     model = copy.deepcopy(config.model)  # some of mmpretrain's modules write into their configs
-    if model.get('type') not in ('mmstp.STP', 'STP'):
+    if not is_stp(config):
         raise LaunchError(
             f'model.type is {model.get("type")!r}; this tool needs the config of an STP run, '
             'where it is mmstp.STP'

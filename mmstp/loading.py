@@ -33,9 +33,16 @@ def require_fit(
         optional: Keys that may be missing, or be there though the network has no such tensor.
     """
 
+    before: set[str] = set()
+
+    def note(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        before.clear()
+        before.update(key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+
     def check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
         given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        found = differences(module, given, optional)
+        # the network's own hooks may fit a table to another size, or take one away to work it out
+        found = differences(module, given, {*optional, *(before - given.keys())})
         if not found:
             return
         lines = [
@@ -50,7 +57,11 @@ def require_fit(
             lines.append(f'Their keys begin with {start!r}: load them with prefix={start!r}.')
         raise CheckpointError('\n'.join([*lines, hint]).rstrip())
 
-    module._register_load_state_dict_pre_hook(check, with_module=True)  # as OpenMMLab does
+    # as OpenMMLab does; one before the network's own hooks, one behind them
+    first = module._register_load_state_dict_pre_hook(note, with_module=True)
+    hooks: Any = module._load_state_dict_pre_hooks
+    hooks.move_to_end(first.id, last=False)
+    module._register_load_state_dict_pre_hook(check, with_module=True)
 
 
 def require_pretrained(module: nn.Module) -> None:

@@ -42,11 +42,12 @@ def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Modul
 
     Args:
         config: Its config. Where its type names its scope (``'mmpretrain.ResNet'``), types inside
-            it are looked up there as well, whatever the run's scope is.
+            it are looked up there as well, whatever the run's scope is. (What this project's types
+            hold is another's: their scope stays the run's.)
         scope: The scope where neither the config nor the run has one.
     """
     kind, config = config['type'], copy.deepcopy(dict(config))
-    if isinstance(kind, str) and '.' in kind:
+    if isinstance(kind, str) and '.' in kind and not kind.startswith('mmstp.'):
         scope = kind.partition('.')[0]
     with DefaultScope.overwrite_default_scope(scope):
         network: nn.Module = MODELS.build(config)

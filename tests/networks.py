@@ -319,6 +319,14 @@ OTHERS = {
 ALL = NETWORKS | OTHERS
 
 
+def backbone_config(name: str) -> dict[str, Any] | None:
+    """The config of a network's backbone; None where it is not one of mmpretrain's classifiers."""
+    build = ALL[name].build
+    if not isinstance(build, functools.partial) or build.func is not classifier:
+        return None
+    return {k: v for k, v in build.keywords.items() if k not in ('necks', 'head', 'pooled')}
+
+
 class Residual(nn.Module):
     """Two convolutions and a way around them."""
 

@@ -21,8 +21,8 @@ LAYERS = [
     {'supernet'},
     {'algorithm', 'report', 'backbones'},
     {'hooks', 'datasets'},
-    {'export', 'launch'},
-    {'detection', 'onnx_export'},
+    {'export'},
+    {'launch', 'detection', 'onnx_export'},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # imports inside a function, each with its reason

@@ -11,6 +11,7 @@ from mmpretrain.structures import DataSample
 
 from mmstp import STP
 from mmstp.launch import build_stp, load_config
+from tests.networks import randomize
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {
@@ -57,6 +58,28 @@ def stp(**options: Any) -> STP:
         torch.manual_seed(0)
         model = build_stp(config(**options))
         model.init_weights()
+    return model
+
+
+def config_with_stem(work_dir: Path | None = None, **options: Any) -> Config:
+    """A slim ResNet-18 with ResNet's own stem on 32x32 pixels, as detectors have it."""
+    cfg = config(work_dir, **{'model__target': 0.35, 'model__input_shape': (3, 32, 32), **options})
+    cfg.model.model.backbone = dict(type='ResNet', depth=18, stem_channels=16, base_channels=16)
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for transform in cfg[field].dataset.pipeline:
+            if transform.type == 'Resize':
+                transform.scale = 32
+            elif transform.type == 'RandomCrop':
+                transform.crop_size = 32
+    return cfg
+
+
+def stp_with_stem() -> STP:
+    """Its algorithm, with weights and statistics that keep every channel alive."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.manual_seed(0)
+        model = build_stp(config_with_stem())
+    randomize(model.model)
     return model
 
 

@@ -6,11 +6,15 @@ compared with: the same compact network trained directly, and the dense one prun
 
 import argparse
 import copy
+import io
 import json
 import shutil
 import statistics
+import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from mmstp.files import write_json  # noqa: E402
 from mmstp.hooks import calibrate_on, stp_of  # noqa: E402
 from mmstp.launch import check_work_dir, load_config  # noqa: E402
 
+_SHOWN = 'loss loss_ce loss_target loss_support loss_cls loss_bbox loss_mask pool_size'.split()
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,16 +45,17 @@ class Progress(Hook):
     def __init__(self, title: str) -> None:
         self.title = title
         self.start = time.perf_counter()
+        self.shown_on = sys.stdout
 
     def after_train_epoch(self, runner: Runner) -> None:
         hub = runner.message_hub
         shown = [f'{self.title}: epoch {runner.epoch + 1:2d}/{runner.max_epochs}']
-        for key in ('loss', 'loss_ce', 'loss_target', 'loss_support', 'pool_size'):
+        for key in _SHOWN:
             if f'train/{key}' in hub.log_scalars:
                 value = hub.get_scalar(f'train/{key}').current()
                 shown.append(f'{key} {value:.3f}' if key != 'pool_size' else f'{key} {value:.0f}')
         shown.append(f'{time.perf_counter() - self.start:.0f} s')
-        print(' | '.join(shown), flush=True)
+        print(' | '.join(shown), file=self.shown_on, flush=True)
 
 
 def run(config: Config, title: str) -> Runner:
@@ -58,7 +64,8 @@ def run(config: Config, title: str) -> Runner:
     config.log_level = 'ERROR'
     runner = Runner.from_cfg(config)
     runner.register_hook(Progress(title))
-    runner.train()
+    with redirect_stdout(io.StringIO()):  # pycocotools prints a page per evaluation
+        runner.train()
     return runner
 
 
@@ -90,19 +97,36 @@ def evaluate(config: Config, network: nn.Module) -> float:
     return 100 * right / total
 
 
-def latency_ratio(small: nn.Module, dense: nn.Module, shape: list[int]) -> float:
-    """The median of interleaved timings of one batch of 32."""
-    images = torch.randn(32, *shape)
+@torch.no_grad()
+def ratio_of_times(first: Callable[[], Any], second: Callable[[], Any]) -> float:
+    """The median of interleaved timings, after one call of each."""
     ratios = []
-    with torch.no_grad():
-        for _ in range(15):
-            seconds = []
-            for network in (small, dense):
-                start = time.perf_counter()
-                network(images)
-                seconds.append(time.perf_counter() - start)
+    for repeat in range(21):
+        seconds = []
+        for function in (first, second):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+        if repeat:
             ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios)
+
+
+def set_epochs(config: Config, epochs: int) -> None:
+    """Shortens or lengthens a run whose last scheduler is a cosine over all of it."""
+    config.train_cfg.max_epochs = epochs
+    config.train_cfg.val_interval = min(config.train_cfg.val_interval, epochs)
+    schedulers = config.param_scheduler
+    (schedulers[-1] if isinstance(schedulers, list) else schedulers).update(
+        end=epochs, T_max=epochs
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table with a rule below its head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['   '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return [lines[0], '-' * len(lines[0]), *lines[1:]]
 
 
 def l1_pruned(dense: nn.Module, config: Config, supernet: Supernet) -> tuple[float, float]:
@@ -140,10 +164,7 @@ def main() -> None:
     config.work_dir = str(out / 'stp')
     config.randomness = dict(seed=args.seed)
     if args.epochs:
-        config.train_cfg.max_epochs = args.epochs
-        config.param_scheduler.update(end=args.epochs, T_max=args.epochs)
-        config.train_cfg.val_interval = min(config.train_cfg.val_interval, args.epochs)
-
+        set_epochs(config, args.epochs)
     if args.tiny:
         config.model.pool.size = 3
         for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -164,13 +185,14 @@ def main() -> None:
     plot_pool(out / 'stp', out / 'pool.png')
     for network in (reloaded, subnet, dense.model, stp):
         network.eval()
+    images = torch.randn(32, *description['input_shape'])
     summary = {
         'dense_top1': top1(dense),
         'main_top1': top1(pruned),
         'subnet_top1': evaluate(config, reloaded),
         'macs_ratio': description['macs_ratio'],
         'params_ratio': description['params_ratio'],
-        'latency_ratio': latency_ratio(reloaded, dense.model, description['input_shape']),
+        'latency_ratio': ratio_of_times(lambda: reloaded(images), lambda: dense.model(images)),
         'architecture': str(architecture),
         'export_max_abs_diff': max_abs_difference(subnet, reloaded, (2, *config.model.input_shape)),
         'epochs': config.train_cfg.max_epochs,
@@ -209,13 +231,11 @@ def table(summary: dict[str, Any], description: dict[str, Any]) -> str:
         rows.append(('the same, trained directly', f'{summary["scratch_top1"]:.1f} %', '', '', ''))
         rows.append(('dense, L1-pruned', f'{summary["l1_top1"]:.1f} %',
                      f'({summary["l1_macs_ratio"]:.1%})', '', ''))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ['   '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, '-' * len(lines[0]))
-    return '\n'.join(
-        ['', *lines, '', f'architecture {summary["architecture"]}; reloaded from its config and '
-         f'weights it differs by {summary["export_max_abs_diff"]}; {summary["seconds"]:.0f} s']
-    )  # fmt: skip
+    result = (
+        f'architecture {summary["architecture"]}; reloaded from its config and weights it differs '
+        f'by {summary["export_max_abs_diff"]}; {summary["seconds"]:.0f} s'
+    )
+    return '\n'.join(['', *aligned(rows), '', result])
 
 
 if __name__ == '__main__':

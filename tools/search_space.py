@@ -6,7 +6,7 @@ import torch
 
 from mmstp import SearchSpace, Supernet
 from mmstp.fields import options_of, refuse_unknown
-from mmstp.launch import LaunchError, add_config_options, load_config
+from mmstp.launch import LaunchError, add_config_options, is_stp, load_config
 from mmstp.pool import Budget
 from mmstp.registry import MODELS
 from mmstp.report import describe_space
@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.cfg_options)
     model = config.model
-    if model.get('type') not in ('mmstp.STP', 'STP'):
+    if not is_stp(config):
         raise LaunchError(f'model.type is {model.get("type")!r}, not mmstp.STP')
     classifier = MODELS.build(model.model)
     inputs = torch.zeros(1, *model.get('input_shape', (3, 224, 224)))

@@ -1,7 +1,7 @@
 """Tests a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
 For the config of an STP run it reports the main network and the best subnet (``subnet/…``); for the
-config that ``tools/export.py`` writes, the compact network.
+configs that ``tools/export.py`` writes, the compact network and detectors that have it.
 """
 
 import argparse
@@ -9,15 +9,34 @@ from copy import deepcopy
 
 import mmengine
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
+from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.launch import LaunchError, add_common_arguments, check_data, load_config, prepare
+from mmstp.launch import (
+    LaunchError,
+    add_common_arguments,
+    check_data,
+    is_detection,
+    is_stp,
+    load_config,
+    prepare,
+)
+
+_CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
+_DETECTION_TTA = dict(
+    type='mmdet.DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+)
+_DETECTION_KEYS = (
+    'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction',
+)  # fmt: skip
+
+
+_ESTIMATING = {'mmstp.SubnetEvalHook', 'mmstp.CalibrationHook'}
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags of mmpretrain's ``tools/test.py``."""
+    """The flags of ``tools/test.py`` in mmpretrain and mmdet."""
     parser = argparse.ArgumentParser(description='Test (and eval) a model')
     parser.add_argument('config', help='test config file path')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -50,25 +69,34 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
     if args.show or args.show_dir is not None:
         if 'visualization' not in config.get('default_hooks', {}):
             raise LaunchError('--show needs default_hooks.visualization in the config')
+        drawn = (
+            dict(draw=True, test_out_dir=args.show_dir)
+            if is_detection(config)
+            else dict(enable=True, out_dir=args.show_dir)
+        )
         config.default_hooks.visualization.update(
-            enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir,
-            interval=args.interval,
-        )  # fmt: skip
+            show=args.show, wait_time=args.wait_time, interval=args.interval, **drawn
+        )
     if args.tta:
         _use_tta(config)
 
 
 def _use_tta(config: Config) -> None:
-    if config.model.type in ('mmstp.STP', 'STP'):
+    if is_stp(config):
         raise LaunchError('--tta wraps the model; export the subnet and test that with --tta')
-    pipeline = config.test_dataloader.dataset.pipeline
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    *before, pack = dataset.pipeline
     if 'tta_pipeline' not in config:
+        if is_detection(config):
+            pack = dict(type='PackDetInputs', meta_keys=_DETECTION_KEYS)
         flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-        tta = dict(type='TestTimeAug', transforms=[flips, [pipeline[-1]]])
-        config.tta_pipeline = [*deepcopy(pipeline[:-1]), tta]
-    tta_model = config.get('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
-    config.model = ConfigDict(**tta_model, module=config.model)
-    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+        tta = dict(type='TestTimeAug', transforms=[flips, [pack]])
+        config.tta_pipeline = [*deepcopy(before), tta]
+    default = _DETECTION_TTA if is_detection(config) else _CLASSIFICATION_TTA
+    config.model = ConfigDict(**config.get('tta_model', default), module=config.model)
+    dataset.pipeline = config.tta_pipeline
 
 
 def main() -> None:
@@ -76,13 +104,14 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     merge_args(config, args)
-    hooks = [hook['type'] for hook in config.get('custom_hooks') or []]
-    # the subnet's statistics are estimated on training images
-    train = ['train_dataloader'] if 'mmstp.SubnetEvalHook' in hooks else []
+    hooks = {hook['type'] for hook in config.get('custom_hooks') or []}
+    # a subnet's statistics are estimated on training images
+    train = ['train_dataloader'] if hooks & _ESTIMATING else []
     check_data(config, 'test_dataloader', *train)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if args.out and args.out_item != 'metrics':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        dump = 'mmdet.DumpDetResults' if is_detection(config) else 'mmengine.DumpResults'
+        runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)

@@ -1,4 +1,7 @@
-"""Trains a config: ``python tools/train.py configs/stp/r50_15pct.py``."""
+"""Trains a config: ``python tools/train.py configs/stp/r50_15pct.py``.
+
+The config may be one of a classifier or of a detector.
+"""
 
 import argparse
 
@@ -6,11 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.launch import add_common_arguments, check_data, load_config, prepare
+from mmstp.launch import LaunchError, add_common_arguments, check_data, load_config, prepare
 
 
 def parse_args() -> argparse.Namespace:
-    """The flags of mmpretrain's ``tools/train.py``."""
+    """The flags of ``tools/train.py`` in mmpretrain and mmdet."""
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='train config file path')
     parser.add_argument(
@@ -47,6 +50,11 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise LaunchError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the batch of '
+                'all GPUs together that its learning rate is for'
+            )
         config.auto_scale_lr.enable = True
     if args.no_persistent_workers:
         for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

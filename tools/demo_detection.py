@@ -1,0 +1,206 @@
+"""A detector with a pruned backbone, end to end: prune on digits, export, detect digits.
+
+``make demo-detection`` installs what it needs and runs it. A slim ResNet-50 is trained on
+scikit-learn's handwritten digits, once as it is and once pruned to 35 % of its multiply-adds; then
+Mask R-CNN is trained twice on scenes with digits, with either as its backbone.
+"""
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings('ignore', 'faster_coco_eval is not installed')  # which mmdet can do without
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from dataset_converters.digits_to_coco import write_data_set  # noqa: E402
+from demo import ROOT, aligned, plain, ratio_of_times, run, set_epochs, top1  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmstp.compact import count_macs  # noqa: E402
+from mmstp.detection import write_detector  # noqa: E402
+from mmstp.export import WEIGHTS, write_export  # noqa: E402
+from mmstp.files import write_json  # noqa: E402
+from mmstp.hooks import calibrate_on, stp_of  # noqa: E402
+from mmstp.launch import check_work_dir, load_config  # noqa: E402
+
+CLASSIFIER = ROOT / 'configs/stp/digits_r50_35pct.py'
+DETECTOR = ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'
+SCENES = {'train': 400, 'val': 150}
+SHOWN = 6  # scenes in the picture
+
+
+def prune(out: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Trains the digits' classifiers and exports the subnet.
+
+    Returns:
+        What is known of the two, and the dense one's checkpoint.
+    """
+    config = load_config(str(CLASSIFIER))
+    config.work_dir = str(out / 'stp')
+    config.randomness = dict(seed=args.seed)
+    if args.tiny:
+        config.model.pool.size = 3
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[field].dataset.indices = 64
+        set_epochs(config, 1)
+    print('1. the digits: the dense classifier, then STP')
+    dense = run(plain(config, config.model.model.to_dict(), 'dense'), 'dense')
+    pruned = run(config, 'STP')
+    stp = stp_of(pruned)
+    subnet = stp.export()
+    calibrate_on(subnet, pruned.train_dataloader, 2000)
+    description = write_export(out / 'export', subnet, config, stp, stp.pool.best)
+    found = dict(
+        architecture=description['architecture'], macs_ratio=description['macs_ratio'],
+        dense_top1=top1(dense), subnet_top1=top1(pruned, 'subnet/'),
+    )  # fmt: skip
+    return found, str(Path(dense.work_dir) / f'epoch_{dense.max_epochs}.pth')
+
+
+def detector_configs(out: Path, dense_weights: str, args: argparse.Namespace) -> dict[str, Config]:
+    """Dense and compact detector, on the scenes, from their classifiers' weights."""
+    compact = write_detector(out / 'export', str(DETECTOR))
+    configs = {'dense': load_config(str(DETECTOR)), 'compact': load_config(str(compact))}
+    configs['dense'].model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=dense_weights, prefix='backbone.'
+    )
+    for name, config in configs.items():
+        config.work_dir = str(out / f'detector_{name}')
+        config.randomness = dict(seed=args.seed)
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[field].dataset.data_root = str(out / 'scenes') + '/'
+        annotations = str(out / 'scenes/annotations/instances_val2017.json')
+        config.val_evaluator.ann_file = config.test_evaluator.ann_file = annotations
+        if args.tiny:
+            set_epochs(config, 1)
+            for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+                config[field].dataset.indices = 8
+                config[field].num_workers = 0
+    return configs
+
+
+def average_precision(runner: Runner) -> dict[str, float]:
+    """Of the last validation, for boxes and masks, in percent."""
+    return {
+        kind: 100 * float(runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current())
+        for kind in ('bbox', 'segm')
+    }
+
+
+@torch.no_grad()
+def draw(runners: dict[str, Runner], path: Path) -> None:
+    """Some scenes, one below the other: with what is there, and what each detector finds."""
+    dataset = next(iter(runners.values())).val_dataloader.dataset
+    rows = []
+    for index in range(min(SHOWN, len(dataset))):
+        sample = dataset[index]
+        image = cv2.imread(sample['data_samples'].img_path)
+        truth = dataset.get_data_info(index)['instances']
+        boxes = [i['bbox'] for i in truth]
+        pictures = [_drawn(image, boxes, [i['bbox_label'] for i in truth], [], [])]
+        for runner in runners.values():
+            batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+            found = runner.model.test_step(batch)[0].pred_instances
+            found = found[found.scores > 0.5].numpy()
+            pictures.append(_drawn(image, found.bboxes, found.labels, found.scores, found.masks))
+        rows.append(np.hstack(pictures))
+    width = max(row.shape[1] for row in rows)
+    rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    half = (len(rows) + 1) // 2
+    columns = [np.vstack(rows[:half]), np.vstack(rows[half:] or [np.zeros((1, width, 3))])]
+    height = max(len(column) for column in columns)
+    columns = [np.pad(c, ((0, height - len(c)), (0, 24), (0, 0))) for c in columns]
+    title = np.full((28, columns[0].shape[1] * 2, 3), 40, np.uint8)
+    for column in range(2):
+        for place, name in enumerate(['there', *runners]):
+            x = column * columns[0].shape[1] + place * (width // 3) + 4
+            cv2.putText(title, name, (x, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1)
+    cv2.imwrite(str(path), np.vstack([title, np.hstack(columns)]))
+
+
+def _drawn(image: Any, boxes: Any, labels: Any, scores: Any, masks: Any) -> Any:
+    """An image at twice its size with boxes, outlines of masks and labels."""
+    zoom = 2
+    picture = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    for mask in masks:
+        large = cv2.resize(mask.astype(np.uint8), picture.shape[1::-1])
+        outlines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, (60, 60, 255), 1)
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        left, top, right, bottom = (round(float(x) * zoom) for x in box)
+        cv2.rectangle(picture, (left, top), (right, bottom), (90, 220, 90), 1)
+        text = f'{label} {scores[i]:.2f}' if len(scores) else f'{label}'
+        place = (left, top - 4 if top > 14 else bottom + 12)
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (90, 255, 255), 1)
+    return picture
+
+
+def main() -> None:
+    """Writes scenes, prunes, trains both detectors, measures and reports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--work-dir', default='work_dirs/demo_detection')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--tiny', action='store_true', help='a check of the way alone')
+    args = parser.parse_args()
+    start = time.perf_counter()
+    out = Path(args.work_dir).absolute()
+    check_work_dir(args.work_dir)
+    summary, dense_weights = prune(out, args)
+    print(f'2. scenes with digits in {args.work_dir}/scenes')
+    write_data_set(out / 'scenes', {k: 8 if args.tiny else n for k, n in SCENES.items()}, 0)
+    configs = detector_configs(out, dense_weights, args)
+    print('3. Mask R-CNN on the dense backbone, then on the compact one')
+    runners = {name: run(config, name) for name, config in configs.items()}
+
+    for name, runner in runners.items():
+        runner.model.eval()
+        summary[name] = average_precision(runner)
+        images = torch.zeros(1, 3, 160, 160)
+        summary[name]['backbone_macs'] = count_macs(runner.model.backbone, (images,))
+    both: list[nn.Module] = [runners['compact'].model, runners['dense'].model]
+    backbones = [model.backbone for model in both]
+    images = torch.randn(1, 3, 160, 160)
+    batch = next(iter(runners['dense'].val_dataloader))
+    summary |= dict(
+        backbone_macs_ratio=summary['compact']['backbone_macs']
+        / summary['dense']['backbone_macs'],
+        backbone_latency_ratio=ratio_of_times(*(lambda b=b: b(images) for b in backbones)),
+        detector_latency_ratio=ratio_of_times(*(lambda m=m: m.test_step(batch) for m in both)),
+        weights=str(Path(args.work_dir) / 'export' / WEIGHTS),
+        seconds=time.perf_counter() - start,
+    )  # fmt: skip
+    draw(runners, out / 'detections.png')
+    write_json(out / 'summary.json', summary)
+    print(table(summary))
+    print(f'picture: {args.work_dir}/detections.png   all numbers: {args.work_dir}/summary.json')
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The result for a person."""
+    rows = [('', 'box AP', 'mask AP', 'backbone MACs', 'backbone latency', 'detector latency')]
+    for name, macs, latencies in (
+        ('dense', '', ('1', '1')),
+        ('compact', f' ({summary["backbone_macs_ratio"]:.1%})',
+         (f'{summary["backbone_latency_ratio"]:.2f}', f'{summary["detector_latency_ratio"]:.2f}')),
+    ):  # fmt: skip
+        found = summary[name]
+        rows.append(
+            (f'Mask R-CNN, {name} backbone', f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}',
+             f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *latencies)
+        )  # fmt: skip
+    result = (
+        f'backbone {summary["architecture"]}; classifiers of digits: dense '
+        f'{summary["dense_top1"]:.1f} %, subnet {summary["subnet_top1"]:.1f} %; '
+        f'{summary["seconds"]:.0f} s'
+    )
+    return '\n'.join(['', *aligned(rows), '', result])
+
+
+if __name__ == '__main__':
+    main()
