@@ -1,12 +1,12 @@
 """Configs of detectors around an export: what is filled in, and why some cannot be."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import nn
 
 from mmstp.detection import DetectorError, running, write_detector
@@ -38,6 +38,16 @@ def folder(exported, tmp_path):
     for name in (BACKBONE, WEIGHTS, DESCRIPTION, 'compact.py'):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     return tmp_path
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What is logged, as one text."""
+    messages = []
+    monkeypatch.setattr(
+        MMLogger, 'callHandlers', lambda self, record: messages.append(record.getMessage())
+    )
+    return messages
 
 
 def channels(folder):
@@ -117,9 +127,9 @@ def test_without_a_neck_the_head_s_channels_are_filled_in(folder):
     assert config.model.backbone.out_indices == (2,)
 
 
-def test_options_of_training_are_carried_over_and_others_are_named(folder, caplog):
-    with caplog.at_level(logging.INFO, 'mmengine'):
-        path = write_detector(folder, 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+def test_options_of_training_are_carried_over_and_others_are_named(folder, logged):
+    path = write_detector(folder, 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+    assert any('are left out: depth, num_stages, style' in message for message in logged)
     backbone = Config.fromfile(path).model.backbone
     assert backbone.frozen_stages == 1
     assert backbone.norm_eval is True
@@ -149,7 +159,7 @@ def test_nested_detectors(folder):
 def test_configs_in_files_are_inherited_by_a_relative_path(folder):
     name = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'
     path = write_detector(folder, str(name))
-    assert str(tiny.ROOT) not in path.read_text()
+    assert "_base_ = ['../" in path.read_text()
     config = Config.fromfile(path)
     assert config.model.neck == dict(
         type='FPN', in_channels=channels(folder), out_channels=64, num_outs=4
@@ -195,9 +205,7 @@ def test_necks_that_read_other_channels_are_refused(folder, tmp_path):
         "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
         'model = dict(neck=dict(in_channels=[256, 512, 1000, 2048]))\n'
     )
-    with pytest.raises(
-        DetectorError, match=r'neck\.in_channels = \[256, 512, 1000, 2048\] \('
-    ):
+    with pytest.raises(DetectorError, match=r'neck\.in_channels = \[256, 512, 1000, 2048\] \('):
         write_detector(folder, str(tmp_path / 'own.py'))
 
 
@@ -223,16 +231,15 @@ def test_networks_that_are_no_backbones_are_refused(field, value, message, folde
 def test_weights_of_another_export_stop_it(stp, folder):
     other = next(a for a in stp.pool.scores if a != stp.pool.best)
     torch.save({'state_dict': stp.export(other).state_dict()}, folder / WEIGHTS)
-    with pytest.raises(CheckpointError, match=rf'the weights are {other!s}'.replace('(', r'\(')):
+    with pytest.raises(CheckpointError, match=r'This network is \(\(.*, the weights are \(\('):
         write_detector(folder, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
 
 
-def test_detectors_that_do_not_run_here_at_all_are_written_with_a_warning(folder, caplog):
+def test_detectors_that_do_not_run_here_at_all_are_written_with_a_warning(folder, logged):
     """CARAFE has no operator for CPUs, which is not the backbone's fault."""
-    with caplog.at_level(logging.WARNING, 'mmengine'):
-        path = write_detector(folder, 'mmdet::carafe/mask-rcnn_r50_fpn-carafe_1x_coco.py')
+    path = write_detector(folder, 'mmdet::carafe/mask-rcnn_r50_fpn-carafe_1x_coco.py')
     assert path.is_file()
-    assert 'was not tried: the dense detector does not run here either' in caplog.text
+    assert any('was not tried: the dense detector does not run' in message for message in logged)
 
 
 def test_what_runs_is_known_by_its_path():

@@ -24,7 +24,7 @@ from mmstp.launch import (
 
 _CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 _DETECTION_TTA = dict(
-    type='mmdet.DetTTAModel',
+    type='DetTTAModel',  # mmdet has it in MMEngine's registry
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
 )
 _DETECTION_KEYS = (

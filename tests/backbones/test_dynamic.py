@@ -167,7 +167,7 @@ def test_copies_are_apart(network):
 
 def test_without_statistics_of_its_own_a_subnet_is_an_error(network):
     network.architecture = SMALL
-    with pytest.raises(StatisticsError, match=r'^bn1 is in eval mode .* mmstp\.CalibrationHook'):
+    with pytest.raises(StatisticsError, match=r'^bn1 is in eval mode .*mmstp\.CalibrationHook'):
         network(X)
     network.train()
     network(X)  # with those of the batch

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 
@@ -17,18 +16,6 @@ from tests import tiny
 TOOLS = tiny.ROOT / 'tools'
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Runs a tool in this process."""
-
-    def run(tool, *args):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
-        monkeypatch.syspath_prepend(str(TOOLS))
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
-
-    return run
-
-
 @pytest.fixture(scope='module')
 def tiny_config(tmp_path_factory):
     """A config file as a user has it."""
@@ -40,12 +27,10 @@ def tiny_config(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(tiny_config, tmp_path_factory):
+def trained(call, tiny_config, tmp_path_factory):
     """The work dir of ``tools/train.py CONFIG --work-dir DIR``."""
     work_dir = tmp_path_factory.mktemp('trained')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['train.py', str(tiny_config), '--work-dir', str(work_dir)])
-        runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+    call('train.py', tiny_config, '--work-dir', work_dir)
     return work_dir
 
 
