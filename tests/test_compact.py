@@ -90,6 +90,40 @@ def test_plan_of_a_part_describes_that_part(supernet):
     assert plan.within('stage') == CompactPlan({}, {}, {}, ())  # a path, not a prefix
 
 
+# --- the architecture of a network, by its shapes ------------------------------------------------
+
+
+def shapes(network):
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize('name', names())
+def test_architectures_are_read_off_shapes(name, supernet_of):
+    """Of any network of the space, by the plan of another; where no two widths are one."""
+    supernet = supernet_of(name)
+    rng = random.Random(3)
+    plan = through_json(supernet.compact_plan(supernet.space.sample(rng)))
+    for architecture in (*(supernet.space.sample(rng) for _ in range(2)), supernet.space.largest):
+        found = plan.architecture(shapes(supernet.export(architecture)))
+        assert found is not None
+        assert found.contains(architecture)
+        assert found.depths == architecture.depths
+        for stage, width, own in zip(plan.stages, found.widths, architecture.widths, strict=True):
+            sizes = dict(stage.widths)
+            assert not sizes or sizes[width] == sizes[own]
+
+
+def test_what_is_no_architecture_is_not_taken_for_one(supernet):
+    plan = supernet.compact_plan(SMALL)
+    dense = shapes(tiny())
+    assert plan.architecture(dense) == supernet.space.largest
+    without_first = {k: v for k, v in dense.items() if not k.startswith('stage1.1.')}
+    assert plan.architecture(without_first) is None
+    odd = {**dense, plan.stages[0].tensor: (7, 7, 1, 1)}
+    assert plan.architecture(odd) is None
+    assert plan.architecture({}) is None
+
+
 PLAN = dict(shapes={}, sizes={}, calls={}, skipped=(), stages=())
 
 

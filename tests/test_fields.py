@@ -2,7 +2,13 @@
 
 import pytest
 
-from mmstp.fields import FieldError, options_of, refuse_unknown
+from mmstp.fields import (
+    FieldError,
+    constructor_options,
+    default_of,
+    options_of,
+    refuse_unknown,
+)
 
 
 def test_known_names_pass():
@@ -40,3 +46,21 @@ class Class:
 
 def test_options_of_a_class_are_those_of_its_init():
     assert options_of(Class) == ['widths', 'stem']
+
+
+class Base:
+    def __init__(self, width, depth=3, *, norm=None):
+        pass
+
+
+class Derived(Base):
+    def __init__(self, extra=1, **kwargs):
+        super().__init__(**kwargs)
+
+
+def test_options_of_constructors():
+    assert {'extra', 'width', 'depth', 'norm'} <= constructor_options(Derived)
+    assert constructor_options(Base) == {'self', 'width', 'depth', 'norm'}
+    assert default_of(Derived, 'depth') == 3
+    assert default_of(Derived, 'width') is None
+    assert default_of(Derived, 'other') is None

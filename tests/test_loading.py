@@ -7,7 +7,13 @@ import torch
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
 from torch import nn
 
-from mmstp.loading import CheckpointError, differences, require_fit
+from mmstp.loading import (
+    CheckpointError,
+    differences,
+    load_pretrained,
+    require_fit,
+    require_pretrained,
+)
 
 
 def network():
@@ -68,6 +74,91 @@ def test_what_fits_is_loaded(load):
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     del state['1.num_batches_tracked']  # as old checkpoints
     model.load_state_dict(state, strict=False)
+
+
+def test_both_sides_are_described():
+    model = network()
+    require_fit(model, 'Hint.', lambda weights: f'one of {len(weights)} tensors')
+    with pytest.raises(CheckpointError) as error:
+        model.load_state_dict({'0.weight': torch.zeros(4, 3, 1, 1)}, strict=False)
+    *_, described, hint = str(error.value).splitlines()
+    assert described == 'This network is one of 9 tensors, the weights are one of 1 tensors.'
+    assert hint == 'Hint.'
+
+
+@pytest.mark.parametrize('start', ['backbone.', 'model.backbone.', ''])
+def test_a_prefix_that_is_missing_is_named(start):
+    model = network()
+    require_fit(model)
+    state = {start + key: value for key, value in model.state_dict().items()}
+    state['head.weight'] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as error:
+        model.load_state_dict(state, strict=False)
+    hint = f'Their keys begin with {start!r}: load them with prefix={start!r}.'
+    assert (hint in str(error.value)) == bool(start)
+
+
+def test_optional_tensors_may_be_missing_or_there():
+    model = network()
+    require_fit(model, optional={'0.bias', 'norm.weight'})
+    state = model.state_dict()
+    del state['0.bias']
+    model.load_state_dict({**state, 'norm.weight': torch.zeros(1)}, strict=False)
+    with pytest.raises(CheckpointError, match=r'norm\.bias: \(1,\) in the checkpoint, not here'):
+        model.load_state_dict({**state, 'norm.bias': torch.zeros(1)}, strict=False)
+
+
+class Tables(nn.Module):
+    """Fits a table to its own size and works another out, as transformers of OpenMMLab do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(4))
+        self.register_buffer('index', torch.arange(4))
+        self._register_load_state_dict_pre_hook(self._prepare)
+
+    def _prepare(self, state_dict, prefix, *_):
+        state_dict[prefix + 'table'] = state_dict[prefix + 'table'].repeat(2)
+        del state_dict[prefix + 'index']
+
+
+def test_what_the_network_s_own_hooks_do_is_no_misfit():
+    whole = nn.ModuleDict({'part': Tables()})
+    require_fit(whole['part'])
+    state = {'part.table': torch.tensor([1.0, 2.0]), 'part.index': torch.arange(2)}
+    whole.load_state_dict(state, strict=False)
+    assert whole['part'].table.tolist() == [1, 2, 1, 2]
+    with pytest.raises(CheckpointError, match=r'table: \(6,\) in the checkpoint, \(4,\) here'):
+        whole.load_state_dict({**state, 'part.table': torch.zeros(3)}, strict=False)
+
+
+# --- init_cfg -------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """No BaseModule: nothing of OpenMMLab's would load its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize('load', [lambda module: module.init_weights(), load_pretrained])
+def test_pretrained_weights_of_any_module(load, tmp_path):
+    expected = Plain()
+    state = {f'a.{key}': value for key, value in expected.state_dict().items()}
+    torch.save(state, tmp_path / 'a.pth')
+    module = Plain()
+    module.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='a')
+    require_fit(module)
+    require_pretrained(module)
+    assert type(module).__name__ == 'Plain'
+    assert isinstance(module, Plain)
+    load(module)
+    assert torch.equal(module.layer.weight, expected.layer.weight)
+    module.init_cfg['prefix'] = 'b'
+    with pytest.raises(CheckpointError, match=r"init_cfg\.prefix='b': .*; they begin with 'a\.'"):
+        load(module)
 
 
 def test_long_lists_are_cut():

@@ -105,6 +105,54 @@ def test_norm_cfg_replaces_every_norm_layer():
     assert kinds == {nn.GroupNorm}
 
 
+def test_outputs_of_the_stages():
+    model, x = small(out_indices=(0, 1, 2)), torch.randn(1, 3, 32, 20)
+    model.eval()
+    outs = model(x)
+    assert [tuple(out.shape[1:]) for out in outs] == [(32, 32, 20), (64, 16, 10), (128, 8, 5)]
+    one = small(out_indices=(1,))
+    one.load_state_dict(model.state_dict())
+    one.eval()
+    assert torch.equal(one(x)[0], outs[1])
+    # the next stage takes it before it normalises
+    assert torch.equal(
+        model.layer3(outs[1]), model.layer3(model.layer2(model.layer1(model.conv1(x))))
+    )
+
+
+@pytest.mark.parametrize(
+    ('stages', 'frozen'),
+    [(-1, set()), (0, {'conv1'}), (2, {'conv1', 'layer1', 'layer2'})],
+)
+def test_frozen_stages(stages, frozen):
+    model = small(frozen_stages=stages)
+    model.train()
+    found = {k.partition('.')[0] for k, p in model.named_parameters() if not p.requires_grad}
+    assert found == frozen
+    norms = {n.partition('.')[0] for n, m in model.named_modules()
+             if isinstance(m, nn.BatchNorm2d) and not m.training}  # fmt: skip
+    assert norms == frozen - {'conv1'}
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_norms_in_eval_mode():
+    model = small(norm_eval=True)
+    model.train()
+    assert model.training
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_recomputed_blocks_have_the_same_gradients():
+    x, found = torch.randn(2, 3, 16, 16), []
+    for with_cp in (False, True):
+        model = small(with_cp=with_cp)
+        model.train()
+        model(x)[0].square().mean().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'words'),
     [
@@ -112,6 +160,9 @@ def test_norm_cfg_replaces_every_norm_layer():
         ({'depth': 4}, ['depth', '6n + 4', '4']),
         ({'widen_factor': 0}, ['widen_factor', '1', '0']),
         ({'dropout': 1.0}, ['dropout', '[0, 1)', '1.0']),
+        ({'out_indices': (3,)}, ['out_indices', '0, 1 and 2', '(3,)']),
+        ({'out_indices': ()}, ['out_indices', '0, 1 and 2', '()']),
+        ({'frozen_stages': 4}, ['frozen_stages', '[-1, 3]', '4']),
     ],
 )
 def test_errors_name_argument_value_and_what_is_accepted(kwargs, words):
