@@ -17,9 +17,11 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / 'docs'
 PAGES = {
     **dict.fromkeys(
-        ('convert', 'cost_table', 'forward', 'step', 'latency'), DOCS / 'benchmarks.md'
+        ('convert', 'cost_table', 'forward', 'step', 'latency', 'onnx_files'),
+        DOCS / 'benchmarks.md',
     ),
     'demo_seeds': DOCS / 'results.md',
+    'demo_detection_seeds': DOCS / 'results.md',
 }
 
 

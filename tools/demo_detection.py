@@ -2,7 +2,8 @@
 
 ``make demo-detection`` installs what it needs and runs it. A slim ResNet-50 is trained on
 scikit-learn's handwritten digits, once as it is and once pruned to 35 % of its multiply-adds; then
-Mask R-CNN is trained twice on scenes with digits, with either as its backbone.
+Mask R-CNN is trained twice on scenes with digits, with either as its backbone. ``--baselines`` adds
+the compact one from random weights: what the digits' classifier was good for.
 """
 
 import argparse
@@ -67,6 +68,9 @@ def detector_configs(out: Path, dense_weights: str, args: argparse.Namespace) ->
     """Dense and compact detector, on the scenes, from their classifiers' weights."""
     compact = write_detector(out / 'export', str(DETECTOR))
     configs = {'dense': load_config(str(DETECTOR)), 'compact': load_config(str(compact))}
+    if args.baselines:
+        configs['scratch'] = load_config(str(compact))
+        configs['scratch'].model.backbone.init_cfg = None
     configs['dense'].model.backbone.init_cfg = dict(
         type='Pretrained', checkpoint=dense_weights, prefix='backbone.'
     )
@@ -146,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/demo_detection')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--baselines', action='store_true')
     parser.add_argument('--tiny', action='store_true', help='a check of the way alone')
     args = parser.parse_args()
     start = time.perf_counter()
@@ -168,6 +173,7 @@ def main() -> None:
     images = torch.randn(1, 3, 160, 160)
     batch = next(iter(runners['dense'].val_dataloader))
     summary |= dict(
+        seed=args.seed,
         backbone_macs_ratio=summary['compact']['backbone_macs']
         / summary['dense']['backbone_macs'],
         backbone_latency_ratio=ratio_of_times(*(lambda b=b: b(images) for b in backbones)),
@@ -184,16 +190,19 @@ def main() -> None:
 def table(summary: dict[str, Any]) -> str:
     """The result for a person."""
     rows = [('', 'box AP', 'mask AP', 'backbone MACs', 'backbone latency', 'detector latency')]
-    for name, macs, latencies in (
-        ('dense', '', ('1', '1')),
-        ('compact', f' ({summary["backbone_macs_ratio"]:.1%})',
-         (f'{summary["backbone_latency_ratio"]:.2f}', f'{summary["detector_latency_ratio"]:.2f}')),
-    ):  # fmt: skip
-        found = summary[name]
-        rows.append(
-            (f'Mask R-CNN, {name} backbone', f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}',
-             f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *latencies)
-        )  # fmt: skip
+    ratio = f' ({summary["backbone_macs_ratio"]:.1%})'
+    latencies = [f'{summary[f"{part}_latency_ratio"]:.2f}' for part in ('backbone', 'detector')]
+    for key, name, *others in (
+        ('dense', 'dense backbone', '', '1', '1'),
+        ('compact', 'compact backbone', ratio, *latencies),
+        ('scratch', 'the same from random weights', ratio, *latencies),
+    ):
+        if key in summary:
+            found, (macs, *times) = summary[key], others
+            rows.append(
+                (f'Mask R-CNN, {name}', f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}',
+                 f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *times)
+            )  # fmt: skip
     result = (
         f'backbone {summary["architecture"]}; classifiers of digits: dense '
         f'{summary["dense_top1"]:.1f} %, subnet {summary["subnet_top1"]:.1f} %; '
