@@ -1,5 +1,6 @@
 # make demo   install what runs without compiled operators (minutes) and run the demonstration
 # make test   install what detection needs too (compiles mmcv once), then every check
+# make demo-detection   install the same, then prune, export and detect
 # make help   the other targets
 
 PYTHON ?= python3
@@ -14,10 +15,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -q -c requirements/constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow install install-tools install-ops lint format types clean
+.PHONY: help demo demo-detection test test-slow install install-tools install-ops lint format types clean
 
 help:
 	@echo 'make demo         install without compiled operators, run tools/demo.py'
+	@echo 'make demo-detection  install everything, run tools/demo_detection.py'
 	@echo 'make test         install everything, then ruff, mypy and the quick tests (what .ci/run runs)'
 	@echo 'make test-slow    every test, the slow ones too'
 	@echo 'make install      what the demo needs and mmstp itself'
@@ -29,6 +31,9 @@ help:
 
 demo: install
 	$(BIN)/python tools/demo.py
+
+demo-detection: install-ops
+	$(BIN)/python tools/demo_detection.py
 
 # One thread: where another process keeps the cores busy, two were 5 to 8 times slower on small networks.
 test test-slow: export OMP_NUM_THREADS ?= 1

@@ -50,7 +50,7 @@ def test_there_is_a_config_for_every_row_of_table_6():
     ids=lambda path: path.stem,
 )  # fmt: skip
 def test_schedule_is_the_paper_s(path, copied):
-    """Section 4.4: AdamW 1e-4, weight decay 0.1, 12 epochs, batch 16, a tenth after 8 and 11."""
+    """Section 4.3: AdamW 1e-4, weight decay 0.1, 12 epochs, batch 16, a tenth after 8 and 11."""
     config = Config.fromfile(copied / path.relative_to(ROOT.parent))
     optimizer = config.optim_wrapper.optimizer
     assert {k: optimizer[k] for k in ('type', 'lr', 'weight_decay')} == dict(

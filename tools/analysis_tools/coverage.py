@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import difflib
-import faulthandler
 import fnmatch
+import functools
 import itertools
-import json
 import math
-import multiprocessing
 import os
 import random
 import re
 import signal
 import sys
-import tempfile
 import textwrap
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from all import insert  # benchmarks/all.py
 from coverage_models import SOURCES, Network, networks
 from measure import environment, table
+from processes import in_process
 
 from mmstp import Architecture, Supernet
 from mmstp.verify import Verifier
@@ -52,7 +48,7 @@ SLOW = 20.0  # seconds to make a supernet
 _REASONS = 3  # reasons shown per network
 _HEADER = (
     'network', 'input', 'seconds', 'stages', 'width groups', 'blocks', 'smallest MACs',
-    'difference', 'slicing = masking', 'fixed, and why',
+    'difference', 'slicing = masking', 'other sizes', 'fixed, and why',
 )  # fmt: skip
 
 
@@ -82,6 +78,9 @@ def steps(network: Network, seconds: float = SECONDS) -> Iterator[dict[str, Any]
     if time.perf_counter() - start + analysis < seconds:
         yield {'step': 'compared with its masked trace'}
         yield {'masking': masking(supernet, architectures[1:])}
+    yield {'step': 'run at another size'}
+    widest = Architecture(space.largest.depths, space.smallest.widths)  # with every block
+    yield {'other': at_another_size(supernet, [*architectures, widest])}
 
 
 def described(supernet: Supernet) -> dict[str, Any]:
@@ -118,6 +117,30 @@ def largest_difference(
     return math.nan if any(map(math.isnan, gaps)) else max(gaps)
 
 
+@torch.no_grad()
+def at_another_size(supernet: Supernet, architectures: Sequence[Architecture]) -> str:
+    """Whether subnets and their exports agree on an image of another size.
+
+    Returns ``'yes'``, ``'dense neither'`` where the dense network does not take it, or the reason.
+    """
+    (inputs,) = supernet.inputs
+    height, width = (
+        -(-int(s * f) // 32) * 32 for s, f in zip(inputs.shape[2:], (1.3, 1.6), strict=True)
+    )
+    images = torch.randn(1, inputs.shape[1], height, width)
+    try:
+        copy.deepcopy(supernet.model)(images)  # there are forwards that keep what a size gave
+    except Exception:  # whatever it says of the size
+        return 'dense neither'
+    if supernet.one_size:
+        return supernet.one_size
+    try:
+        difference = largest_difference(supernet, architectures, [images])
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+    return 'yes' if difference == 0 else f'exports differ by {difference:.1e}'
+
+
 def masking(supernet: Supernet, architectures: Sequence[Architecture]) -> str:
     """How a sliced subnet differs from the dense trace with its channels masked; '' for not."""
     verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
@@ -148,75 +171,11 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-# --- a process per network -----------------------------------------------------------------------
-
-
 def measure(network: Network, seconds: float = SECONDS) -> dict[str, Any]:
-    """`steps` of a network, in a process that is killed with its children when time is over.
-
-    The process is forked, so that it has all imports; call it where no thread computes.
-
-    Returns:
-        What was found; where something failed with its ``error`` and, as ``log``, what it said.
-    """
+    """`steps` of a network, in a process of its own; see `in_process`."""
     if network.excluded:
         return {}
-    context = multiprocessing.get_context('fork')
-    receiver, sender = context.Pipe(duplex=False)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryFile() as log:
-        process = context.Process(target=_child, args=(network, seconds, sender, log.fileno()))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)  # of threads, from Python 3.12 on
-            process.start()
-        sender.close()
-        end = time.monotonic() + seconds
-        try:
-            while 'error' not in found and 'done' not in found:
-                if not receiver.poll(max(0.0, end - time.monotonic())):
-                    found['error'] = f'more than {seconds:g} s'
-                else:
-                    found.update(json.loads(receiver.recv_bytes()))
-        except (EOFError, OSError):  # it died, perhaps while it was sending
-            found['error'] = ''
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.join()
-            receiver.close()
-        if 'error' in found:
-            log.seek(0)
-            found['log'] = log.read().decode(errors='replace')
-            found['error'] = found['error'] or _death(process.exitcode or 0, found['log'])
-    return found
-
-
-def _child(network: Network, seconds: float, sender: Connection, log: int) -> None:
-    os.setsid()  # a group of its own, to be killed as a whole
-    with suppress(OSError):  # where memory runs out, this process goes first
-        Path('/proc/self/oom_score_adj').write_text('1000')
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    sys.stdout = sys.stderr = os.fdopen(2, 'w', buffering=1, closefd=False)
-    faulthandler.disable()  # the last line that is said is reported
-    torch.set_num_threads(1)
-    warnings.simplefilter('ignore')
-    try:
-        for found in steps(network, seconds):
-            sender.send_bytes(json.dumps(found).encode())
-        last = {'done': True}
-    except BaseException as error:
-        traceback.print_exc()
-        last = {'error': f'{type(error).__name__}: {error}'}
-    sender.send_bytes(json.dumps(last).encode())
-
-
-def _death(code: int, log: str) -> str:
-    """How a process ended that did not say so itself."""
-    said = next((f': {line}' for line in reversed(log.splitlines()) if line.strip()), '')
-    how = f'killed by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
-    return how + said
+    return in_process(functools.partial(steps, network, seconds), seconds)
 
 
 # --- the report ----------------------------------------------------------------------------------
@@ -246,6 +205,8 @@ def shortcomings(found: dict[str, Any]) -> list[str]:
         missed.append(f'exports differ by {found["difference"]:.1e}')
     if found.get('masking'):
         missed.append(f'slicing is not masking: {_short(found["masking"])}')
+    if found.get('other', 'yes') not in ('yes', 'dense neither'):
+        missed.append(f'images of another size: {_short(found["other"])}')
     if found['seconds'] > SLOW:
         missed.append(f'takes {found["seconds"]:.0f} s')
     return missed
@@ -271,6 +232,7 @@ def row(network: Network, found: dict[str, Any]) -> list[str]:
         f'{found["smallest"]:.1%}',
         '' if difference is None else '0.0' if difference == 0 else f'{difference:.1e}',
         'not run' if masked is None else 'no' if masked else 'yes',
+        _other(found.get('other')),
         _short(found['error']) if 'error' in found else _reasons(found),
     ]
 
@@ -290,6 +252,10 @@ def report(results: Sequence[tuple[Network, dict[str, Any]]]) -> str:
     short = [(_title(network), shortcomings(found)) for network, found in measured]
     lines += [f'- {name}: {"; ".join(missed)}' for name, missed in short if missed] or ['nothing']
     return '\n'.join(lines)
+
+
+def _other(found: str | None) -> str:
+    return 'not run' if found is None else found if found in ('yes', 'dense neither') else 'no'
 
 
 def _title(network: Network) -> str:
