@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from torch import nn
 
-from .export import BACKBONE, DESCRIPTION, WEIGHTS, ExportError, load_backbone
+from .export import BACKBONE, DESCRIPTION
 from .features import FeatureMap, feature_maps
 from .fields import constructor_options, default_of
 from .files import write_text
-from .loading import CheckpointError, load_pretrained
-from .modes import eval_mode
 from .registry import build_model
+from .trial import SCOPE, SIZE, DetectorError, try_detector
 
-SCOPE = 'mmdet'  # of types without one, in configs of detectors
 # How a backbone is trained; what else its config has describes the dense network.
 _TRAINING = ('norm_eval', 'norm_cfg', 'with_cp')
+_REPLACED = {'type', 'init_cfg', 'pretrained', 'out_indices', '_scope_'}
 _BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
-_SIZE = (256, 320)  # height and width of the image that a detector is tried with
-
-
-class DetectorError(ExportError):
-    """A detector that cannot be built around a compact backbone."""
 
 
 def write_detector(directory: str | Path, detector: str) -> Path:
@@ -51,6 +40,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
 
     Raises:
         DetectorError: If its backbone cannot be replaced; the message says why.
+        CheckpointError: If the weights of the export are not its backbone's.
     """
     directory = Path(directory)
     _check_export(directory)
@@ -62,7 +52,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     export = Config.fromfile(directory / BACKBONE)
     indices, channels = _outputs_at([one.stride for one in dense], export)
 
-    options = _carried(backbone, scope, export.compact_backbone.backbone)
+    options = _carried(backbone, export.compact_backbone.backbone)
     if indices is not None:
         options['out_indices'] = indices
     fields = ', '.join(f'{key}={value!r}' for key, value in options.items())
@@ -76,16 +66,20 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     base = detector if '::' in detector else os.path.relpath(detector, directory)
     text = _text(base, edits, config.get('custom_imports', {}).get('imports', []))
     path = directory / f'compact_{Path(detector.partition("::")[2] or detector).stem}.py'
-    write_text(path, text)
+    temporary = path.with_name(f'untried_{path.name}')
     try:
-        check_detector(path, config)
-    except (DetectorError, CheckpointError):
-        path.unlink()
-        raise
-    MMLogger.get_current_instance().info(
-        f'{path}: {detector} with the compact backbone; '
-        + '; '.join(f'{part}={code}' for part, code in readers.items())
-    )
+        write_text(temporary, text)
+        untried = try_detector(Config.fromfile(temporary), config, directory)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    logger = MMLogger.get_current_instance()
+    if untried:
+        logger.warning(
+            f'{path} was not tried: the dense detector does not run here either. {untried}'
+        )
+    filled = '; '.join(f'{part}={code}' for part, code in readers.items())
+    logger.info(f'{path}: {detector} with the compact backbone; {filled}')
     return path
 
 
@@ -156,7 +150,7 @@ def _dense_maps(backbone: Mapping[str, Any], scope: str) -> list[FeatureMap]:
         key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')
     }
     try:
-        return feature_maps(build_model(config, scope), (3, *_SIZE))
+        return feature_maps(build_model(config, scope), (3, *SIZE))
     except Exception as error:  # whatever a class says of its options, or of images of this size
         raise DetectorError(
             f"the detector's own backbone ({backbone['type']}) cannot be looked at: "
@@ -183,7 +177,7 @@ def _outputs_at(strides: Sequence[int], export: Config) -> tuple[tuple[int, ...]
     return (None if indices is None else tuple(indices[place] for place in places)), channels
 
 
-def _carried(backbone: Mapping[str, Any], scope: str, compact: Mapping[str, Any]) -> dict[str, Any]:
+def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the dense backbone that say how it is trained."""
     network = build_model(compact)
     accepted = constructor_options(type(network))
@@ -200,7 +194,7 @@ def _carried(backbone: Mapping[str, Any], scope: str, compact: Mapping[str, Any]
     kind = str(backbone['type']).rpartition('.')[2]
     if 'frozen_stages' in backbone and any(c.__name__ == kind for c in type(network).__mro__):
         carried['frozen_stages'] = backbone['frozen_stages']
-    left = sorted(set(backbone) - set(carried) - {'type', 'init_cfg', 'pretrained', 'out_indices'})
+    left = sorted(set(backbone) - set(carried) - _REPLACED)
     if left:
         MMLogger.get_current_instance().info(
             f"options of the detector's own backbone that are left out: {', '.join(left)}"
@@ -298,116 +292,3 @@ def _code(tree: Mapping[str, Any] | str, indent: str = '') -> str:
     inner = indent + '    '
     lines = [f'{inner}{key}={_code(value, inner)},' for key, value in tree.items()]
     return '\n'.join(['dict(', *lines, f'{indent})'])
-
-
-# --- the check ------------------------------------------------------------------------------------
-
-
-def check_detector(path: Path, dense: Config) -> None:
-    """Builds a detector, loads its backbone's weights and has it look at an image once.
-
-    Args:
-        path: Of the config.
-        dense: The config of the dense detector. Where that fails at the same place (for want of a
-            GPU, a package, another kind of input), it is logged that nothing was tried.
-
-    Raises:
-        DetectorError: If it cannot be built or run; names the module that reads other channels.
-        CheckpointError: If the weights do not fit.
-    """
-    failure = _failure(Config.fromfile(path), path.parent)
-    if failure is None:
-        return
-    other = _failure(dense)
-    if other is None or other.place != failure.place:
-        raise DetectorError(f'the detector cannot have the compact backbone: {failure}')
-    MMLogger.get_current_instance().warning(
-        f'{path} was not tried: the dense detector does not run here either. {failure}'
-    )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What was the matter, in which module, and where in the code (many assertions are mute)."""
-
-    module: str
-    error: str
-    place: str
-
-    @classmethod
-    def of(cls, error: Exception, module: str = '') -> _Failure:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if 'torch' not in Path(frame.filename).parts] or frames
-        place = f'{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}'
-        return cls(module, f'{type(error).__name__}: {error}', place)
-
-    def __str__(self) -> str:
-        return f'{self.module}{": " if self.module else ""}{self.error} ({self.place})'
-
-
-@torch.no_grad()
-def _failure(config: Config, export: Path | None = None) -> _Failure | None:
-    """What goes wrong when a detector is built and looks at an image.
-
-    Args:
-        config: The detector's.
-        export: The folder whose backbone it has.
-    """
-    from mmdet.structures import DetDataSample
-
-    try:
-        detector: Any = build_model(config.model, config.get('default_scope', SCOPE))
-    except Exception as error:  # whatever its parts say of their options
-        return _Failure.of(error)
-    if export is not None:
-        _load_backbones(detector, export)
-    image = torch.randint(256, (3, *_SIZE), dtype=torch.uint8)
-    sample = DetDataSample(metainfo=dict(
-        img_id=0, img_path='', ori_shape=_SIZE, img_shape=_SIZE, scale_factor=(1.0, 1.0),
-        flip=False, flip_direction=None,
-    ))  # fmt: skip
-    with running(detector) as inside:
-        try:
-            detector.eval()
-            data = detector.data_preprocessor({'inputs': [image], 'data_samples': [sample]}, False)
-            detector(**data, mode='predict')
-        except Exception as error:  # whatever reads other channels than it gets
-            return _Failure.of(error, inside[-1] if inside else '')
-    return None
-
-
-def _load_backbones(detector: nn.Module, export: Path) -> None:
-    """Loads an export into the backbones of a detector, and compares what they see."""
-    weights = str(export.resolve() / WEIGHTS)
-    reference: Any = load_backbone(export)
-    images = torch.randn(1, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
-    for path, module in detector.named_modules():
-        init_cfg = getattr(module, 'init_cfg', None)
-        if not isinstance(init_cfg, dict) or init_cfg.get('checkpoint') != weights:
-            continue
-        load_pretrained(module)
-        with eval_mode(module), eval_mode(reference):
-            found, expected = list(module(images)), list(reference(images))
-        if hasattr(module, 'out_indices'):
-            all_of_them = list(reference.out_indices)
-            expected = [expected[all_of_them.index(i)] for i in module.out_indices]
-        if not all(map(torch.equal, found, expected)):
-            raise DetectorError(f"{path} does not give the features of the export's backbone")
-
-
-@contextmanager
-def running(model: nn.Module) -> Iterator[list[str]]:
-    """Inside, the list holds the paths of the modules whose forward runs, outermost first."""
-    stack: list[str] = []
-    handles = []
-    for path, module in model.named_modules():
-        if path:
-            handles += [
-                module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)),
-                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
-            ]
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -250,19 +250,10 @@ def _plan_with(
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:
     """What an export is: costs, their convention, and the channels of every layer."""
-    cost = stp.supernet.cost
-    pair = [architecture, stp.supernet.space.largest]
-    macs, params = cost.macs(pair), cost.params(pair)
     return {
-        'architecture': str(architecture),
+        **stp.supernet.describe(architecture),
         'stages': [stage.name for stage in stp.supernet.space.stages],
-        'macs': int(macs[0]),
-        'macs_dense': int(macs[1]),
-        'macs_ratio': float(macs[0] / macs[1]),
         'macs_convention': CONVENTION,
-        'params': int(params[0]),
-        'params_dense': int(params[1]),
-        'params_ratio': float(params[0] / params[1]),
         'input_shape': list(stp.supernet.inputs[0].shape[1:]),
         'one_size': stp.supernet.one_size,
         'layers': {

@@ -57,3 +57,14 @@ def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
     """The names of a function's parameters that have a default, after the first few."""
     parameters = list(inspect.signature(function).parameters.values())[first:]
     return [p.name for p in parameters if p.default is not inspect.Parameter.empty]
+
+
+def positive(field: str, value: Any) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{field}={value!r}: expected a whole number, at least 1')
+    return value

@@ -114,7 +114,12 @@ def _start_cpu_process(config: Config) -> None:
     torch.distributed.init_process_group('gloo')
     config.setdefault(
         'model_wrapper_cfg',
-        dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None),
+        dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        ),
     )
 
 

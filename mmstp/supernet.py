@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,41 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 from torch.utils import _pytree as pytree
 
 from .architecture import Architecture
 from .calibration import calibrate, norms_with_statistics
 from .compact import CompactPlan, StageShapes, compact
+from .conversion import Conversion
 from .cost import CostModel
 from .dynamic import (
-    ActiveSubnet,
     DynamicMixin,
     Selection,
     SubnetPlan,
-    make_dynamic,
     make_static,
     plan_subnet,
-    sized_calls,
-    sizes_of,
 )
-from .graph import (
-    WHOLE,
-    ChannelGraph,
-    TraceError,
-    first_keys,
-    kept_by_forward,
-    kind_of,
-    same_groups,
-    trace,
-)
-from .space import SearchSpace
+from .importance import channel_orders, reordered
+from .refusals import SupernetError
 from .stages import Stage
-from .verify import Verifier
-
-
-class SupernetError(RuntimeError):
-    """A model that cannot be run as its subnets."""
 
 
 class Supernet:
@@ -95,71 +76,13 @@ class Supernet:
         fix_outputs: bool = True,
         **space: Any,
     ) -> None:
-        _refuse(model)
-        self.model = model
-        self.inputs = _like_parameters(
-            model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        )
-        traced = trace(model, self.inputs)
-        frozen: dict[str, str] = {}
-        while True:
-            self.graph = ChannelGraph.from_trace(model, traced, fix_outputs, frozen)
-            self.space = SearchSpace(self.graph, **space)
-            self._calls = sized_calls(model, self.graph.calls)
-            self._aliases = {
-                key: first
-                for key, first in first_keys(model).items()
-                if key != first and first in self.graph.dims
-            }
-            self._active = ActiveSubnet()
-            self._make_dynamic()
-            try:
-                failing = self._verify()
-            finally:
-                self._make_static()
-            if not failing:
-                break
-            if kept_by_forward(model, self.inputs):
-                traced, frozen = trace(model, self.inputs), {}
-            else:
-                frozen.update(failing)
-        self.one_size = self._other_ways(fix_outputs, frozen) if self._calls else ''
-        self._make_dynamic()
+        made = Conversion(model, inputs, fix_outputs, space)
+        self.model, self.inputs = model, made.inputs
+        self.graph, self.space, self.one_size = made.graph, made.space, made.one_size
+        self._active, self._calls, self._aliases = made.active, made.calls, made.aliases
         self.cost = CostModel(self.graph, self.space)
         self.statistics: dict[Architecture, dict[str, Tensor]] = {}
         self._plan = self._cached_plans()
-
-    def _make_dynamic(self) -> None:
-        tensors: dict[str, set[str]] = {}
-        sizes: dict[str, set[str]] = {}
-        for key in [*self.graph.dims, *self._aliases]:
-            path, _, name = key.rpartition('.')
-            tensors.setdefault(path, set()).add(name)
-        for key, _ in self.model.named_buffers(remove_duplicate=False):
-            # also those that keep their size: a subnet's pass must not write to them
-            path, _, name = key.rpartition('.')
-            tensors.setdefault(path, set()).add(name)
-        for path in tensors:
-            sizes[path] = set(sizes_of(self.model.get_submodule(path), {}))
-        skippable = set(self.space.min_depth())
-        once = dict(self.model.named_modules())  # a shared module by its first path alone
-        for path in once.keys() & {
-            *tensors,
-            *sizes,
-            *skippable,
-            *self._calls,
-            *self.graph.trace.live,
-        }:
-            make_dynamic(
-                once[path],
-                path,
-                self._active,
-                tensors.get(path, ()),
-                sizes.get(path, ()),
-                path in skippable,
-                path in self._calls,
-                path in self.graph.trace.live,
-            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
         """Copies the model; what is known about it does not change and is shared."""
@@ -173,110 +96,16 @@ class Supernet:
     def _cached_plans(self) -> Callable[[Architecture], SubnetPlan]:
         return functools.lru_cache(maxsize=64)(self._make_plan)
 
-    def _make_static(self) -> None:
-        for module in self.model.modules():
-            make_static(module)
-
     def _make_plan(self, architecture: Architecture) -> SubnetPlan:
-        plan = self._plan_units(self._units(architecture), self.space.skipped(architecture))
+        plan = plan_subnet(
+            self.model, self.graph, self._calls, self._aliases, self._units(architecture),
+            self.space.skipped(architecture),
+        )  # fmt: skip
         return replace(plan, statistics=self.statistics.get(architecture, {}))
 
     def _units(self, architecture: Architecture) -> list[int]:
         units: list[int] = self.space.group_units(self.space.encode(architecture)[None])[0].tolist()
         return units
-
-    def _plan_units(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
-        return plan_subnet(self.model, self.graph, self._calls, self._aliases, units, skipped)
-
-    def _verify(self) -> dict[str, str]:
-        """Kinds of groups and blocks whose narrow forward is not that of the masked trace.
-
-        Where all are right, only modules whose code gave other sizes than the subnet's go on
-        being supplied with those.
-        """
-        verifier = Verifier(self.model, self.graph, self.inputs)
-        full = [group.units for group in self.graph.groups]
-        halved = self._halved()
-        blocks = sorted(self.space.min_depth())
-
-        def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
-            return verifier.difference(self._plan_units(units, skipped), units)
-
-        if self.graph.trace.live:
-            verifier.check_dense()  # they were traced in another mode than they run in
-        together = reason(halved, ()) or (blocks and reason(halved, blocks))
-        if not together:
-            self._calls = {
-                path: calls for path, calls in self._calls.items() if path in verifier.supplied
-            }
-            return {}
-        verifier.check_dense()
-        failing = {}
-        narrow = [g for g, half in zip(self.graph.groups, halved, strict=True) if half < g.units]
-        for kind in sorted({group.kind for group in narrow}):
-            units = [
-                half if group.kind == kind else group.units
-                for group, half in zip(self.graph.groups, halved, strict=True)
-            ]
-            if found := reason(units, ()):
-                failing[kind] = found
-        for kind in sorted({kind_of(path) for path in blocks}):
-            alike = [path for path in blocks if kind_of(path) == kind]
-            if found := reason(full, alike):
-                alone = {path: why for path in alike if (why := reason(full, [path]))}
-                failing.update(alone or {kind: found})
-        if not failing:
-            raise SupernetError(
-                f'{type(self.model).__name__}: each kind of channels can be narrowed alone, all '
-                f'together not: {together}'
-            )
-        return failing
-
-    def _halved(self) -> list[int]:
-        """Half the units of every group that the space narrows."""
-        narrowed = {index for stage in self.space.stages for index in stage.groups}
-        return [
-            (group.units + 1) // 2 if index in narrowed else group.units
-            for index, group in enumerate(self.graph.groups)
-        ]
-
-    def _other_ways(self, fix_outputs: bool, frozen: Mapping[str, str]) -> str:
-        """Follows a larger input as well: its forward may make other calls.
-
-        Windows are shifted where there are several, positions interpolated where they are not
-        the trained ones. Returns why subnets do not run there; '' where they do.
-        """
-        inputs = _larger(self.inputs)
-        if inputs is None:
-            return 'its input is no image'
-        try:
-            # of a copy: there are forwards that keep what they worked out for a size
-            traced = trace(copy.deepcopy(self.model), inputs)
-        except TraceError as error:
-            return f'the dense network takes no other size: {error}'
-        graph = ChannelGraph.from_trace(self.model, traced, fix_outputs, frozen)
-        known = same_groups(self.graph, graph)
-        if known is None:
-            return (
-                f'with inputs of shape {tuple(inputs[0].shape)} its channels are coupled otherwise'
-            )
-        before = self._calls
-        calls = tuple(call.with_groups(known) for call in graph.calls)
-        found = sized_calls(self.model, self.graph.calls, calls)
-        self._calls = {path: found.get(path, ways) for path, ways in before.items()}
-        self._make_dynamic()
-        try:
-            verifier = Verifier(self.model, graph, inputs)
-            halved = self._halved()
-            reason = verifier.difference(
-                self._plan_units(halved, ()), [halved[group] for group in known]
-            )
-        finally:
-            self._make_static()
-        if reason:
-            self._calls = before
-            return f'with inputs of shape {tuple(inputs[0].shape)} {reason}'
-        return ''
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[nn.Module]:
@@ -410,41 +239,34 @@ class Supernet:
     def order_channels(self, norm: int = 2) -> None:
         """Sorts the channels of every group by importance, so that the first are worth keeping.
 
-        The importance of a channel is the norm of all weights that make or read it (the group norm
-        of DepGraph, CVPR 2023), each tensor scaled to mean 1. The main network computes the same
-        function as before.
+        The main network computes the same function as before; see `channel_orders`.
 
         Args:
             norm: 1 or 2: the sum of magnitudes or of squares.
         """
         tensors = dict(self._tensors())
         weights = {key for key, parameter in self.model.named_parameters() if parameter.dim() > 1}
-        scores: list[Tensor | None] = [None] * len(self.graph.groups)
-        for key, dims in self.graph.dims.items():
-            if key not in weights:
-                continue
-            magnitudes = tensors[key].detach().double().abs().pow(norm)
-            for dim, dim_map in dims.items():
-                energy = magnitudes.transpose(0, dim).flatten(1).sum(1)
-                group_of = torch.from_numpy(dim_map.group)
-                unit_of = torch.from_numpy(dim_map.unit)
-                for group in set(dim_map.group.tolist()) - {WHOLE}:
-                    here = group_of == group
-                    units = self.graph.groups[group].units
-                    score = torch.zeros(units, dtype=torch.float64)
-                    score.index_add_(0, unit_of[here], energy.cpu()[here])
-                    score /= score.mean().clamp_min(torch.finfo(torch.float64).tiny)
-                    scores[group] = score if scores[group] is None else scores[group] + score
-        orders = [
-            None if score is None else torch.argsort(score, descending=True, stable=True)
-            for score in scores
-        ]
+        orders = channel_orders(self.graph, tensors, weights, norm)
         with torch.no_grad():
             for key, dims in self.graph.dims.items():
                 for dim, dim_map in dims.items():
-                    index = _reordered(dim_map.group, dim_map.unit, orders)
+                    index = reordered(dim_map.group, dim_map.unit, orders)
                     tensor = tensors[key]
                     tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
+
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""
+        pair = [architecture, self.space.largest]
+        macs, params = self.cost.macs(pair), self.cost.params(pair)
+        return {
+            'architecture': str(architecture),
+            'macs': int(macs[0]),
+            'macs_dense': int(macs[1]),
+            'macs_ratio': float(macs[0] / macs[1]),
+            'params': int(params[0]),
+            'params_dense': int(params[1]),
+            'params_ratio': float(params[0] / params[1]),
+        }
 
     def check_intact(self) -> None:
         """Whether the layers are still those made dynamic.
@@ -466,77 +288,3 @@ class Supernet:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.model.named_parameters(remove_duplicate=False)
         yield from self.model.named_buffers(remove_duplicate=False)
-
-
-def _reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> Tensor:
-    """Where every position of a dimension gets its content from."""
-    index = torch.arange(len(group_of))
-    for group, order in enumerate(orders):
-        positions = torch.from_numpy((group_of == group).nonzero()[0])
-        if order is None or not len(positions):
-            continue
-        # (units, positions per unit), in the order of the positions within each unit
-        by_unit = positions[torch.from_numpy(unit_of)[positions].argsort(stable=True)]
-        by_unit = by_unit.reshape(len(order), -1)
-        index[by_unit.reshape(-1)] = by_unit[order].reshape(-1)
-    return index
-
-
-def _larger(inputs: Sequence[Tensor]) -> tuple[Tensor] | None:
-    """A larger image, not square; None where the input is no image."""
-    if len(inputs) != 1 or inputs[0].dim() != 4:
-        return None
-    height, width = (
-        math.ceil(size * factor / 32) * 32
-        for size, factor in zip(inputs[0].shape[2:], (1.25, 1.5), strict=True)
-    )
-    return (inputs[0].new_zeros(*inputs[0].shape[:2], height, width),)
-
-
-def _like_parameters(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return tuple(inputs)
-    return tuple(
-        x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
-        for x in inputs
-    )
-
-
-def _refuse(model: nn.Module) -> None:
-    name = type(model).__name__
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise SupernetError(
-            f'the model is wrapped in {name}: make a supernet of what is inside (model.module), '
-            'and wrap it afterwards'
-        )
-    if isinstance(model, OptimizedModule):
-        raise SupernetError(
-            'the model is compiled: make a supernet of the module that was given to torch.compile '
-            '(model._orig_mod). Exported subnets can be compiled'
-        )
-    for key, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise SupernetError(
-                f'{key} is on the meta device and has no values: build the model on a real device, '
-                'or move it with to_empty() and initialise it'
-            )
-    for path, module in model.named_modules():
-        if module._compiled_call_impl is not None:
-            raise SupernetError(
-                f'{path or "the model"} is compiled (Module.compile()): it would stay the dense '
-                'one. Leave that out; exported subnets can be compiled'
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise SupernetError(
-                f'{path or "the model"} is a TorchScript module, whose layers cannot be narrowed: '
-                'build it without torch.jit'
-            )
-        if isinstance(module, DynamicMixin):
-            raise SupernetError(f'{path or "the model"} is part of a supernet already')
-        if getattr(module, 'with_cp', False) is True:
-            raise SupernetError(
-                f'{path or "the model"} ({type(module).__name__}) has with_cp=True: it would be '
-                'recomputed in the backward pass, when its subnet is no longer active. '
-                'Set with_cp=False'
-            )

@@ -9,10 +9,11 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmstp.detection import DetectorError, running, write_detector
+from mmstp.detection import write_detector
 from mmstp.export import BACKBONE, DESCRIPTION, WEIGHTS, load_backbone, reload, write_export
 from mmstp.loading import CheckpointError
 from mmstp.registry import build_model
+from mmstp.trial import DetectorError, running
 from tests import tiny
 
 pytest.importorskip('mmdet')

@@ -17,19 +17,21 @@ LAYERS = [
     {'stages'},
     {'space'},
     {'cost', 'dynamic'},
-    {'pool', 'verify', 'compact', 'calibration'},
+    {'pool', 'verify', 'compact', 'calibration', 'importance', 'refusals'},
+    {'conversion'},
     {'supernet'},
     {'algorithm', 'report', 'backbones'},
     {'hooks', 'datasets'},
     {'export'},
-    {'launch', 'detection', 'onnx_export'},
+    {'launch', 'trial', 'onnx_export'},
+    {'detection'},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # imports inside a function, each with its reason
 LOCAL = {
     ('compact', 'torch.utils.flop_counter'): 'imports triton, or warns that there is none',
     ('datasets.digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
-    ('detection', 'mmdet.structures'): 'an optional dependency, of detectors',
+    ('trial', 'mmdet.structures'): 'an optional dependency, of detectors',
     ('onnx_export', 'onnxruntime'): 'an optional dependency, of one file format',
 }
 MODULES = {

@@ -29,9 +29,10 @@ from all import insert  # benchmarks/all.py
 from measure import environment, table
 from processes import in_process
 
-from mmstp.detection import DetectorError, write_detector
+from mmstp.detection import write_detector
 from mmstp.export import write_export
 from mmstp.launch import build_stp, load_config
+from mmstp.trial import DetectorError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
