@@ -8,6 +8,8 @@ VENV ?= .venv
 # The wheel with compiled operators is kept apart from pip's own cache: pip cannot tell it from one without.
 OPS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmstp/mmcv-ops-torch2.11.0
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# A process takes about 3 GB. Files stay together: they share networks that take seconds to make.
+PYTEST_JOBS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -40,10 +42,10 @@ test test-slow: export OMP_NUM_THREADS ?= 1
 
 # pytest stays last, so that its summary is the last line.
 test: lint types install-ops
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests $(PYTEST_JOBS) $(PYTEST_ARGS)
 
 test-slow: install-ops
-	$(BIN)/python -m pytest tests -m '' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -m '' $(PYTEST_JOBS) $(PYTEST_ARGS)
 
 lint: install-tools
 	$(BIN)/ruff check .

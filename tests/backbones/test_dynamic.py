@@ -114,6 +114,34 @@ def test_positions_that_are_no_prefix_are_padded_in_place():
     assert not wide.any()
 
 
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='mmpretrain.VisionTransformer', img_size=64, patch_size=16, out_type='featmap',
+             arch=dict(embed_dims=64, num_layers=6, num_heads=4, feedforward_channels=128)),
+        dict(type='mmpretrain.SwinTransformer', img_size=64, window_size=4,
+             arch=dict(embed_dims=32, depths=[2, 2], num_heads=[2, 4])),
+    ],
+    ids=lambda config: config['type'],
+)  # fmt: skip
+def test_transformers(backbone):
+    """Their root holds tensors or calls of its own, so that it is dynamic twice."""
+    network = build(backbone, out_indices=(0, 1))
+    randomize(network)
+    network.eval()
+    network.architecture = network.supernet.space.smallest
+    export = network.supernet.export(network.architecture)
+    assert type(export).__name__ == backbone['type'].partition('.')[2]
+    assert not any(isinstance(module, DynamicMixin) for module in export.modules())
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        found, expected = network(x), export(x)
+        assert len(found) == len(expected) == 2
+        assert all(map(torch.equal, found, expected))  # the embedding is whole
+        copied = copy.deepcopy(network)
+        assert all(map(torch.equal, copied(x), expected))
+
+
 # --- switching ------------------------------------------------------------------------------------
 
 
