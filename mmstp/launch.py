@@ -123,6 +123,16 @@ def _start_cpu_process(config: Config) -> None:
     )
 
 
+def leave_processes() -> None:
+    """Leaves the process group at the end of a run.
+
+    Otherwise Gloo's threads may want the interpreter when it has ended, and abort the process
+    (pytorch/pytorch#179291). Not for a run that failed: NCCL would wait for the others.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def check_work_dir(path: str) -> None:
     """Whether files can be written there; the folder is made.
 

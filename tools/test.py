@@ -18,6 +18,7 @@ from mmstp.launch import (
     check_data,
     is_detection,
     is_stp,
+    leave_processes,
     load_config,
     prepare,
 )
@@ -115,6 +116,7 @@ def main() -> None:
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
+    leave_processes()
 
 
 if __name__ == '__main__':

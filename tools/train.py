@@ -9,7 +9,14 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.launch import LaunchError, add_common_arguments, check_data, load_config, prepare
+from mmstp.launch import (
+    LaunchError,
+    add_common_arguments,
+    check_data,
+    leave_processes,
+    load_config,
+    prepare,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,6 +77,7 @@ def main() -> None:
     check_data(config, 'train_dataloader', 'val_dataloader')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     runner.train()
+    leave_processes()
 
 
 if __name__ == '__main__':
