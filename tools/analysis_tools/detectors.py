@@ -90,7 +90,7 @@ def main() -> None:
             why = re.sub(r'\s+', ' ', found.get('why') or found.get('error', '')).replace(
                 '|', '\\|'
             )
-            why = why.replace(folder, 'OUT')
+            why = re.sub(r'(?<![\w.])/(?:[\w.+-]+/)+', '', why)  # folders of this machine
             rows.append([detector[7:], outcome, found.get('in_channels', ''), why[:220]])
             print(*rows[-1], sep=' | ', flush=True)
     text = (
