@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings('ignore', 'faster_coco_eval is not installed')  # which mmdet can do without
+warnings.filterwarnings('ignore', '.* instance named of .* has been created')  # by the run before
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
