@@ -5,30 +5,16 @@ with the dense backbone, both initialised from their classifiers of digits; what
 is good for; and how the latency of backbone and detector follows the multiply-adds.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
-from measure import environment, parser, report, table
-
-ROOT = Path(__file__).resolve().parents[1]
+from measure import demo_summaries, environment, parser, report, table
 
 
 def main() -> None:
     """Runs ``tools/demo_detection.py --baselines`` once per seed."""
     args = parser(__doc__, repeats=3).parse_args()
-    summaries = []
-    for seed in range(args.seed, args.seed + args.repeats):
-        with tempfile.TemporaryDirectory() as work_dir:
-            command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/demo_detection.py'),
-                       '--baselines', '--seed', str(seed), '--work-dir', work_dir]  # fmt: skip
-            subprocess.run(command, check=True)
-            summaries.append(json.loads((Path(work_dir) / 'summary.json').read_text()))
     rows, columns = [], {}
-    for summary in summaries:
+    for summary in demo_summaries('demo_detection.py', args):
         found = {
             f'{kind} AP, {name}': summary[name][part]
             for part, kind in (('bbox', 'box'), ('segm', 'mask'))

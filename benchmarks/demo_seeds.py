@@ -5,16 +5,10 @@ as long without STP; and how the subnet compares with the same compact network t
 as long, and with the dense network cut to one width by L1 norm without fine-tuning.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
-from measure import environment, parser, report, table
+from measure import demo_summaries, environment, parser, report, table
 
-ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     'dense': 'dense_top1',
     'main network': 'main_top1',
@@ -29,15 +23,8 @@ def main() -> None:
     options = parser(__doc__, repeats=3)
     options.add_argument('--epochs', type=int)
     args = options.parse_args()
-    summaries = []
-    for seed in range(args.seed, args.seed + args.repeats):
-        with tempfile.TemporaryDirectory() as work_dir:
-            command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/demo.py'), '--baselines',
-                       '--seed', str(seed), '--work-dir', work_dir]  # fmt: skip
-            if args.epochs:
-                command += ['--epochs', str(args.epochs)]
-            subprocess.run(command, check=True)
-            summaries.append(json.loads((Path(work_dir) / 'summary.json').read_text()))
+    epochs = ('--epochs', str(args.epochs)) if args.epochs else ()
+    summaries = demo_summaries('demo.py', args, *epochs)
     rows = []
     for summary in summaries:
         rows.append(

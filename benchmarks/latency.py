@@ -28,14 +28,12 @@ import torch
 import torch_pruning as tp
 from measure import environment, interleave, parser, prepare, ratios, report, spread
 from measure import table as markdown
-from networks import classifier
+from networks import TOLERANCE, classifier, members
 from torch import Tensor, nn
 
 from mmstp import Architecture, Supernet
 from mmstp.compact import count_macs
-from mmstp.pool import Budget, feasible_rows
 
-TOLERANCE = 0.02
 # dense over pruned multiply-adds, and the speed-up published for it
 PUBLISHED = (
     (2.0, 'mmrazor 1.46 at 2.0 (CPU, ONNX)'),
@@ -85,14 +83,6 @@ def candidate(row: str, network: nn.Module, inputs: Tensor, threads: int) -> Can
     expected = eager().numpy()
     difference = float(np.abs(onnx()[0] - expected).max() / np.abs(expected).max())
     return Candidate(row, count_macs(network, (inputs[:1],)), eager, onnx, difference)
-
-
-def members(supernet: Supernet, target: float, count: int, seed: int) -> list[Architecture]:
-    """Architectures that meet a budget."""
-    budget = Budget.of(target, 'macs', TOLERANCE, supernet.space, supernet.cost)
-    rows = feasible_rows(supernet.space, supernet.cost, budget, count, seed)
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return [supernet.space.decode(row) for row in rows[chosen]]
 
 
 def uniform(dense: nn.Module, target: float, inputs: Tensor) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, Markdown tables and the line of versions.
+"""What the benchmarks share: interleaved timing, demos over seeds, tables, the line of versions.
 
 Machines are noisy and differ from each other, so what is reported are ratios within one run: the
 competitors take turns (A B A B ...), a ratio is formed in every round, and its median is given with
@@ -10,15 +10,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
@@ -38,6 +45,18 @@ def prepare(args: argparse.Namespace) -> None:
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+
+
+def demo_summaries(demo: str, args: argparse.Namespace, *options: str) -> list[dict[str, Any]]:
+    """What a demo of ``tools/`` finds, with its baselines, in ``repeats`` rounds of a seed each."""
+    summaries = []
+    for seed in range(args.seed, args.seed + args.repeats):
+        with tempfile.TemporaryDirectory() as work_dir:
+            command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / demo), '--baselines',
+                       '--seed', str(seed), '--work-dir', work_dir, *options]  # fmt: skip
+            subprocess.run(command, check=True)
+            summaries.append(json.loads((Path(work_dir) / 'summary.json').read_text()))
+    return summaries
 
 
 def interleave(

@@ -1,13 +1,18 @@
-"""The networks that are measured: classifiers of mmpretrain with random weights."""
+"""The networks that are measured: classifiers of mmpretrain with random weights, and subnets."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import mmpretrain.models  # noqa: F401  registers the classifiers
+import numpy as np
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from mmstp import Architecture, Supernet
+from mmstp.pool import Budget, feasible_rows
+
+TOLERANCE = 0.02
 BACKBONES: dict[str, tuple[dict[str, Any], int]] = {
     'resnet50': (dict(type='ResNet', depth=50), 2048),
     'resnet18': (dict(type='ResNet', depth=18), 512),
@@ -35,3 +40,11 @@ def classifier(network: str = 'resnet50', classes: int = 1000) -> nn.Module:
     )
     model.eval()
     return model
+
+
+def members(supernet: Supernet, target: float, count: int, seed: int) -> list[Architecture]:
+    """Architectures that meet a budget."""
+    budget = Budget.of(target, 'macs', TOLERANCE, supernet.space, supernet.cost)
+    rows = feasible_rows(supernet.space, supernet.cost, budget, count, seed)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [supernet.space.decode(row) for row in rows[chosen]]

@@ -7,14 +7,12 @@ as detectors have it.
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from measure import environment, parser, prepare, report, table
-from networks import classifier
+from networks import classifier, members
 
 from mmstp import Supernet
 from mmstp.onnx_export import export_onnx
-from mmstp.pool import Budget, feasible_rows
 from mmstp.registry import build_model
 
 SIDE = 224
@@ -33,10 +31,7 @@ def main() -> None:
     for target in TARGETS:
         architecture = supernet.space.largest
         if target < 1:
-            budget = Budget.of(target, 'macs', 0.02, supernet.space, supernet.cost)
-            found = feasible_rows(supernet.space, supernet.cost, budget, 1000, args.seed)
-            chosen = np.random.default_rng(args.seed).integers(len(found))
-            architecture = supernet.space.decode(found[chosen])
+            (architecture,) = members(supernet, target, 1, args.seed)
         network = supernet.export(architecture)
         plan = supernet.compact_plan(architecture).within('backbone').to_dict()
         backbone = build_model(dict(type='mmstp.CompactBackbone', backbone=config, plan=plan))

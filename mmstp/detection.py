@@ -18,6 +18,7 @@ from .files import write_text
 from .registry import build_model
 from .trial import SCOPE, SIZE, DetectorError, try_detector
 
+UNTRIED = 'was not tried: the dense detector does not run here either.'
 # How a backbone is trained; what else its config has describes the dense network.
 _TRAINING = ('norm_eval', 'norm_cfg', 'with_cp')
 _REPLACED = {'type', 'init_cfg', 'pretrained', 'out_indices', '_scope_'}
@@ -75,9 +76,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
         temporary.unlink(missing_ok=True)
     logger = MMLogger.get_current_instance()
     if untried:
-        logger.warning(
-            f'{path} was not tried: the dense detector does not run here either. {untried}'
-        )
+        logger.warning(f'{path} {UNTRIED} {untried}')
     filled = '; '.join(f'{part}={code}' for part, code in readers.items())
     logger.info(f'{path}: {detector} with the compact backbone; {filled}')
     return path

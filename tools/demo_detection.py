@@ -192,17 +192,17 @@ def table(summary: dict[str, Any]) -> str:
     """The result for a person."""
     rows = [('', 'box AP', 'mask AP', 'backbone MACs', 'backbone latency', 'detector latency')]
     ratio = f' ({summary["backbone_macs_ratio"]:.1%})'
-    latencies = [f'{summary[f"{part}_latency_ratio"]:.2f}' for part in ('backbone', 'detector')]
-    for key, name, *others in (
-        ('dense', 'dense backbone', '', '1', '1'),
-        ('compact', 'compact backbone', ratio, *latencies),
-        ('scratch', 'the same from random weights', ratio, *latencies),
+    times = [f'{summary[f"{part}_latency_ratio"]:.2f}' for part in ('backbone', 'detector')]
+    for key, name, macs, latencies in (
+        ('dense', 'dense backbone', '', ['1', '1']),
+        ('compact', 'compact backbone', ratio, times),
+        ('scratch', 'the same from random weights', ratio, times),
     ):
         if key in summary:
-            found, (macs, *times) = summary[key], others
+            found = summary[key]
             rows.append(
                 (f'Mask R-CNN, {name}', f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}',
-                 f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *times)
+                 f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *latencies)
             )  # fmt: skip
     result = (
         f'backbone {summary["architecture"]}; classifiers of digits: dense '

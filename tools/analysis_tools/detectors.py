@@ -29,7 +29,7 @@ from all import insert  # benchmarks/all.py
 from measure import environment, table
 from processes import in_process
 
-from mmstp.detection import write_detector
+from mmstp.detection import UNTRIED, write_detector
 from mmstp.export import write_export
 from mmstp.launch import build_stp, load_config
 from mmstp.trial import DetectorError
@@ -60,12 +60,12 @@ def steps(detector: str, export: Path) -> Iterator[dict[str, Any]]:
     except DetectorError as error:
         yield {'outcome': 'refused', 'why': str(error)}
         return
-    untried = next((text for text in warned if 'was not tried' in text), '')
+    untried = next((text for text in warned if UNTRIED in text), '')
     neck = config.model.get('neck', {})
     first = neck[0] if isinstance(neck, list) else neck
     yield {
         'outcome': 'written, not tried' if untried else 'runs',
-        'why': untried.partition('either. ')[2],
+        'why': untried.partition(UNTRIED)[2].strip(),
         'in_channels': str(first.get('in_channels', '')) if first else '',
     }
 
