@@ -32,7 +32,7 @@ from networks import TOLERANCE, classifier, members
 from torch import Tensor, nn
 
 from mmstp import Architecture, Supernet
-from mmstp.compact import count_macs
+from mmstp.subnets.cut import count_macs
 
 # dense over pruned multiply-adds, and the speed-up published for it
 PUBLISHED = (

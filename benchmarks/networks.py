@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from mmstp import Architecture, Supernet
-from mmstp.pool import Budget, feasible_rows
+from mmstp.search.budget import Budget, feasible_rows
 
 TOLERANCE = 0.02
 BACKBONES: dict[str, tuple[dict[str, Any], int]] = {

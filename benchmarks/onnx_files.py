@@ -12,7 +12,7 @@ from measure import environment, parser, prepare, report, table
 from networks import classifier, members
 
 from mmstp import Supernet
-from mmstp.onnx_export import export_onnx
+from mmstp.deploy.onnx import export_onnx
 from mmstp.registry import build_model
 
 SIDE = 224

@@ -10,20 +10,27 @@ except ImportError as error:
         "'mmstp[openmmlab]' (the originals)"
     ) from error
 
-from .algorithm import STP
-from .architecture import Architecture, ArchitectureError
-from .backbones import CompactBackbone, DynamicBackbone, WideResNet
-from .calibration import calibrate
-from .compact import CompactPlan
-from .cost import CostModel
+from .analysis.analysis import ChannelGraph
+from .analysis.operators.table import register_handler
+from .architecture import Architecture
+from .backbones.wide_resnet import WideResNet
 from .datasets import Digits, TinyImageNet
-from .dynamic import register_forward, register_sizes
-from .graph import ChannelGraph, register_handler
-from .hooks import CalibrationHook, EpochSeedHook, PoolHook, SubnetEvalHook
-from .losses import normalized_kl
-from .pool import ArchitecturePool
-from .space import SearchSpace
-from .supernet import Supernet
+from .deploy.compact_model import CompactBackbone
+from .deploy.dynamic_backbone import CalibrationHook, DynamicBackbone
+from .errors import ArchitectureError
+from .search.cost import CostModel
+from .search.space import SearchSpace
+from .stp.algorithm import STP
+from .stp.hooks.evaluation import SubnetEvalHook
+from .stp.hooks.pool import PoolHook
+from .stp.hooks.seeding import EpochSeedHook
+from .stp.losses import normalized_kl
+from .stp.pool import ArchitecturePool
+from .subnets.attention import register_forward
+from .subnets.attributes import register_sizes
+from .subnets.compact_spec import CompactPlan
+from .subnets.norm_statistics import calibrate
+from .subnets.supernet import Supernet
 from .version import __version__
 
 __all__ = [

@@ -6,9 +6,7 @@ import ast
 from dataclasses import dataclass
 from typing import Any
 
-
-class ArchitectureError(ValueError):
-    """An architecture that does not parse, or does not fit a search space."""
+from .errors import ArchitectureError
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,38 @@ from torch import nn
 
 __all__ = ['DATASETS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
 
+
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmstp',
-    locations=['mmstp.algorithm', 'mmstp.backbones'],
+    locations=[
+        'mmstp.stp.algorithm',
+        'mmstp.deploy.compact_model',
+        'mmstp.deploy.dynamic_backbone',
+        'mmstp.backbones.wide_resnet',
+    ],
 )
+
+
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmstp',
     locations=['mmstp.datasets'],
 )
+
+
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmstp',
-    locations=['mmstp.hooks'],
+    locations=[
+        'mmstp.stp.hooks.pool',
+        'mmstp.stp.hooks.evaluation',
+        'mmstp.stp.hooks.seeding',
+        'mmstp.deploy.dynamic_backbone',
+    ],
 )
 
 

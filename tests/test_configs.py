@@ -18,7 +18,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-from mmstp.datasets import check_datasets
+from mmstp.datasets.check import check_datasets
 
 ROOT = Path(__file__).parents[1] / 'configs' / 'stp'
 PATHS = sorted(ROOT.rglob('*.py'))

@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 
 from mmstp import Architecture
-from mmstp.export import BACKBONE, WEIGHTS, write_export
-from mmstp.launch import build_stp, load_config
+from mmstp.cli.launch import build_stp, load_config
+from mmstp.deploy.export import BACKBONE, WEIGHTS, write_export
 from mmstp.registry import build_model
 from tests import tiny
 

@@ -6,13 +6,13 @@ import re
 import pytest
 import torch
 
-from mmstp.compact import count_macs, count_parameters
-from mmstp.dynamic.forwards import FORWARDS
-from mmstp.dynamic.sizes import SIZE_RULES
-from mmstp.graph.handlers import HANDLERS
-from mmstp.pool import Budget
-from mmstp.report import describe_space
-from mmstp.verify import Verifier
+from mmstp.analysis.operators.table import HANDLERS
+from mmstp.cli.space_report import describe_space
+from mmstp.search.budget import Budget
+from mmstp.subnets.attention import FORWARDS
+from mmstp.subnets.attributes import SIZE_RULES
+from mmstp.subnets.check import Verifier
+from mmstp.subnets.cut import count_macs, count_parameters
 from tests import tiny
 
 PAGE = tiny.ROOT / 'docs' / 'extending.md'
@@ -89,9 +89,9 @@ def test_every_block_is_run():
 
 def test_names_of_the_page_exist():
     """What its tables offer to handlers."""
-    from mmstp.graph import nodes
-    from mmstp.graph.values import ChannelIds
-    from mmstp.graph.walk import Walk
+    from mmstp.analysis import trace as nodes
+    from mmstp.analysis.ids import ChannelIds
+    from mmstp.analysis.walk import Walk
 
     text = PAGE.read_text()
     ids, walk = re.findall(

@@ -11,28 +11,23 @@ import mmstp
 ROOT = Path(mmstp.__file__).parent
 # from what knows nothing to what knows everything; what shares a line does not import each other
 LAYERS = [
-    {'version', 'architecture', 'losses', 'fields', 'files', 'registry', 'loading', 'modes'},
-    {'features'},
-    {'graph'},
-    {'stages'},
-    {'space'},
-    {'cost', 'dynamic'},
-    {'pool', 'verify', 'compact', 'calibration', 'importance', 'refusals'},
-    {'conversion'},
-    {'supernet'},
-    {'algorithm', 'report', 'backbones'},
-    {'hooks', 'datasets'},
-    {'export'},
-    {'launch', 'trial', 'onnx_export'},
-    {'detection'},
+    {'version', 'errors'},
+    {'architecture', 'atomic_files', 'config_fields'},
+    {'analysis'},
+    {'search'},
+    {'subnets'},
+    {'registry', 'checkpoints'},
+    {'stp', 'backbones', 'datasets'},
+    {'deploy'},
+    {'cli'},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # imports inside a function, each with its reason
 LOCAL = {
-    ('compact', 'torch.utils.flop_counter'): 'imports triton, or warns that there is none',
+    ('subnets.cut', 'torch.utils.flop_counter'): 'imports triton, or warns that there is none',
     ('datasets.digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
-    ('trial', 'mmdet.structures'): 'an optional dependency, of detectors',
-    ('onnx_export', 'onnxruntime'): 'an optional dependency, of one file format',
+    ('deploy.detector_check', 'mmdet.structures'): 'an optional dependency, of detectors',
+    ('deploy.onnx', 'onnxruntime'): 'an optional dependency, of one file format',
 }
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts): path

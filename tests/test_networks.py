@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from mmstp import CompactPlan
-from mmstp.compact import compact, count_macs, count_parameters
-from mmstp.dynamic import DynamicMixin
-from mmstp.modes import eval_mode
-from mmstp.verify import Verifier
+from mmstp.analysis.eval_state import eval_mode
+from mmstp.subnets.check import Verifier
+from mmstp.subnets.cut import compact, count_macs, count_parameters
+from mmstp.subnets.modules import DynamicMixin
 from tests.networks import ALL, OTHERS, build, equal, images, names, tensors
 
 EVERY = pytest.mark.parametrize('name', names(OTHERS))

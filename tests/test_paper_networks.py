@@ -9,8 +9,8 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
-from mmstp.hooks import stp_of
-from mmstp.launch import load_config
+from mmstp.cli.launch import load_config
+from mmstp.stp.algorithm import stp_of
 from tests import tiny
 
 # mmcv, of MobileNetV3's activation

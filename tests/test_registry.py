@@ -9,8 +9,9 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope, Registry
 
 from mmstp import registry
-from mmstp.backbones import WideResNet
-from mmstp.datasets import Digits, TinyImageNet
+from mmstp.backbones.wide_resnet import WideResNet
+from mmstp.datasets.digits import Digits
+from mmstp.datasets.tiny_imagenet import TinyImageNet
 
 
 @pytest.mark.parametrize('name', ['DATASETS', 'HOOKS', 'MODELS'])

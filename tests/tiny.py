@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 
 from mmstp import STP
-from mmstp.launch import build_stp, load_config
+from mmstp.cli.launch import build_stp, load_config
 from tests.networks import randomize
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,12 +24,13 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from torch import nn  # noqa: E402
 
-from mmstp.compact import count_macs  # noqa: E402
-from mmstp.detection import write_detector  # noqa: E402
-from mmstp.export import WEIGHTS, write_export  # noqa: E402
-from mmstp.files import write_json  # noqa: E402
-from mmstp.hooks import calibrate_on, stp_of  # noqa: E402
-from mmstp.launch import check_work_dir, load_config  # noqa: E402
+from mmstp.atomic_files import write_json  # noqa: E402
+from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
+from mmstp.deploy.detector_config import write_detector  # noqa: E402
+from mmstp.deploy.export import WEIGHTS, write_export  # noqa: E402
+from mmstp.stp.algorithm import stp_of  # noqa: E402
+from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
+from mmstp.subnets.cut import count_macs  # noqa: E402
 
 CLASSIFIER = ROOT / 'configs/stp/digits_r50_35pct.py'
 DETECTOR = ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'

@@ -15,11 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mmstp import Architecture
-from mmstp.detection import write_detector
-from mmstp.export import BACKBONE, max_abs_difference, reload, write_export
-from mmstp.hooks import calibrate_on
-from mmstp.launch import (
-    LaunchError,
+from mmstp.cli.launch import (
     add_config_options,
     build_stp,
     check_data,
@@ -27,7 +23,11 @@ from mmstp.launch import (
     load_config,
     load_search,
 )
-from mmstp.onnx_export import write_onnx
+from mmstp.deploy.detector_config import write_detector
+from mmstp.deploy.export import BACKBONE, max_abs_difference, reload, write_export
+from mmstp.deploy.onnx import write_onnx
+from mmstp.errors import LaunchError
+from mmstp.stp.hooks.statistics import calibrate_on
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,11 +5,12 @@ import argparse
 import torch
 
 from mmstp import SearchSpace, Supernet
-from mmstp.fields import options_of, refuse_unknown
-from mmstp.launch import LaunchError, add_config_options, is_stp, load_config
-from mmstp.pool import Budget
+from mmstp.cli.launch import add_config_options, is_stp, load_config
+from mmstp.cli.space_report import describe_space
+from mmstp.config_fields import options_of, refuse_unknown
+from mmstp.errors import LaunchError
 from mmstp.registry import MODELS
-from mmstp.report import describe_space
+from mmstp.search.budget import Budget
 
 
 def main() -> None:

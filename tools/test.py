@@ -12,8 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.launch import (
-    LaunchError,
+from mmstp.cli.launch import (
     add_common_arguments,
     check_data,
     is_detection,
@@ -22,6 +21,7 @@ from mmstp.launch import (
     load_config,
     prepare,
 )
+from mmstp.errors import LaunchError
 
 _CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 _DETECTION_TTA = dict(

@@ -9,14 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.launch import (
-    LaunchError,
-    add_common_arguments,
-    check_data,
-    leave_processes,
-    load_config,
-    prepare,
-)
+from mmstp.cli.launch import add_common_arguments, check_data, leave_processes, load_config, prepare
+from mmstp.errors import LaunchError
 
 
 def parse_args() -> argparse.Namespace:

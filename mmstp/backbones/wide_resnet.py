@@ -14,10 +14,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmstp.registry import MODELS
+from ..registry import MODELS
 
 # Output channels of the three stages at widen_factor=1, and the stride of each stage's first block.
 _BASE_CHANNELS = (16, 32, 64)
+
+
 _STRIDES = (1, 2, 2)
 
 

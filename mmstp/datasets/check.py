@@ -9,19 +9,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmstp.datasets.tiny_imagenet import TINY_IMAGENET_LAYOUT
+from .tiny_imagenet import TINY_IMAGENET_LAYOUT
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
+
 _CIFAR_FOLDERS = {'CIFAR10': 'cifar-10-batches-py', 'CIFAR100': 'cifar-100-python'}
+
+
 _CIFAR_FILES = {
     'CIFAR10': (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'),
     'CIFAR100': ('train', 'test'),
 }
+
+
 _TINY_IMAGENET_PARTS = {
     'train': ('wnids.txt', 'words.txt', 'train'),
     'val': ('wnids.txt', 'words.txt', 'val/images', 'val/val_annotations.txt'),
 }
+
+
 _LAYOUTS = {
     'CIFAR10': (
         'the unpacked cifar-10-python.tar.gz: cifar-10-batches-py/{data_batch_1..5, test_batch}'

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from mmstp.registry import DATASETS
+from ..registry import DATASETS
 
 _MAX_VALUE = 16  # load_digits gives pixel values 0 to 16
+
+
 _TEST_EVERY = 4
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmstp.registry import DATASETS
+from ..registry import DATASETS
 
 TINY_IMAGENET_LAYOUT = (
     'the unpacked tiny-imagenet-200.zip: wnids.txt, words.txt, train/<wnid>/images/*.JPEG, '

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 from torch import nn
 
-from mmstp.backbones import WideResNet
+from mmstp.backbones.wide_resnet import WideResNet
 
 
 def small(**kwargs) -> WideResNet:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from mmengine import Config
 
-from mmstp.datasets import Digits, check_datasets
+from mmstp.datasets.check import check_datasets
+from mmstp.datasets.digits import Digits
 
 
 def config(dataset: dict, dataloader: str = 'train_dataloader') -> Config:

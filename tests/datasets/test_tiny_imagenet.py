@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 from PIL import Image
 
-from mmstp.datasets import TinyImageNet
+from mmstp.datasets.tiny_imagenet import TinyImageNet
 
 # Not in alphabetical order, as in the real wnids.txt
 WNIDS = ('n02124075', 'n04067472', 'n01443537')

@@ -11,9 +11,8 @@ import torch
 from mmengine.config import Config
 
 from mmstp import Architecture
-from mmstp.export import write_export
-from mmstp.launch import LaunchError
-from mmstp.loading import CheckpointError
+from mmstp.deploy.export import write_export
+from mmstp.errors import CheckpointError, LaunchError
 from tests import tiny
 
 pytest.importorskip('mmdet')

@@ -9,8 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmstp.launch import LaunchError
-from mmstp.loading import CheckpointError
+from mmstp.errors import CheckpointError, LaunchError
 from tests import tiny
 
 TOOLS = tiny.ROOT / 'tools'

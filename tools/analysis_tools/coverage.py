@@ -40,7 +40,7 @@ from measure import environment, table
 from processes import in_process
 
 from mmstp import Architecture, Supernet
-from mmstp.verify import Verifier
+from mmstp.subnets.check import Verifier
 
 SECONDS = 60.0
 RANDOM = 3  # architectures drawn besides the smallest

@@ -29,10 +29,10 @@ from all import insert  # benchmarks/all.py
 from measure import environment, table
 from processes import in_process
 
-from mmstp.detection import UNTRIED, write_detector
-from mmstp.export import write_export
-from mmstp.launch import build_stp, load_config
-from mmstp.trial import DetectorError
+from mmstp.cli.launch import build_stp, load_config
+from mmstp.deploy.detector_config import UNTRIED, write_detector
+from mmstp.deploy.export import write_export
+from mmstp.errors import DetectorError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'

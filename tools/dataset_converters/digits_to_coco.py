@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from mmstp import Digits
-from mmstp.files import write_json
+from mmstp.atomic_files import write_json
 
 CLASSES = Digits.METAINFO['classes']
 SPLITS = {'train': 'train', 'val': 'test'}  # the part of the data set, the split of the digits

@@ -1,0 +1,1 @@
+"""What belongs together: one trace of a model, walked once with channel ids."""

@@ -1,0 +1,188 @@
+"""Groups: channels that are kept or dropped together in every tensor."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import Run
+from .ids import Ids
+from .trace import operator_name
+from .walk import Walk
+
+WHOLE = -1  # a position that belongs to no group is always kept
+
+
+def kind_of(path: str) -> str:
+    """A path without numbers: modules that play one role in repeated blocks share it."""
+    parts = path.split('.')
+    return '.'.join('*' if part.isdigit() else part.rstrip('0123456789') for part in parts)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are kept or dropped together, in every tensor that holds them.
+
+    Attributes:
+        name: The module that makes them (where several do, the first that makes as many of them as
+            ``channels``).
+        units: How many can be dropped one after the other.
+        unit_size: Channels that a maker puts out per unit: 1, those of a whole group of a grouped
+            convolution, or those of a whole head (query, key and value) of an attention layer.
+        makers: Paths of all modules that make them.
+        order: The place of the first maker in the trace.
+        resolution: The spatial shape of what the first maker puts out; empty for vectors.
+        embedding: Whether it is a residual stream over whose channels a layer normalises.
+    """
+
+    name: str
+    units: int
+    unit_size: int
+    makers: tuple[str, ...]
+    order: int
+    resolution: tuple[int, ...]
+    embedding: bool = False
+
+    @property
+    def channels(self) -> int:
+        return self.units * self.unit_size
+
+    @property
+    def kind(self) -> str:
+        """`kind_of` the name."""
+        return kind_of(self.name)
+
+
+@dataclass(frozen=True)
+class DimMap:
+    """Which group and which of its units every position of a dimension belongs to."""
+
+    group: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    _kept: dict[tuple[int, ...], NDArray[np.int64]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def kept(self, units: Sequence[int]) -> NDArray[np.int64]:
+        """The positions that stay when the first ``units[g]`` units of each group ``g`` do."""
+        own = tuple(int(units[group]) for group in self._groups)
+        if own not in self._kept:
+            limits = np.append(np.asarray(units), 1)  # WHOLE indexes the last: unit 0 of 1
+            self._kept[own] = np.flatnonzero(self.unit < limits[self.group])
+        return self._kept[own]
+
+    def with_groups(self, known: Sequence[int]) -> DimMap:
+        """The same with other numbers of the groups: ``known[g]`` for ``g``."""
+        return DimMap(np.append(np.asarray(known), WHOLE)[self.group], self.unit)
+
+    @functools.cached_property
+    def _groups(self) -> list[int]:
+        return [group for group in np.unique(self.group).tolist() if group != WHOLE]
+
+    def form(self) -> LinearForm:
+        """How many positions stay, as a function of the units kept of each group."""
+        groups, counts = np.unique(self.group, return_counts=True)
+        constant = int(counts[groups == WHOLE].sum())
+        weights: dict[int, int] = {}
+        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+            if group != WHOLE:
+                units = int(self.unit[self.group == group].max()) + 1
+                weights[group] = count // units
+        return LinearForm(constant, tuple(sorted(weights.items())))
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """``constant + sum(weight * units[group])``."""
+
+    constant: int
+    weights: tuple[tuple[int, int], ...]
+
+
+def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:
+    """Channels of residual streams over which some operator normalises."""
+    normalised = {
+        root
+        for one in walk.renormalised
+        for ids in one.dims.values()
+        for root in walk.ids.find(ids).tolist()
+    }
+    return normalised & {root for run in runs for root in run.residual}
+
+
+Lines = Mapping[tuple[str, int], Ids]
+
+
+Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
+
+
+Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
+
+
+def _makers(walk: Walk) -> Makers:
+    """For every class of channels the layers that make it.
+
+    Of each its order, path, resolution, and how many of its channels are of the class.
+    """
+    makers: Makers = defaultdict(list)
+    for producer in walk.producers:
+        shape = tuple(producer.node.meta['val'].shape)
+        last = operator_name(producer.node) == 'linear'  # channels come last there
+        order, space = walk.order[producer.node], shape[1:-1] if last else shape[2:]
+        roots, counts = np.unique(walk.ids.find(producer.ids), return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            makers[root].append((order, producer.path, space, count))
+    return makers
+
+
+def _reasons(walk: Walk) -> dict[int, str]:
+    reasons: dict[int, str] = {}
+    for ids, reason in walk.ids.frozen:
+        for root in np.unique(walk.ids.find(ids.reshape(-1))).tolist():
+            reasons.setdefault(root, reason)
+    return reasons
+
+
+def _classes(
+    lines: Lines, makers: Makers, reasons: Mapping[int, str]
+) -> tuple[dict[Signature, list[int]], dict[str, str]]:
+    """Classes of channels that appear in the same tensors equally often, and what is fixed."""
+    appears: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+    for (key, dim), line in lines.items():
+        roots, counts = np.unique(line, return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            appears[root].append((key, dim, count))
+    classes: dict[Signature, list[int]] = defaultdict(list)
+    fixed: dict[str, str] = {}
+    for root in sorted(appears):
+        if root in reasons:
+            for _, path, *_ in makers.get(root, ()):
+                fixed.setdefault(path, reasons[root])
+        elif root in makers:
+            classes[tuple(appears[root])].append(root)
+    for signature, members in list(classes.items()):
+        if len(members) == 1:
+            del classes[signature]
+            for _, path, *_ in makers[members[0]]:
+                fixed.setdefault(path, 'all its channels are coupled')
+    return dict(classes), fixed
+
+
+def _group(roots: Sequence[int], makers: Makers, embedding: set[int], heads: set[int]) -> Group:
+    made_by = sorted(set(makers[roots[0]]))
+    # beside a head's channels a layer may make one number for it
+    unit_size = (max if roots[0] in heads else min)(count for *_, count in made_by)
+    return Group(
+        name=next(path for _, path, _, count in made_by if count == unit_size),
+        units=len(roots),
+        unit_size=unit_size,
+        makers=tuple(dict.fromkeys(path for _, path, *_ in made_by)),
+        order=made_by[0][0],
+        resolution=made_by[0][2],
+        embedding=roots[0] in embedding,
+    )

@@ -1,0 +1,59 @@
+"""Operators that work element by element, and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from ..ids import Value, plain
+from ..trace import output_shape
+from .table import register_handler
+
+
+@register_handler('add', 'sub', 'rsub')
+def addition(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
+    out = elementwise(walk, node, *args, **kwargs)
+    walk.elementwise_cost(node, 'add', out)
+    return out
+
+
+@register_handler(
+    *'mul div pow neg abs exp log sqrt rsqrt reciprocal square clamp clamp_min clamp_max'.split(),
+    *'minimum maximum where sin cos erf log1p expm1 floor round sign eq ne lt le gt ge'.split(),
+    *'masked_fill logical_not logical_and logical_or bitwise_not addcmul remainder'.split(),
+    *'floor_divide true_divide isnan isinf nan_to_num lerp ceil tan atan log2 exp2'.split(),
+    *'bitwise_and bitwise_or fmod'.split(),
+)
+def elementwise(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
+    operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
+    return walk.ids.combine(operands, output_shape(node))
+
+
+@register_handler(
+    *'dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy'.split(),
+    *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity zero fill'.split(),
+)
+def same(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    return Value(x.shape, x.factors)
+
+
+@register_handler('copy')
+def copy(walk: Any, node: fx.Node, target: Value, source: Value, *args: Any) -> Value:
+    return walk.ids.combine([target, source], target.shape)
+
+
+@register_handler(
+    *'zeros ones full empty arange linspace eye scalar_tensor tensor rand randn'.split(),
+    *'new_zeros new_ones new_full new_empty new_tensor rand_like randn_like bernoulli'.split(),
+    *'meshgrid _assert_scalar sym_size sym_constrain_range_for_size'.split(),
+)
+def constant(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """Made anew, of fixed size."""
+    return plain(node)
+
+
+@register_handler('getitem')
+def getitem(walk: Any, node: fx.Node, values: Sequence[Value], index: int) -> Value:
+    return values[index]

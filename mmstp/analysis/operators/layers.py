@@ -1,0 +1,190 @@
+"""Layers with weights: convolutions, linear layers, norms, activations with slopes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from ..ids import Value, varying
+from ..trace import output_shape
+from .products import product
+from .table import _lines, register_handler
+
+# --- layers with weights ------------------------------------------------------------------------
+
+
+@register_handler('conv1d', 'conv2d', 'conv3d')
+def convolution(
+    walk: Any,
+    node: fx.Node,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: object = None,
+    padding: object = None,
+    dilation: object = None,
+    groups: int = 1,
+) -> Value:
+    ids = walk.ids
+    x = ids.keep_whole(x, range(2, len(x.shape)), 'varies over the space that a convolution sees')
+    ids.keep_whole(weight, range(2, len(weight.shape)), 'the size of a kernel')
+    x = ids.group_along(x, [1])
+    channels = walk.line(x, 1)
+    columns = walk.line(weight, 1)
+    rows = walk.line(weight, 0)
+    if groups == 1:
+        _tie_lines(walk, channels, columns)
+    elif groups >= weight.shape[1]:
+        # whole groups are dropped: the input channels of one, and the output channels with them
+        if columns is not None:
+            ids.freeze(columns, 'the columns of a grouped convolution')
+        if channels is not None:
+            channels = ids.tie(channels.reshape(groups, -1), [1])
+        if rows is not None:
+            rows = ids.tie(rows.reshape(groups, -1), [1])
+        _tie_lines(walk, channels, rows)
+    else:
+        # few wide groups: every group keeps the same of its channels
+        if channels is not None:
+            channels = ids.tie(channels.reshape(groups, -1), [0])
+        if rows is not None:
+            ids.tie(rows.reshape(groups, -1), [0])
+        _tie_lines(walk, channels, columns)
+    walk.produced(node, weight)
+    shape = output_shape(node)
+    factors = [factor.reshape(-1, *[1] * (len(shape) - 2)) for factor in _lines(walk, weight, 0)]
+    batch = [factor for factor in x.factors if varying(factor) == [0]]
+    out = ids.value(shape, [*batch, *(factor[None] for factor in factors)])
+    if bias is not None:
+        out = _add_bias(walk, node, out, bias, 1)
+    kernel_and_space = math.prod(weight.shape[2:]) * math.prod(shape[2:])
+    walk.cost(node, 'matmul', [(x, 0), (weight, 0), (weight, 1)], kernel_and_space)
+    return out
+
+
+@register_handler('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
+def transposed_convolution(
+    walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
+    stride: object = None, padding: object = None, output_padding: object = None,
+    groups: int = 1, *args: Any,
+) -> Value:  # fmt: skip
+    """Its weight has input channels first. Grouped, its channels stay."""
+    ids = walk.ids
+    space = range(2, len(x.shape))
+    x = ids.keep_whole(x, space, 'varies over the space that a convolution sees')
+    ids.keep_whole(weight, space, 'the size of a kernel')
+    shape = output_shape(node)
+    if groups > 1:
+        for value in (x, weight, *([] if bias is None else [bias])):
+            ids.freeze_value(value, 'a transposed convolution in groups')
+        return Value(shape)
+    _tie_lines(walk, walk.line(x, 1), walk.line(weight, 0))
+    walk.produced(node, weight, 1)
+    rows = [line.reshape(1, -1, *[1] * len(space)) for line in _lines(walk, weight, 1)]
+    out = ids.value(shape, rows)
+    if bias is not None:
+        out = _add_bias(walk, node, out, bias, 1)
+    kernel_and_space = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0]
+    walk.cost(node, 'matmul', [(weight, 0), (weight, 1)], kernel_and_space)
+    return out
+
+
+@register_handler('linear')
+def linear(walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    walk.produced(node, weight)
+    transposed = walk.ids.permute(weight, [1, 0], weight.shape[::-1])
+    out = product(walk, node, x, transposed)
+    return out if bias is None else _add_bias(walk, node, out, bias, len(out.shape) - 1)
+
+
+@register_handler('batch_norm')
+def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+    training = args[4]  # true where it standardises a weight
+    if training:
+        x = walk.over_channels(node, x, [d for d in range(len(x.shape)) if d != 1])
+    return instance_norm(walk, node, x, *args)
+
+
+@register_handler('instance_norm')
+def instance_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+    """Every channel on its own."""
+    out = _per_channel(walk, x, [arg for arg in args if isinstance(arg, Value)])
+    walk.elementwise_cost(node, 'norm', out)
+    return out
+
+
+@register_handler('group_norm')
+def group_norm(walk: Any, node: fx.Node, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
+    if groups == 1:
+        x = walk.over_channels(node, x, [1])
+    elif groups < x.shape[1]:  # whole groups are dropped: the others' statistics stay as they are
+        channels = walk.line(x, 1)
+        if channels is not None:
+            walk.ids.tie(channels.reshape(groups, -1), [1])
+    return instance_norm(walk, node, x, *args)
+
+
+@register_handler('layer_norm', 'rms_norm')
+def layer_norm(
+    walk: Any, node: fx.Node, x: Value, normalized_shape: Sequence[int], *args: Any, **kw: Any
+) -> Value:
+    dims = list(range(len(x.shape)))[-len(normalized_shape) :]
+    x = walk.over_channels(node, x, dims)
+    params = [arg for arg in (*args, *kw.values()) if isinstance(arg, Value)]
+    out = walk.ids.combine([x, *params], x.shape)
+    walk.sizes(node, [(x, dim) for dim in dims])
+    walk.elementwise_cost(node, 'norm', out)
+    return out
+
+
+# --- element by element -------------------------------------------------------------------------
+
+
+@register_handler(
+    *'relu relu6 hardtanh leaky_relu elu celu selu sigmoid hardsigmoid hardswish silu mish'.split(),
+    *'softplus tanh gelu prelu threshold log_sigmoid softsign'.split(),
+)
+def activation(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    params = [arg for arg in args if isinstance(arg, Value)]  # PReLU's slopes
+    out = _per_channel(walk, x, params) if params else Value(x.shape, x.factors)
+    walk.elementwise_cost(node, 'activation', out)
+    return out
+
+
+def _tie_lines(walk: Any, first: Any, second: Any) -> None:
+    """Ties two rows of ids of one length; what has no partner has to stay."""
+    if first is not None and second is not None:
+        walk.ids.unite(first.reshape(-1), second.reshape(-1))
+        return
+    for line in (first, second):
+        if line is not None:
+            walk.ids.freeze(line, 'meets a tensor of fixed size')
+
+
+def _per_channel(walk: Any, x: Value, params: Iterable[Value]) -> Value:
+    """One number per channel (dimension 1) for every position."""
+    shape = (1, -1, *[1] * (len(x.shape) - 2))
+    lifted = [
+        Value(
+            tuple(np.broadcast_to(0, param.shape).reshape(shape).shape),
+            [factor.reshape(shape) for factor in param.factors],
+        )
+        for param in params
+    ]
+    return walk.ids.combine([x, *lifted], x.shape)
+
+
+def _add_bias(walk: Any, node: fx.Node, out: Value, bias: Value, dim: int) -> Value:
+    shape = [1] * len(out.shape)
+    shape[dim] = -1
+    lifted = Value(
+        tuple(size if d == dim else 1 for d, size in enumerate(out.shape)),
+        [factor.reshape(shape) for factor in bias.factors],
+    )
+    out = walk.ids.combine([out, lifted], out.shape)
+    walk.elementwise_cost(node, 'bias', out)
+    return out

@@ -1,0 +1,246 @@
+"""Operators that move elements without changing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from ..ids import Value, align, aligned_runs, plain, varying
+from ..trace import operator_name, output_shape
+from .table import _dims, _lines, register_handler
+
+
+@register_handler('view_as_complex', 'view_as_real')
+def as_complex(walk: Any, node: fx.Node, x: Value) -> Value:
+    """The last dimension holds the two parts of a number."""
+    rank = len(x.shape)
+    if len(output_shape(node)) > rank:
+        return Value(output_shape(node), [f.reshape(*f.shape, 1) for f in x.factors])
+    x = walk.ids.keep_whole(x, [rank - 1], 'the parts of a complex number')
+    return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in x.factors])
+
+
+# --- shapes -------------------------------------------------------------------------------------
+
+
+@register_handler(
+    *'view reshape _unsafe_view flatten unflatten squeeze unsqueeze reshape_as view_as'.split()
+)
+def reshape(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    shape = output_shape(node)
+    out = walk.ids.reshape(x, shape)
+    runs = [
+        (before, after)
+        for before, after in aligned_runs(x.shape, shape)
+        if any(x.factor(d) is not None for d in before)
+    ]
+    walk.sizes(node, [(out, dim) for dim in range(len(shape))], runs)
+    return out
+
+
+@register_handler('narrow')
+def narrow(walk: Any, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
+    return slice_(walk, node, x, dim, start, start + length)
+
+
+@register_handler('movedim', 'moveaxis')
+def move(
+    walk: Any, node: fx.Node, x: Value, source: int | Sequence[int], target: int | Sequence[int]
+) -> Value:
+    sources, targets = _dims(x, source), _dims(x, target)
+    order = [dim for dim in range(len(x.shape)) if dim not in sources]
+    for place, dim in sorted(zip(targets, sources, strict=True)):
+        order.insert(place, dim)
+    return walk.ids.permute(x, order, output_shape(node))
+
+
+@register_handler('permute')
+def permute(walk: Any, node: fx.Node, x: Value, order: Sequence[int]) -> Value:
+    rank = len(x.shape)
+    return walk.ids.permute(x, [dim % rank for dim in order], output_shape(node))
+
+
+@register_handler('transpose', 'swapaxes')
+def transpose(walk: Any, node: fx.Node, x: Value, first: int, second: int) -> Value:
+    order = list(range(len(x.shape)))
+    order[first], order[second] = order[second], order[first]
+    return walk.ids.permute(x, order, output_shape(node))
+
+
+@register_handler('t')
+def matrix_transpose(walk: Any, node: fx.Node, x: Value) -> Value:
+    return walk.ids.permute(x, list(range(len(x.shape)))[::-1], output_shape(node))
+
+
+@register_handler('expand', 'expand_as')
+def expand(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    out = spread(walk, align(x, len(output_shape(node))), output_shape(node))
+    walk.sizes(node, [(out, dim) for dim in range(len(out.shape))])
+    return out
+
+
+@register_handler('repeat', 'tile')
+def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
+    shape = output_shape(node)
+    x = align(x, len(shape))
+    counts = [size // own for size, own in zip(shape, x.shape, strict=True)]
+    copies = [
+        np.tile(f, [n if f.shape[d] > 1 else 1 for d, n in enumerate(counts)]) for f in x.factors
+    ]
+    tiled = tuple(size if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True))
+    out = spread(walk, Value(tiled, copies), shape)
+    alone = Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])
+    walk.sizes(node, [(alone, dim) for dim in range(len(shape))])
+    return out
+
+
+def spread(walk: Any, x: Value, shape: Sequence[int]) -> Value:
+    """Copies along dimensions of size 1; as many as whatever they meet has, so they get ids."""
+    grown = [d for d, (own, size) in enumerate(zip(x.shape, shape, strict=True)) if own < size]
+    rank = len(shape)
+    fresh = [
+        walk.ids.fresh(shape[dim]).reshape([-1 if d == dim else 1 for d in range(rank)])
+        for dim in grown
+    ]
+    return Value(tuple(shape), [*x.factors, *fresh])
+
+
+@register_handler('repeat_interleave')
+def repeat_interleave(
+    walk: Any, node: fx.Node, x: Value, count: int | Value, dim: int | None = None, **kwargs: Any
+) -> Value:
+    if dim is None or isinstance(count, Value):
+        walk.ids.freeze_value(x, 'repeated in a way that is not followed')
+        return plain(node)
+    shape, dim = output_shape(node), dim % len(x.shape)
+    if x.shape[dim] == 1:
+        return spread(walk, x, shape)
+    copies = [np.repeat(f, count, dim) if f.shape[dim] > 1 else f for f in x.factors]
+    return walk.ids.value(shape, copies)
+
+
+@register_handler('channel_shuffle')
+def channel_shuffle(walk: Any, node: fx.Node, x: Value, groups: int) -> Value:
+    ids, (batch, channels, *space) = walk.ids, x.shape
+    apart = ids.reshape(x, (batch, groups, channels // groups, *space))
+    order = [0, 2, 1, *range(3, len(apart.shape))]
+    swapped = ids.permute(apart, order, [apart.shape[d] for d in order])
+    for line in _lines(walk, x, 1):  # every group keeps the same, as a view of two dimensions
+        ids.tie(line.reshape(groups, -1), [0])
+    return ids.reshape(swapped, x.shape)
+
+
+@register_handler('cat', 'concat')
+def concatenate(walk: Any, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
+    shape = output_shape(node)
+    return walk.ids.concatenate(tensors, dim % len(shape), shape)
+
+
+@register_handler('stack')
+def stack(walk: Any, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
+    shape = output_shape(node)
+    dim %= len(shape)
+    one = (*shape[:dim], 1, *shape[dim + 1 :])
+    lifted = [walk.ids.reshape(tensor, one) for tensor in tensors]
+    return walk.ids.concatenate(lifted, dim, shape)
+
+
+@register_handler('chunk', 'split', 'split_with_sizes', 'tensor_split')
+def split(
+    walk: Any, node: fx.Node, x: Value, sizes: int | Sequence[int], dim: int = 0
+) -> tuple[Value, ...]:
+    shapes = [tuple(part.shape) for part in node.meta['val']]
+    dim %= len(x.shape)
+    lengths = [shape[dim] for shape in shapes]
+    by_size = operator_name(node).startswith('split')  # the sizes of unequal parts are supplied
+    if not by_size or (isinstance(sizes, int) and len(set(lengths)) == 1):
+        x = _tie_equal_parts(walk, x, dim, lengths)
+    parts, start = [], 0
+    for shape in shapes:
+        parts.append(walk.ids.take(x, dim, start, start + shape[dim]))
+        start += shape[dim]
+    walk.sizes(node, [(part, dim) for part in parts])
+    return tuple(parts)
+
+
+@register_handler('unbind')
+def unbind(walk: Any, node: fx.Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    dim %= len(x.shape)
+    x = _tie_equal_parts(walk, x, dim, [1] * x.shape[dim])
+    parts = [walk.ids.take(x, dim, i, i + 1) for i in range(x.shape[dim])]
+    return tuple(walk.ids.squeeze(part, [dim]) for part in parts)
+
+
+@register_handler('slice')
+def slice_(
+    walk: Any, node: fx.Node, x: Value, dim: int = 0, start: int | None = None,
+    end: int | None = None, step: int = 1,
+) -> Value:  # fmt: skip
+    dim %= len(x.shape)
+    begin, stop, _ = slice(start, end).indices(x.shape[dim])
+    out = walk.ids.take(x, dim, begin, stop, step)
+    if out.shape != x.shape and x.factor(dim) is not None:
+        walk.sliced(node, dim, begin, stop, step)
+    return out
+
+
+@register_handler('select')
+def select(walk: Any, node: fx.Node, x: Value, dim: int, index: int) -> Value:
+    dim, index = dim % len(x.shape), index % x.shape[dim]
+    if x.factor(dim) is not None:
+        walk.sliced(node, dim, index, index + 1, 1)
+    return walk.ids.squeeze(walk.ids.take(x, dim, index, index + 1), [dim])
+
+
+@register_handler('index')
+def index(walk: Any, node: fx.Node, x: Value, places: Sequence[Value | None]) -> Value:
+    """Elements looked up along some dimensions, those of a table of positions for example."""
+    dims = [dim for dim, place in enumerate(places) if place is not None]
+    for place in places:
+        if place is not None:
+            walk.ids.freeze_value(place, 'an index')
+    if dims != list(range(dims[0], dims[-1] + 1)):
+        walk.ids.freeze_value(x, 'indexed along dimensions that are apart')
+        return plain(node)
+    x = walk.ids.keep_whole(x, dims, 'looked up by index')
+    shape = output_shape(node)
+    after = len(x.shape) - dims[-1] - 1
+    found = len(shape) - dims[0] - after
+    return Value(
+        shape,
+        [f.reshape(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in x.factors],
+    )
+
+
+@register_handler('index_select')
+def index_select(walk: Any, node: fx.Node, x: Value, dim: int, places: Value) -> Value:
+    dim %= len(x.shape)
+    return index(walk, node, x, [places if d == dim else None for d in range(dim + 1)])
+
+
+@register_handler('embedding')
+def embedding(walk: Any, node: fx.Node, table: Value, places: Value, *args: Any) -> Value:
+    return index(walk, node, table, [places])
+
+
+@register_handler('gather')
+def gather(walk: Any, node: fx.Node, x: Value, dim: int, places: Value, *args: Any) -> Value:
+    walk.ids.freeze_value(x, 'looked up by index')
+    walk.ids.freeze_value(places, 'an index')
+    return plain(node)
+
+
+def _tie_equal_parts(walk: Any, x: Value, dim: int, sizes: Sequence[int]) -> Value:
+    """Parts of one size keep the same channels: Python goes on splitting by equal sizes."""
+    factor = x.factor(dim)
+    if factor is None:
+        return x
+    if len(set(sizes)) > 1:
+        return walk.ids.keep_whole(x, [dim], f'split into unequal parts {list(sizes)}')
+    parts = np.split(factor, np.cumsum(sizes)[:-1], axis=dim)
+    for part in parts[1:]:
+        walk.ids.unite(parts[0], part)
+    return x

@@ -1,0 +1,157 @@
+"""Checkpoints that must fit: an error instead of MMEngine's warning and random weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from mmengine.model import initialize
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+
+def require_fit(
+    module: nn.Module,
+    hint: str = '',
+    describe: Callable[[Mapping[str, Any]], str] | None = None,
+    optional: Collection[str] = (),
+) -> None:
+    """Makes every way of loading weights into ``module`` fail unless they fit exactly.
+
+    It holds for `torch.nn.Module.load_state_dict` and for MMEngine's loaders, strict or not, also
+    where the module is part of a larger one.
+
+    Args:
+        module: The network.
+        hint: What to say about it in the message.
+        describe: Says what network a state dict is of; the message has it for both sides.
+        optional: Keys that may be missing, or be there though the network has no such tensor.
+    """
+
+    before: set[str] = set()
+
+    def note(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        before.clear()
+        before.update(key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+
+    def check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        # the network's own hooks may fit a table to another size, or take one away to work it out
+        found = differences(module, given, {*optional, *(before - given.keys())})
+        if not found:
+            return
+        lines = [
+            f'the weights do not fit this {_name(module)}{f" ({prefix[:-1]})" if prefix else ""}:',
+            *(f'  {line}' for line in found[:5]),
+            *([f'  … and {len(found) - 5} more'] if len(found) > 5 else []),
+        ]
+        if describe is not None:
+            own = describe(module.state_dict())
+            lines.append(f'This network is {own}, the weights are {describe(given)}.')
+        if start := _prefix_of(module, given, optional):
+            lines.append(f'Their keys begin with {start!r}: load them with prefix={start!r}.')
+        raise CheckpointError('\n'.join([*lines, hint]).rstrip())
+
+    # as OpenMMLab does; one before the network's own hooks, one behind them
+    first = module._register_load_state_dict_pre_hook(note, with_module=True)
+    hooks: Any = module._load_state_dict_pre_hooks
+    hooks.move_to_end(first.id, last=False)
+    module._register_load_state_dict_pre_hook(check, with_module=True)
+
+
+def require_pretrained(module: nn.Module) -> None:
+    """Makes ``init_weights()`` of a module fail where its ``init_cfg`` names weights it lacks.
+
+    The module's class becomes a subclass of the same name. What is wrong with the weights
+    themselves, `require_fit` says.
+    """
+    base: Any = type(module)
+    module.__class__ = _strict(base)
+
+
+def load_pretrained(module: nn.Module) -> None:
+    """Loads the weights that ``init_cfg`` names; ``init_weights()`` without a log of every tensor.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    for checkpoint, prefix in _pretrained(module):
+        _check_prefix(checkpoint, prefix)
+    initialize(module, module.init_cfg)
+
+
+@functools.cache
+def _strict(base: Any) -> type[nn.Module]:
+    def init_weights(self: Any) -> None:
+        """As the class does, where the checkpoint has something under the prefix."""
+        for checkpoint, prefix in _pretrained(self):
+            _check_prefix(checkpoint, prefix)
+        if hasattr(base, 'init_weights'):
+            base.init_weights(self)
+        elif getattr(self, 'init_cfg', None):
+            initialize(self, self.init_cfg)
+
+    members = {'init_weights': init_weights, '__module__': base.__module__, '__doc__': base.__doc__}
+    return type(base.__name__, (base,), members)
+
+
+def _pretrained(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Files and prefixes of the weights that a module is to start from."""
+    config = getattr(module, 'init_cfg', None) or []
+    for one in [config] if isinstance(config, dict) else config:
+        if one['type'] == 'Pretrained' and one.get('prefix'):
+            yield one['checkpoint'], one['prefix']
+
+
+def _check_prefix(checkpoint: str, prefix: str) -> None:
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    keys = content.get('state_dict', content)
+    start = prefix if prefix.endswith('.') else prefix + '.'  # as MMEngine has it
+    if not any(key.startswith(start) for key in keys):
+        first = sorted({key.partition('.')[0] + '.' for key in keys if '.' in key})
+        raise CheckpointError(
+            f'init_cfg.prefix={prefix!r}: no key in {checkpoint} begins so; they begin with '
+            f'{", ".join(map(repr, first[:10]))}'
+        )
+
+
+def _prefix_of(module: nn.Module, given: Mapping[str, Any], optional: Collection[str]) -> str:
+    """What stands before the keys of weights that would fit without it; '' for nothing."""
+    own = next(iter(module.state_dict()), '')
+    for key in given:
+        start = key.removesuffix(own)
+        if start and start != key and start.endswith('.'):
+            inner = {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
+            if not differences(module, inner, optional):
+                return start
+    return ''
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__.removeprefix('Dynamic')
+
+
+def differences(
+    module: nn.Module, given: Mapping[str, Any], optional: Collection[str] = ()
+) -> list[str]:
+    """What keeps a state dict from fitting a module, one line each, in the module's order."""
+    own: dict[str, Tensor] = dict(module.state_dict())
+    found = []
+    for key, tensor in own.items():
+        if key not in given:
+            # counters are absent from old checkpoints
+            if key not in optional and not key.endswith('num_batches_tracked'):
+                found.append(f'{key}: missing in the checkpoint, {tuple(tensor.shape)} here')
+        elif tuple(given[key].shape) != tuple(tensor.shape):
+            found.append(
+                f'{key}: {tuple(given[key].shape)} in the checkpoint, {tuple(tensor.shape)} here'
+            )
+    found += [
+        f'{key}: {tuple(getattr(value, "shape", ()))} in the checkpoint, not here'
+        for key, value in given.items()
+        if key not in own and key not in optional
+    ]
+    return found

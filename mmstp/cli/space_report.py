@@ -1,0 +1,73 @@
+"""What a search space holds, as text for people."""
+
+from __future__ import annotations
+
+from ..architecture import Architecture
+from ..errors import BudgetError
+from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.stages import by_reason
+from ..subnets.supernet import Supernet
+
+# architectures looked for where a space is too large to be enumerated
+_SAMPLED = 1000
+
+
+def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
+    """Stages, groups, fixed layers and the range of costs; and whether the budget can be met."""
+    space, cost = supernet.space, supernet.cost
+    groups = supernet.graph.groups
+    lines = ['stage                       depths            widths                     groups']
+    for stage in space.stages:
+        depths = ', '.join(map(str, stage.depths))
+        widths = ', '.join(map(str, stage.widths))
+        lines.append(f'{stage.name:27s} {depths:17s} {widths:26s} {len(stage.groups)}')
+        for run in stage.runs:
+            lines.append(f'    blocks: {" ".join(run)}  (the first stays)')
+        for index in stage.groups:
+            group = groups[index]
+            more = f' and {len(group.makers) - 1} more' if len(group.makers) > 1 else ''
+            kept = [space.units(group, w) * group.unit_size for w in stage.widths]
+            lines.append(f'    {group.name}{more}: {group.channels} channels, choices {kept}')
+    lines.append('')
+    if space.fixed:
+        lines.append('fixed:')
+        lines += [
+            f'    {", ".join(paths)}: {reason}' for reason, paths in by_reason(space.fixed).items()
+        ]
+    for operator, paths in supernet.graph.unknown.items():
+        lines.append(f'    operator {operator!r} has no handler; called by {", ".join(paths)}')
+    if supernet.one_size:
+        lines.append(f'    the size of the input: {supernet.one_size}')
+    low, dense = (space.smallest, space.largest)
+    macs, params = cost.macs([low, dense]), cost.params([low, dense])
+    lines += [
+        '',
+        f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
+        _costs('smallest', low, int(macs[0]), int(params[0])),
+        _costs('largest', dense, int(macs[1]), int(params[1])),
+        f'         (the smallest has {macs[0] / macs[1]:.2%} of the MACs, '
+        f'{params[0] / params[1]:.2%} of the parameters)',
+    ]
+    feasible, met = _feasible(supernet, budget)
+    return '\n'.join([*lines, '', feasible]), met
+
+
+def _costs(name: str, architecture: Architecture, macs: int, params: int) -> str:
+    return f'{name:8s} {architecture}: {macs:,} MACs, {params:,} parameters'
+
+
+def _feasible(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
+    space, cost = supernet.space, supernet.cost
+    dense = int(cost.count([space.largest], budget.metric)[0])
+    target = (
+        f'target   {budget.target:,.0f} {budget.metric} ({budget.target / dense:.2%} of the dense '
+        f'network) within {budget.tolerance:.2%}: '
+    )
+    try:
+        met = len(feasible_rows(space, cost, budget, _SAMPLED))
+    except BudgetError as error:
+        return f'{target}cannot be met\n         {error}', False
+    if space.size <= ENUMERABLE:
+        share = met / space.size
+        return f'{target}met by {met:,} architectures ({share:.2%} of the space)', True
+    return f'{target}can be met; a random search found {met:,} architectures', True

@@ -1,0 +1,115 @@
+"""A compact network as a backbone, rebuilt from its config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..checkpoints import require_fit, require_pretrained
+from ..config_fields import constructor_options
+from ..registry import MODELS, build_model
+from ..subnets.compact_spec import CompactPlan
+from ..subnets.cut import compact
+from ..subnets.norm_statistics import norms_with_statistics
+
+
+@MODELS.register_module()
+def CompactBackbone(
+    backbone: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    init_cfg: Mapping[str, Any] | None = None,
+    fresh: Collection[str] = (),
+    **options: Any,
+) -> nn.Module:
+    """Builds a dense backbone and cuts it down; nothing is traced.
+
+    A function rather than a wrapping class: the result is an instance of the dense backbone's own
+    class, so its state-dict keys, ``train()``, ``frozen_stages``, ``norm_eval`` and ``out_indices``
+    are the dense backbone's. Loading weights that do not fit it is an error.
+
+    Args:
+        backbone: The dense backbone's config.
+        plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
+        init_cfg: Replaces the dense backbone's, whose weights would not fit.
+        fresh: Paths of modules that the classifier did not have, so that there are no weights for
+            them: norms of further outputs.
+        **options: Further options of the dense backbone, over those in ``backbone``:
+            ``out_indices``, ``frozen_stages``, ``norm_cfg``, ``with_cp``, … Layers that it has
+            only with these (norms of further outputs) start as they are built, and weights of
+            those that it lacks with these are passed over. ``norm_eval`` is one for every backbone.
+
+    Raises:
+        CompactPlanError: If the plan does not fit the backbone.
+        TypeError: If the dense backbone has no such option.
+    """
+    dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
+    network = build_model(dense)
+    optional = {key for key in network.state_dict() for path in fresh if key.startswith(path + '.')}
+    if options:
+        plain = network
+        norm_eval = 'norm_eval' not in constructor_options(type(plain)) and options.pop(
+            'norm_eval', False
+        )
+        network = build_model({**dense, **options})
+        optional |= _of_other_modules(network, plain) | _of_other_modules(plain, network)
+        if norm_eval:
+            base: Any = type(network)
+            network.__class__ = _with_norm_eval(base)
+    _cut(network, CompactPlan.from_dict(plan), optional)
+    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
+    require_pretrained(network)
+    return network
+
+
+@functools.cache
+def _with_norm_eval(base: Any) -> type[nn.Module]:
+    """The class of a backbone without ``norm_eval``, as one with it."""
+
+    def train(self: Any, mode: bool = True) -> Any:
+        base.train(self, mode)
+        for _, norm in norms_with_statistics(self):
+            norm.training = False
+        return self
+
+    members = {'train': train, '__module__': base.__module__, '__doc__': base.__doc__}
+    return type(base.__name__, (base,), members)
+
+
+@MODELS.register_module()
+def CompactPart(part: Mapping[str, Any], plan: Mapping[str, Any]) -> nn.Module:
+    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`.
+
+    Args:
+        part: The dense part's config.
+        plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
+
+    Raises:
+        CompactPlanError: If the plan does not fit the part.
+    """
+    network = build_model(part)
+    _cut(network, CompactPlan.from_dict(plan), set())
+    return network
+
+
+def _cut(network: nn.Module, plan: CompactPlan, optional: set[str]) -> None:
+    """Makes a dense network compact, and strict about its weights."""
+    compact(network, plan.without(optional - network.state_dict().keys()))
+
+    def describe(weights: Mapping[str, Any]) -> str:
+        shapes = {key: tuple(getattr(tensor, 'shape', ())) for key, tensor in weights.items()}
+        found = plan.architecture(shapes)
+        return 'none of its architectures' if found is None else str(found)
+
+    require_fit(
+        network, 'A compact network takes the weights of the export that it describes.', describe,
+        optional,
+    )  # fmt: skip
+
+
+def _of_other_modules(network: nn.Module, other: nn.Module) -> set[str]:
+    """Keys of tensors in modules that the other network does not have."""
+    known = dict(other.named_modules())
+    return {key for key in network.state_dict() if key.rpartition('.')[0] not in known}

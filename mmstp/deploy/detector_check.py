@@ -1,0 +1,137 @@
+"""Trying a detector: built from its config, its backbone loaded and compared, run on an image."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..analysis.eval_state import eval_mode
+from ..checkpoints import load_pretrained
+from ..errors import DetectorError
+from ..registry import build_model
+from .export import WEIGHTS, load_backbone
+
+SCOPE = 'mmdet'  # of types without one, in configs of detectors
+
+
+SIZE = (256, 320)  # height and width of the image
+
+
+def try_detector(config: Config, dense: Config, export: Path) -> str:
+    """Builds a detector, loads its backbone's weights and has it look at an image once.
+
+    Args:
+        config: The detector's, with the compact backbone.
+        dense: The config of the dense detector. Where that fails at the same place (for want of a
+            GPU, a package, another kind of input), nothing can be tried.
+        export: The folder of the backbone.
+
+    Returns:
+        Why nothing could be tried; '' where the detector ran.
+
+    Raises:
+        DetectorError: If it cannot be built or run; names the module that reads other channels.
+        CheckpointError: If the weights do not fit.
+    """
+    failure = _failure(config, export)
+    if failure is None:
+        return ''
+    other = _failure(dense)
+    if other is None or other.place != failure.place:
+        raise DetectorError(f'the detector cannot have the compact backbone: {failure}')
+    return str(failure)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What was the matter, in which module, and where in the code (many assertions are mute)."""
+
+    module: str
+    error: str
+    place: str
+
+    @classmethod
+    def of(cls, error: Exception, module: str = '') -> _Failure:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if 'torch' not in Path(frame.filename).parts] or frames
+        place = f'{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}'
+        return cls(module, f'{type(error).__name__}: {error}', place)
+
+    def __str__(self) -> str:
+        return f'{self.module}{": " if self.module else ""}{self.error} ({self.place})'
+
+
+@torch.no_grad()
+def _failure(config: Config, export: Path | None = None) -> _Failure | None:
+    """What goes wrong when a detector is built and looks at an image.
+
+    Args:
+        config: The detector's.
+        export: The folder whose backbone it has.
+    """
+    from mmdet.structures import DetDataSample
+
+    try:
+        detector: Any = build_model(config.model, config.get('default_scope', SCOPE))
+    except Exception as error:  # whatever its parts say of their options
+        return _Failure.of(error)
+    if export is not None:
+        _load_backbones(detector, export)
+    image = torch.randint(256, (3, *SIZE), dtype=torch.uint8)
+    sample = DetDataSample(metainfo=dict(
+        img_id=0, img_path='', ori_shape=SIZE, img_shape=SIZE, scale_factor=(1.0, 1.0),
+        flip=False, flip_direction=None,
+    ))  # fmt: skip
+    with running(detector) as inside:
+        try:
+            detector.eval()
+            data = detector.data_preprocessor({'inputs': [image], 'data_samples': [sample]}, False)
+            detector(**data, mode='predict')
+        except Exception as error:  # whatever reads other channels than it gets
+            return _Failure.of(error, inside[-1] if inside else '')
+    return None
+
+
+def _load_backbones(detector: nn.Module, export: Path) -> None:
+    """Loads an export into the backbones of a detector, and compares what they see."""
+    weights = str(export.resolve() / WEIGHTS)
+    reference: Any = load_backbone(export)
+    images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    for path, module in detector.named_modules():
+        init_cfg = getattr(module, 'init_cfg', None)
+        if not isinstance(init_cfg, dict) or init_cfg.get('checkpoint') != weights:
+            continue
+        load_pretrained(module)
+        with eval_mode(module), eval_mode(reference):
+            found, expected = list(module(images)), list(reference(images))
+        if hasattr(module, 'out_indices'):
+            all_of_them = list(reference.out_indices)
+            expected = [expected[all_of_them.index(i)] for i in module.out_indices]
+        if not all(map(torch.equal, found, expected)):
+            raise DetectorError(f"{path} does not give the features of the export's backbone")
+
+
+@contextmanager
+def running(model: nn.Module) -> Iterator[list[str]]:
+    """Inside, the list holds the paths of the modules whose forward runs, outermost first."""
+    stack: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+        if path:
+            handles += [
+                module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)),
+                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
+            ]
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,300 @@
+"""Detectors around a compact backbone: the config of a dense one, changed where it has to be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+
+from ..atomic_files import write_text
+from ..config_fields import constructor_options, default_of
+from ..errors import DetectorError
+from ..registry import build_model
+from .detector_check import SCOPE, SIZE, try_detector
+from .export import BACKBONE, DESCRIPTION
+from .feature_maps import FeatureMap, feature_maps
+
+UNTRIED = 'was not tried: the dense detector does not run here either.'
+
+
+# How a backbone is trained; what else its config has describes the dense network.
+_TRAINING = ('norm_eval', 'norm_cfg', 'with_cp')
+
+
+_REPLACED = {'type', 'init_cfg', 'pretrained', 'out_indices', '_scope_'}
+
+
+_BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
+
+
+def write_detector(directory: str | Path, detector: str) -> Path:
+    """Writes a config into the folder of an export: a detector with its backbone replaced.
+
+    It inherits the detector's config and `BACKBONE`. The neck's ``in_channels`` (without a neck,
+    the heads') follow the compact backbone, images are normalised as the classifier's were, and
+    the weights are named. The detector is then built from it, loaded and run once.
+
+    Args:
+        directory: Of the export.
+        detector: A config file, or one of an installed package: ``'mmdet::mask_rcnn/….py'``.
+
+    Returns:
+        The path of the config, ``compact_<name>.py``.
+
+    Raises:
+        DetectorError: If its backbone cannot be replaced; the message says why.
+        CheckpointError: If the weights of the export are not its backbone's.
+    """
+    directory = Path(directory)
+    _check_export(directory)
+    config = load_detector(detector)
+    where, backbone = _find_backbone(config)
+    parts = _get(config.model, where)
+    scope = config.get('default_scope', SCOPE)
+    dense = _dense_maps(backbone, scope)
+    export = Config.fromfile(directory / BACKBONE)
+    indices, channels = _outputs_at([one.stride for one in dense], export)
+
+    options = _carried(backbone, export.compact_backbone.backbone)
+    if indices is not None:
+        options['out_indices'] = indices
+    fields = ', '.join(f'{key}={value!r}' for key, value in options.items())
+    readers = _readers(parts, [one.channels for one in dense], channels)
+    place = (*where, 'backbone')
+    edits = {
+        **dict.fromkeys(_preprocessors(config.model), '_base_.compact_preprocessor'),
+        place: f'dict(_delete_=True, **_base_.compact_backbone, {fields})',
+        **{(*where, part): code for part, code in readers.items()},
+    }
+    base = detector if '::' in detector else os.path.relpath(detector, directory)
+    text = _text(base, edits, config.get('custom_imports', {}).get('imports', []))
+    path = directory / f'compact_{Path(detector.partition("::")[2] or detector).stem}.py'
+    temporary = path.with_name(f'untried_{path.name}')
+    try:
+        write_text(temporary, text)
+        untried = try_detector(Config.fromfile(temporary), config, directory)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    logger = MMLogger.get_current_instance()
+    if untried:
+        logger.warning(f'{path} {UNTRIED} {untried}')
+    filled = '; '.join(f'{part}={code}' for part, code in readers.items())
+    logger.info(f'{path}: {detector} with the compact backbone; {filled}')
+    return path
+
+
+def load_detector(detector: str) -> Config:
+    """The config of a detector, from a file or an installed package.
+
+    Raises:
+        DetectorError: If there is no such config.
+    """
+    try:
+        if '::' in detector:
+            return Config.fromstring(f'_base_ = {detector!r}', '.py')
+        return Config.fromfile(detector)
+    except Exception as error:
+        raise DetectorError(
+            f'--detector {detector!r} cannot be read: {error}. Expected a config file, or a name '
+            "such as 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'"
+        ) from error
+
+
+def _check_export(directory: Path) -> None:
+    if not (directory / DESCRIPTION).is_file():
+        raise DetectorError(f'{directory} holds no export: {directory / DESCRIPTION} is missing')
+    description = json.loads((directory / DESCRIPTION).read_text())
+    if description['backbone'] != BACKBONE:
+        raise DetectorError(
+            f'{directory}: this network is no backbone for a detector ({description["backbone"]})'
+        )
+    if description['one_size']:
+        raise DetectorError(
+            f'{directory}: this network is no backbone for a detector, whose images have many '
+            f'sizes: {description["one_size"]}'
+        )
+
+
+def _find_backbone(config: Config) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The keys that lead to the part of ``model`` with a backbone, and the backbone's config."""
+    found = list(_backbones(config.get('model', {})))
+    if len(found) != 1:
+        places = ', '.join('.'.join(('model', *path, 'backbone')) for path, _ in found)
+        raise DetectorError(
+            f'the detector has {len(found)} backbones{f" ({places})" if places else ""}: one is '
+            f'what can be replaced. model has the fields {sorted(config.get("model", {}))}'
+        )
+    return found[0]
+
+
+def _backbones(
+    model: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    for key, value in model.items():
+        if not isinstance(value, Mapping):
+            continue
+        if key == 'backbone' and 'type' in value:
+            yield path, Config(value).to_dict()
+        else:
+            yield from _backbones(value, (*path, key))
+
+
+def _get(model: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        model = model[key]
+    return model
+
+
+def _dense_maps(backbone: Mapping[str, Any], scope: str) -> list[FeatureMap]:
+    config = {
+        key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')
+    }
+    try:
+        return feature_maps(build_model(config, scope), (3, *SIZE))
+    except Exception as error:  # whatever a class says of its options, or of images of this size
+        raise DetectorError(
+            f"the detector's own backbone ({backbone['type']}) cannot be looked at: "
+            f'{type(error).__name__}: {error}'
+        ) from error
+
+
+def _outputs_at(strides: Sequence[int], export: Config) -> tuple[tuple[int, ...] | None, list[int]]:
+    """Indices and channels of the compact backbone's outputs at these strides."""
+    own = list(export.compact_strides)
+    if not set(strides) <= set(own) or len(set(strides)) < len(strides):
+        raise DetectorError(
+            f"the detector's backbone has outputs at strides {tuple(strides)}, the compact one at "
+            f'{tuple(own)}: anchors and regions of interest would lie elsewhere'
+        )
+    places = [own.index(stride) for stride in strides]
+    indices = export.compact_backbone.backbone.get('out_indices')
+    if indices is None and places != list(range(len(own))):
+        raise DetectorError(
+            f'the compact backbone has no out_indices: it returns maps at strides {tuple(own)}, '
+            f'the detector reads those at {tuple(strides)}'
+        )
+    channels = [export.compact_channels[place] for place in places]
+    return (None if indices is None else tuple(indices[place] for place in places)), channels
+
+
+def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the dense backbone that say how it is trained."""
+    network = build_model(compact)
+    accepted = constructor_options(type(network))
+    carried = {key: backbone[key] for key in _TRAINING if key in backbone}
+    if 'norm_cfg' in carried:
+        del carried['norm_cfg']
+        own = compact.get('norm_cfg', default_of(type(network), 'norm_cfg'))
+        if own and own['type'] in _BATCH_NORMS and backbone['norm_cfg']['type'] in _BATCH_NORMS:
+            # not eps and momentum, which are the compact network's
+            kept = {k: v for k, v in backbone['norm_cfg'].items() if k in ('type', 'requires_grad')}
+            carried['norm_cfg'] = {**own, **kept}
+    if 'with_cp' not in accepted:
+        carried.pop('with_cp', None)
+    kind = str(backbone['type']).rpartition('.')[2]
+    if 'frozen_stages' in backbone and any(c.__name__ == kind for c in type(network).__mro__):
+        carried['frozen_stages'] = backbone['frozen_stages']
+    left = sorted(set(backbone) - set(carried) - _REPLACED)
+    if left:
+        MMLogger.get_current_instance().info(
+            f"options of the detector's own backbone that are left out: {', '.join(left)}"
+        )
+    return carried
+
+
+def _readers(
+    parts: Mapping[str, Any], dense: Sequence[int], compact: Sequence[int]
+) -> dict[str, str]:
+    """By part of the detector that reads the backbone's outputs, what the config says of it."""
+    neck = parts.get('neck')
+    if isinstance(neck, Mapping):
+        return {'neck': f'dict(in_channels={_filled("neck", neck, dense, compact)})'}
+    if isinstance(neck, (list, tuple)):  # a list is replaced as a whole
+        first = {**neck[0], 'in_channels': _filled('neck.0', neck[0], dense, compact)}
+        return {'neck': repr([Config(one).to_dict() for one in (first, *neck[1:])])}
+    heads = {
+        name: f'dict(in_channels={_filled(name, part, dense, compact)})'
+        for name, part in parts.items()
+        if isinstance(part, Mapping) and 'in_channels' in part
+    }
+    if not heads:
+        raise DetectorError(
+            'the detector has no neck, and none of its heads has in_channels: what reads the '
+            f'backbone is not known; model has the fields {sorted(parts)}'
+        )
+    return heads
+
+
+def _filled(
+    name: str, part: Mapping[str, Any], dense: Sequence[int], compact: Sequence[int]
+) -> Any:
+    """The ``in_channels`` of a part that reads the compact backbone."""
+    own = part.get('in_channels')
+    found = _matching(own, dense, compact)
+    if found is None:
+        raise DetectorError(
+            f'model.{name}.in_channels = {own!r} ({part.get("type")}) cannot be filled in: it is '
+            f"made of none of the channels of the detector's own backbone, {list(dense)}"
+        )
+    return found
+
+
+def _matching(own: Any, dense: Sequence[int], compact: Sequence[int]) -> Any:
+    """The compact channels at the places that ``own`` has in the dense ones; None for no place."""
+    if isinstance(own, int):
+        places = [i for i, channels in enumerate(dense) if channels == own]
+        return compact[places[-1]] if places else None
+    if not isinstance(own, (list, tuple)):
+        return None
+    for order in (slice(None), slice(None, None, -1)):
+        known, new = list(dense)[order], list(compact)[order]
+        for start in range(len(known) - len(own) + 1):
+            if known[start : start + len(own)] == list(own):
+                return new[start : start + len(own)]
+    return None
+
+
+def _preprocessors(
+    model: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
+    """Paths of what normalises images; there are detectors with one for each of their parts."""
+    for key, value in model.items():
+        if isinstance(value, Mapping):
+            inner = list(_preprocessors(value, (*path, key)))
+            yield from inner
+            if key == 'data_preprocessor' and not inner:
+                yield (*path, key)
+
+
+def _text(base: str, edits: Mapping[tuple[str, ...], str], imports: Sequence[str]) -> str:
+    """The config: the edits of ``model``, by path, over what it inherits."""
+    tree: dict[str, Any] = {}
+    for path, code in edits.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = code
+    modules = list(dict.fromkeys([*imports, 'mmstp']))
+    return f"""# {base}
+# with the compact backbone of {BACKBONE} in this folder; written by tools/export.py --detector.
+_base_ = [{base!r}, './{BACKBONE}']
+
+custom_imports = dict(imports={modules!r}, allow_failed_imports=False)
+load_from = None
+
+model = {_code(tree)}
+"""
+
+
+def _code(tree: Mapping[str, Any] | str, indent: str = '') -> str:
+    if isinstance(tree, str):
+        return tree
+    inner = indent + '    '
+    lines = [f'{inner}{key}={_code(value, inner)},' for key, value in tree.items()]
+    return '\n'.join(['dict(', *lines, f'{indent})'])

@@ -1,0 +1,235 @@
+"""The weight-sharing network as a backbone: any of its subnets, in a classifier or a detector."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from ..architecture import Architecture
+from ..checkpoints import require_fit, require_pretrained
+from ..config_fields import options_of, positive, refuse_unknown
+from ..errors import StatisticsError
+from ..registry import HOOKS, MODELS, build_model
+from ..search.space import SearchSpace
+from ..stp.algorithm import unwrapped
+from ..stp.hooks.statistics import calibrate_on
+from ..subnets.modules import DynamicMixin
+from ..subnets.norm_statistics import norms_with_statistics
+from ..subnets.supernet import Supernet
+
+STATISTICS = 'mmstp_statistics'  # where those of subnets lie in a checkpoint
+
+
+@HOOKS.register_module()
+class CalibrationHook(Hook):
+    """Gives the subnets that `DynamicBackbone`s are running statistics of their own.
+
+    Before training, validation or testing they are estimated on training images, with the
+    augmentations and in the batches of the training, where the subnet has none. They are kept in
+    the checkpoints, and taken from there.
+
+    Args:
+        num_images: Training images for the statistics.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, num_images: int = 2000) -> None:
+        self.num_images = positive('CalibrationHook.num_images', num_images)
+
+    def before_train(self, runner: Runner) -> None:
+        for backbone in dynamic_backbones(runner).values():
+            backbone.supernet.check_intact()
+        self._calibrate(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        self._calibrate(runner)
+
+    def before_test(self, runner: Runner) -> None:
+        self._calibrate(runner)
+
+    def _calibrate(self, runner: Runner) -> None:
+        for path, backbone in dynamic_backbones(runner).items():
+            architecture = backbone.architecture
+            if architecture in (backbone.supernet.space.largest, *backbone.supernet.statistics):
+                continue
+            dataloader = runner.train_dataloader
+            number = min(self.num_images, len(dataloader.dataset))
+            runner.logger.info(
+                f'{path}: estimating statistics of the subnet {architecture} on {number} images'
+            )
+            calibrate_on(unwrapped(runner), dataloader, self.num_images, backbone.calibrate)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint[STATISTICS] = {
+            path: {str(a): own for a, own in backbone.supernet.statistics.items()}
+            for path, backbone in dynamic_backbones(runner).items()
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        for path, backbone in dynamic_backbones(runner).items():
+            for text, statistics in checkpoint.get(STATISTICS, {}).get(path, {}).items():
+                backbone.supernet.set_statistics(Architecture.parse(text), statistics)
+
+
+def dynamic_backbones(runner: Runner) -> dict[str, Any]:
+    """The runner's `DynamicBackbone`s by their paths.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    model = unwrapped(runner)
+    found = {p: m for p, m in model.named_modules() if isinstance(m, DynamicBackboneMixin)}
+    if not found:
+        raise TypeError(
+            f'mmstp.CalibrationHook: {type(model).__name__} has no mmstp.DynamicBackbone; the '
+            'networks of this hook are those'
+        )
+    return found
+
+
+class DynamicBackboneMixin(DynamicMixin):
+    """What a backbone that `DynamicBackbone` built has beside what its dense class has.
+
+    Attributes:
+        supernet: The backbone with its search space and costs.
+        pad: Whether outputs have the dense backbone's shapes.
+    """
+
+    supernet: Supernet
+    pad: bool
+    _architecture: Architecture | None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The subnet that the backbone is; assigned, it becomes another.
+
+        Raises:
+            ArchitectureError: If it is not a member of the space.
+        """
+        return self._architecture or self.supernet.space.largest
+
+    @architecture.setter
+    def architecture(self, architecture: Architecture | str | Sequence[Any] | None) -> None:
+        if architecture is not None:
+            architecture = Architecture.from_nested(architecture)
+            self.supernet.space.check(architecture)
+        vars(self)['_architecture'] = architecture
+
+    @contextmanager
+    def activate(self, architecture: Architecture) -> Iterator[None]:
+        """Inside, the backbone is this subnet; afterwards what it was before."""
+        before = self._architecture
+        self.architecture = architecture
+        try:
+            yield
+        finally:
+            vars(self)['_architecture'] = before
+
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> int:
+        """Gives the present subnet running statistics of its own; see `Supernet.calibrate`."""
+        return self.supernet.calibrate(self.architecture, batches, forward)
+
+
+@MODELS.register_module()
+def DynamicBackbone(
+    backbone: Mapping[str, Any],
+    architecture: Architecture | str | Sequence[Any] | None = None,
+    pad: bool = True,
+    input_shape: Sequence[int] = (3, 224, 224),
+    space: Mapping[str, Any] | None = None,
+    init_cfg: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Builds a dense backbone whose layers are dynamic, so that it can be any of its subnets.
+
+    The result is an instance of the dense backbone's own class with its state-dict keys, and takes
+    the main network's weights (``prefix='model.backbone.'`` in a checkpoint of an STP run). It is a
+    `DynamicBackboneMixin`: ``detector.backbone.architecture = '((2, 3, 4, 2), (…))'`` switches it.
+
+    Running statistics are the main network's, which do not fit a subnet: in eval mode a subnet
+    without its own (``calibrate``, `CalibrationHook`) is an error.
+
+    Args:
+        backbone: The dense backbone's config.
+        architecture: The subnet that it is at first; the dense backbone by default. One entry per
+            stage of the backbone.
+        pad: Fill channels that the subnet leaves out with zeros in the outputs, so that a neck or
+            head that was built for the dense backbone reads those of every subnet. Without it,
+            outputs are as narrow as an export's.
+        input_shape: Shape of one image (channels, height, width), for the trace and the costs.
+        space: Options of `SearchSpace`. Names of stages and layers are those in the backbone.
+        init_cfg: Replaces the dense backbone's.
+        **options: Further options of the dense backbone, over those in ``backbone``.
+
+    Raises:
+        ArchitectureError: If the architecture is not a member of the space.
+        FieldError: If an option of ``space`` does not exist.
+        SupernetError: If the backbone cannot be run as its subnets (``with_cp=True``).
+        TypeError: If the dense backbone has no such option.
+    """
+    space = dict(space or {})
+    refuse_unknown('backbone.space', space, options_of(SearchSpace))
+    dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
+    network: Any = build_model({**dense, **options})
+    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
+    require_pretrained(network)
+    require_fit(
+        network,
+        'A dynamic backbone takes the weights of the dense one: in a checkpoint of an STP run '
+        "those under prefix='model.backbone.'.",
+    )
+    supernet = Supernet(network, torch.zeros(1, *input_shape), fix_outputs=False, **space)
+    base: Any = type(network)
+    network.__class__ = _switchable(base)
+    vars(network).update(supernet=supernet, pad=pad, _architecture=None)
+    network.architecture = architecture
+    return network
+
+
+@functools.cache
+def _switchable(base: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        architecture = self.architecture
+        if architecture == self.supernet.space.largest:
+            return base.forward(self, *args, **kwargs)
+        _check_statistics(self, architecture)
+        with self.supernet.activate(architecture):
+            outputs = base.forward(self, *args, **kwargs)
+        return self.supernet.pad(outputs, architecture) if self.pad else outputs
+
+    members = {
+        'forward': forward,
+        'static_class': base,
+        'added': ('supernet', 'pad', '_architecture'),
+        '__module__': __name__,
+        '__doc__': base.__doc__,
+    }
+    return type(base.__name__, (DynamicBackboneMixin, base), members)
+
+
+def _check_statistics(network: Any, architecture: Architecture) -> None:
+    if architecture in network.supernet.statistics:
+        return
+    for path, norm in norms_with_statistics(network):
+        if not norm.training:
+            raise StatisticsError(
+                f'{path} is in eval mode and has the running statistics of the main network, '
+                f'which do not fit its subnet {architecture}: add '
+                "dict(type='mmstp.CalibrationHook') to custom_hooks, or call "
+                'backbone.calibrate(batches of images)'
+            )

@@ -1,0 +1,86 @@
+"""ONNX files of an export, compared with PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..analysis.eval_state import eval_mode
+from ..atomic_files import whole_file
+from ..errors import ExportError
+from .export import BACKBONE, DESCRIPTION, load_backbone, reload
+
+TOLERANCE = 1e-5  # relative to the largest output
+
+
+def write_onnx(directory: str | Path) -> dict[Path, float]:
+    """Writes ``compact.onnx``, images to logits, and ``backbone.onnx``, images to feature maps.
+
+    Both take one image of the size that the network was pruned for.
+
+    Args:
+        directory: Of the export.
+
+    Returns:
+        By file, by how much ONNX Runtime and PyTorch differ on a random image, relative to the
+        largest output.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ExportError: If they differ by more than `TOLERANCE`.
+    """
+    directory = Path(directory)
+    networks = {'compact.onnx': reload(directory)}
+    if (directory / BACKBONE).is_file():
+        networks['backbone.onnx'] = load_backbone(directory)
+    shape = Config.fromfile(directory / DESCRIPTION).input_shape
+    found = {}
+    for name, network in networks.items():
+        found[directory / name] = export_onnx(directory / name, network, torch.zeros(1, *shape))
+    return found
+
+
+@torch.no_grad()
+def export_onnx(path: Path, network: nn.Module, like: Tensor) -> float:
+    """Writes a network and compares it with ONNX Runtime's on a random image.
+
+    Args:
+        path: The file.
+        network: Any static network.
+        like: An input of the size that it is to take.
+
+    Returns:
+        The largest difference, relative to the largest output.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is missing.
+        ExportError: If it is more than `TOLERANCE`.
+    """
+    import onnxruntime
+
+    with eval_mode(network), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
+        program = torch.onnx.export(network, (like,), dynamo=True, verbose=False)
+        assert program is not None
+        images = torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+        expected = [x for x in pytree.tree_leaves(network(images)) if isinstance(x, Tensor)]
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    difference = max(
+        float((torch.from_numpy(a) - b).abs().max() / b.abs().max())
+        for a, b in zip(outputs, expected, strict=True)
+    )
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f'{path.name}: ONNX Runtime differs from PyTorch by {difference:.1e} of the largest '
+            f'output, more than {TOLERANCE:.0e}'
+        )
+    with whole_file(path) as file:
+        file.write(content)
+    return difference

@@ -1,0 +1,1 @@
+"""What may be chosen, and at what cost: stages, architectures, multiply-adds, budgets."""

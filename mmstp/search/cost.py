@@ -1,0 +1,148 @@
+"""Multiply-adds and parameters of many architectures at once, in closed form from the trace.
+
+Counts are of one forward of the traced inputs (their batch included). The unit is the multiply-add
+(MAC) unless another convention is named: `torch.utils.flop_counter` counts two per multiply-add.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.analysis import ChannelGraph, Cost
+from ..analysis.groups import LinearForm
+from ..architecture import Architecture
+from .space import SearchSpace
+
+CONVENTIONS: Mapping[str, Mapping[str, int]] = {
+    # multiply-adds of convolutions, linear layers and matrix products
+    'macs': {'matmul': 1},
+    # ptflops' way, by which the paper's Table 8 (rows 3 and 4) comes out exactly
+    'ptflops': {'matmul': 1, 'bias': 1, 'norm': 2, 'activation': 1, 'add': 1, 'pool': 1},
+}
+
+
+METRICS = ('macs', 'params')
+
+
+# rows evaluated at once; the intermediate arrays stay within a core's cache
+_CHUNK = 4096
+
+
+class CostModel:
+    """The costs of a space's architectures, exact integers held in float64.
+
+    Args:
+        graph: The analysis of the model.
+        space: Its search space.
+    """
+
+    def __init__(self, graph: ChannelGraph, space: SearchSpace) -> None:
+        self._space = space
+        self._tables = {
+            name: _Table(graph.costs, space, weights) for name, weights in CONVENTIONS.items()
+        }
+        self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
+
+    def macs(
+        self,
+        architectures: Sequence[Architecture] | NDArray[np.int64],
+        convention: str = 'macs',
+    ) -> NDArray[np.int64]:
+        """Multiply-adds of each architecture.
+
+        Args:
+            architectures: Members of the space, or their rows (`SearchSpace.encode`).
+            convention: One of `CONVENTIONS`.
+
+        Returns:
+            Shape (architectures,).
+
+        Raises:
+            ArchitectureError: If one is not a member of the space.
+        """
+        if convention not in CONVENTIONS:
+            raise ValueError(f'convention={convention!r}: expected one of {list(CONVENTIONS)}')
+        return self._count(architectures, convention)
+
+    def params(
+        self, architectures: Sequence[Architecture] | NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Parameters of each architecture, shape (architectures,)."""
+        return self._count(architectures, 'params')
+
+    def count(
+        self, architectures: Sequence[Architecture] | NDArray[np.int64], metric: str
+    ) -> NDArray[np.int64]:
+        """`macs` or `params`, by name."""
+        if metric not in METRICS:
+            raise ValueError(f'metric={metric!r}: expected one of {METRICS}')
+        return self._count(architectures, metric)
+
+    def _count(
+        self, architectures: Sequence[Architecture] | NDArray[np.int64], table: str
+    ) -> NDArray[np.int64]:
+        rows = (
+            architectures
+            if isinstance(architectures, np.ndarray)
+            else np.array([self._space.encode(a) for a in architectures]).reshape(
+                -1, 2 * len(self._space.stages)
+            )
+        )
+        chunks = [
+            self._tables[table](rows[start : start + _CHUNK])
+            for start in range(0, len(rows), _CHUNK)
+        ]
+        return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int64)
+
+
+class _Table:
+    """Products of linear forms over the units kept, summed; each within at most one block."""
+
+    def __init__(
+        self, costs: Iterable[Cost], space: SearchSpace, weights: Mapping[str, int]
+    ) -> None:
+        self._space = space
+        forms: dict[LinearForm, int] = {}
+        products: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+        for cost in costs:
+            if weight := weights.get(cost.kind, 0):
+                factor, indices = cost.factor * weight, list[int]()
+                for form in cost.forms:
+                    if form.weights:
+                        indices.append(forms.setdefault(form, len(forms)))
+                    else:
+                        factor *= form.constant
+                products[cost.block, tuple(sorted(indices))] += factor
+        groups = len(space.graph.groups)
+        self._weights = np.zeros((groups, len(forms)))
+        self._constants = np.zeros(len(forms))
+        for form, column in forms.items():
+            self._constants[column] = form.constant
+            for group, weight in form.weights:
+                self._weights[group, column] = weight
+        min_depth = space.min_depth()
+        by_block: dict[tuple[int, int], list[tuple[tuple[int, ...], int]]] = defaultdict(list)
+        for (block, columns), factor in products.items():
+            by_block[min_depth.get(block, (0, 0))].append((columns, factor))
+        self._blocks = sorted(by_block.items())
+        self._depths = [np.array(stage.depths) for stage in space.stages]
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        sizes = self._space.group_units(rows) @ self._weights + self._constants
+        columns = np.ascontiguousarray(sizes.T)
+        total = np.zeros(len(rows))
+        for (stage, depth), products in self._blocks:
+            block = np.zeros(len(rows))
+            for indices, factor in products:
+                term = np.full(len(rows), float(factor))
+                for index in indices:
+                    term *= columns[index]
+                block += term
+            if depth:
+                block *= self._depths[stage][rows[:, stage]] >= depth
+            total += block
+        return np.rint(total).astype(np.int64)

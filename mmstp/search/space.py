@@ -1,0 +1,241 @@
+"""The architectures that can be chosen."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.analysis import ChannelGraph
+from ..analysis.groups import Group
+from ..architecture import Architecture
+from ..errors import ArchitectureError, SpaceError
+from .stages import by_reason, find_stages, free_groups, read_widths, with_choices
+
+WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+DIVISOR = 8
+
+
+CUT = 3
+
+
+class SearchSpace:
+    """Stages with their choices; knows neither weights nor costs.
+
+    Args:
+        graph: The analysis of the model.
+        widths: Fractions of the channels to choose from; 1 is always among them.
+        divisor: Channels are rounded up to a multiple of it (or stay whole); heads, and groups of
+            a convolution, to whole ones.
+        depths: Whether blocks may be skipped.
+        stages: Other choices for single stages, by name (``tools/search_space.py`` shows them):
+            ``{'backbone.layer1': dict(widths=(0.5, 1.0), depths=(2, 3))}``.
+        fix: Regular expressions; channels of layers whose path one of them matches stay whole.
+        stem: Whether the stem may be pruned: the layers at the first layer's resolution and
+            before the first block (in a network without blocks, the first layer). Where they
+            are on a stage's residual stream, as in ResNet-18, they follow that stage.
+        embedding: Whether the embedding of a transformer may be pruned: a residual stream over
+            whose channels layers normalise. Width is heads and hidden channels without it.
+        cut: A network all of whose blocks are one run, a ViT, is cut into this many stages, of
+            lengths that differ by one at most (with fewer than two blocks for each, it is not).
+
+    Raises:
+        SpaceError: If an option is out of range or nothing is left to prune.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        widths: Sequence[float] = WIDTHS,
+        divisor: int = DIVISOR,
+        depths: bool = True,
+        stages: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
+        fix: Sequence[str] = (),
+        stem: bool = False,
+        embedding: bool = False,
+        cut: int = CUT,
+    ) -> None:
+        if not isinstance(divisor, int) or divisor < 1:
+            raise SpaceError(f'space.divisor={divisor!r}: expected a whole number of at least 1')
+        self.graph = graph
+        self.divisor = divisor
+        if not isinstance(cut, int) or cut < 1:
+            raise SpaceError(f'space.cut={cut!r}: expected a whole number of at least 1')
+        free, self.fixed = free_groups(graph, fix, stem, embedding)
+        found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
+        self.stages = tuple(with_choices(found, stages or {}))
+        if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
+            reasons = '; '.join(
+                ', '.join(paths[:3])
+                + (f' and {len(paths) - 3} more' * (len(paths) > 3))
+                + f': {why}'
+                for why, paths in by_reason(self.fixed).items()
+            )
+            raise SpaceError(
+                'nothing in this model can be pruned: '
+                + (f'what was found has to stay ({reasons})' if reasons else
+                   'it has no layer that makes channels and no block that may be skipped')
+            )  # fmt: skip
+        full = [group.units for group in graph.groups]
+        self._full_units = np.array(full, dtype=np.int64)
+        self._unit_tables = [
+            np.array(
+                [[self.units(graph.groups[g], w) for g in stage.groups] for w in stage.widths],
+                dtype=np.int64,
+            ).reshape(len(stage.widths), len(stage.groups))
+            for stage in self.stages
+        ]
+
+    # --- choices ---------------------------------------------------------------------------------
+
+    @property
+    def largest(self) -> Architecture:
+        """The dense model."""
+        return Architecture(
+            tuple(s.depths[-1] for s in self.stages), tuple(s.widths[-1] for s in self.stages)
+        )
+
+    @property
+    def smallest(self) -> Architecture:
+        """The fewest blocks and channels."""
+        return Architecture(
+            tuple(s.depths[0] for s in self.stages), tuple(s.widths[0] for s in self.stages)
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Choices per entry of a row: the depths of all stages, then the widths."""
+        return (
+            *(len(s.depths) for s in self.stages),
+            *(len(s.widths) for s in self.stages),
+        )
+
+    @property
+    def size(self) -> int:
+        """How many architectures there are."""
+        return math.prod(self.sizes)
+
+    def sample(self, rng: random.Random) -> Architecture:
+        """An architecture with every choice drawn uniformly."""
+        return Architecture(
+            tuple(rng.choice(s.depths) for s in self.stages),
+            tuple(rng.choice(s.widths) for s in self.stages),
+        )
+
+    def expand(self, architecture: Architecture, rng: random.Random) -> Architecture:
+        """A support architecture: every choice uniform over those not below (Eq. 6)."""
+        self.check(architecture)
+        return Architecture(
+            tuple(
+                rng.choice([d for d in s.depths if d >= depth])
+                for s, depth in zip(self.stages, architecture.depths, strict=True)
+            ),
+            tuple(
+                rng.choice([w for w in s.widths if w >= width])
+                for s, width in zip(self.stages, architecture.widths, strict=True)
+            ),
+        )
+
+    def enumerate(self) -> Iterator[Architecture]:
+        """All architectures, one by one."""
+        for row in itertools.product(*(range(n) for n in self.sizes)):
+            yield self.decode(row)
+
+    def check(self, architecture: Architecture) -> None:
+        """Whether the architecture is a member.
+
+        Raises:
+            ArchitectureError: Naming the stage, the value met and the choices.
+        """
+        if len(architecture.depths) != len(self.stages):
+            raise ArchitectureError(
+                f'{architecture} has {len(architecture.depths)} stages, this space has '
+                f'{len(self.stages)} ({", ".join(s.name for s in self.stages)}); '
+                f'the dense network is {self.largest}'
+            )
+        for stage, depth, width in zip(
+            self.stages, architecture.depths, architecture.widths, strict=True
+        ):
+            if depth not in stage.depths:
+                raise ArchitectureError(
+                    f'{architecture}: stage {stage.name!r} cannot keep {depth} blocks; '
+                    f'choices: {stage.depths}'
+                )
+            if width not in stage.widths:
+                raise ArchitectureError(
+                    f'{architecture}: stage {stage.name!r} cannot keep {width} of its channels; '
+                    f'choices: {stage.widths}'
+                )
+
+    # --- rows of choice indices, for many architectures at once ----------------------------------
+
+    def encode(self, architecture: Architecture) -> NDArray[np.int64]:
+        """The indices of the choices, shape (2 * stages,)."""
+        self.check(architecture)
+        return np.array(
+            [
+                *(s.depths.index(d) for s, d in zip(self.stages, architecture.depths, strict=True)),
+                *(s.widths.index(w) for s, w in zip(self.stages, architecture.widths, strict=True)),
+            ]
+        )
+
+    def decode(self, row: Sequence[int]) -> Architecture:
+        """The architecture of a row of indices."""
+        n = len(self.stages)
+        return Architecture(
+            tuple(s.depths[i] for s, i in zip(self.stages, row[:n], strict=True)),
+            tuple(s.widths[i] for s, i in zip(self.stages, row[n:], strict=True)),
+        )
+
+    def all_rows(self) -> NDArray[np.int64]:
+        """Every architecture as a row of indices, shape (size, 2 * stages)."""
+        return np.stack(np.unravel_index(np.arange(self.size), self.sizes), axis=1)
+
+    # --- what an architecture keeps --------------------------------------------------------------
+
+    def units(self, group: Group, width: float) -> int:
+        """Units kept of a group: channels rounded up to a multiple of the divisor.
+
+        Whole groups of a convolution and whole heads are kept as they are where the divisor is no
+        multiple of them.
+        """
+        divides = self.divisor % group.unit_size == 0
+        step = self.divisor if divides else group.unit_size
+        # the subtraction keeps 0.55 * 800 = 440.00000000000006 at 440
+        channels = math.ceil(width * group.channels / step - 1e-9) * step
+        return min(channels // group.unit_size, group.units)
+
+    def group_units(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Units kept of every group of the graph, shape (architectures, groups)."""
+        units = np.broadcast_to(self._full_units, (len(rows), len(self._full_units))).copy()
+        n = len(self.stages)
+        for index, (stage, table) in enumerate(zip(self.stages, self._unit_tables, strict=True)):
+            if stage.groups:
+                units[:, list(stage.groups)] = table[rows[:, n + index]]
+        return units
+
+    def skipped(self, architecture: Architecture) -> tuple[str, ...]:
+        """The paths of the blocks that the architecture leaves out."""
+        return tuple(
+            path
+            for stage, depth in zip(self.stages, architecture.depths, strict=True)
+            for run in stage.runs
+            for path in run[depth:]
+        )
+
+    def min_depth(self) -> dict[str, tuple[int, int]]:
+        """For every skippable block its stage's index and the least depth that keeps it."""
+        return {
+            path: (index, position + 1)
+            for index, stage in enumerate(self.stages)
+            for run in stage.runs
+            for position, path in enumerate(run)
+            if position
+        }

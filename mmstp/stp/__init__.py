@@ -1,0 +1,1 @@
+"""How it is trained: losses, the pool of architectures, the algorithm and its hooks."""

@@ -1,0 +1,268 @@
+"""Stimulative-training pruning (STP, Algorithm 1) as an MMEngine model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, broadcast
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor, nn
+
+from ..architecture import Architecture
+from ..checkpoints import differences, require_fit
+from ..config_fields import options_of, refuse_unknown
+from ..errors import CheckpointError
+from ..registry import MODELS
+from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.space import SearchSpace
+from ..subnets.supernet import Supernet
+from .losses import NORMALIZATIONS, normalized_kl
+from .pool import ArchitecturePool
+
+
+@MODELS.register_module()
+class STP(BaseModel):
+    """Trains a classifier as the main network, with a target and a support subnet inside it.
+
+    One step is three passes over the same weights and one backward pass (Alg. 1)::
+
+        loss = CE(main) + beta1 * KL(main || target) + beta2 * KL(main || support)
+
+    The target subnet comes from a pool of architectures that all meet the budget, the support
+    subnet is a random enlargement of it. `PoolHook` shrinks the pool until one is left.
+
+    Args:
+        model: A classifier of mmpretrain, as a config or built.
+        target: The budget: a fraction of the dense network's cost, or a number above 1.
+        metric: ``'macs'`` or ``'params'``.
+        tolerance: Deviation accepted, relative to the target.
+        input_shape: Shape of one image (channels, height, width), for the trace and the costs.
+        space: Options of `mmstp.SearchSpace`: ``widths``, ``divisor``, ``depths``, ``stages``,
+            ``fix``, ``stem``.
+        pool: ``size`` (default 1000), ``sampling`` and ``alpha`` of `mmstp.ArchitecturePool`, and
+            ``seed`` (default: from the run's seed).
+        normalize: How logits are normalised in the distillation, see `normalized_kl`.
+        beta1: Weight of the target subnet's distillation (Eq. 4).
+        beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
+        target_ce: Weight of a cross entropy of the target subnet; the paper has none (0).
+        warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
+        pretrained: A checkpoint (file or address) of the dense classifier to start from. The
+            channels of every group are then ordered by importance, so that the first are the ones
+            worth keeping.
+        data_preprocessor: The classifier's, where its config names none.
+        init_cfg: Of `mmengine.model.BaseModule`.
+
+    Raises:
+        FieldError: If an option of ``space`` or ``pool`` does not exist.
+        ValueError: If an option is out of range.
+        BudgetError: If no architecture meets the budget.
+        SpaceError: If nothing in the classifier can be pruned.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any] | nn.Module,
+        target: float,
+        metric: str = 'macs',
+        tolerance: float = 0.02,
+        input_shape: Sequence[int] = (3, 224, 224),
+        space: Mapping[str, Any] | None = None,
+        pool: Mapping[str, Any] | None = None,
+        normalize: str = 'layer_norm',
+        beta1: float = 1.0,
+        beta2: float = 1.0,
+        target_ce: float = 0.0,
+        warmup: float = 0.0,
+        pretrained: str | None = None,
+        data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
+        refuse_unknown('model (mmstp.STP)', unknown, accepted)
+        space, pool = dict(space or {}), dict(pool or {})
+        refuse_unknown('model.space', space, options_of(SearchSpace))
+        refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
+        _check_ranges(normalize, beta1, beta2, target_ce, warmup)
+        if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
+            raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
+        classifier = _build_classifier(model, data_preprocessor)
+        super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
+        self.model = classifier
+        self.normalize = normalize
+        self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
+        self.warmup = warmup
+        self.pretrained = pretrained
+        self.progress: float | None = None  # of the training, 0 to 1; set by PoolHook
+
+        device = next(classifier.parameters()).device
+        self.supernet = Supernet(classifier, torch.zeros(1, *input_shape, device=device), **space)
+        cost = self.supernet.cost
+        self.budget = Budget.of(target, metric, tolerance, self.supernet.space, cost)
+        size = pool.pop('size', 1000)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f'pool.size={size!r}: expected a whole number of at least 1')
+        seed = pool.pop('seed', None)
+        if seed is None:
+            seed = _shared_seed()
+        rows = feasible_rows(self.supernet.space, cost, self.budget, size, seed)
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
+        self.pool = ArchitecturePool(
+            [self.supernet.space.decode(row) for row in rows[chosen]], seed=seed, **pool
+        )
+        require_fit(
+            self,
+            'A checkpoint of the dense classifier goes into model.pretrained; a checkpoint of an '
+            'STP run needs the config of that run.',
+        )
+        MMLogger.get_current_instance().info(
+            f'STP: {self.supernet.space.size:,} architectures, {len(rows):,} of them '
+            f'{"meet" if self.supernet.space.size <= ENUMERABLE else "found to meet"} '
+            f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, '
+            f'{len(self.pool)} in the pool'
+        )
+
+    def init_weights(self) -> None:
+        """Initialises the classifier, or loads ``pretrained`` and orders its channels.
+
+        Raises:
+            CheckpointError: If the pretrained weights do not fit the classifier.
+        """
+        super().init_weights()
+        if self.pretrained is None:
+            return
+        from_file = CheckpointLoader.load_checkpoint(self.pretrained, map_location='cpu')
+        weights = from_file.get('state_dict', from_file)
+        if found := differences(self.model, weights):
+            shown = '\n  '.join(found[:5])
+            raise CheckpointError(
+                f'model.pretrained={self.pretrained!r} does not fit {type(self.model).__name__}:\n'
+                f'  {shown}'
+            )
+        self.model.load_state_dict(weights, strict=False)  # only batch counters can be absent
+        self.supernet.order_channels()
+
+    def forward(
+        self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor'
+    ) -> Any:
+        """As the classifier's; ``mode='loss'`` is a step of Algorithm 1, else the main net runs.
+
+        Args:
+            inputs: Images of shape (batch, channels, height, width).
+            data_samples: Their labels.
+            mode: ``'loss'``, ``'predict'`` or ``'tensor'``.
+
+        Returns:
+            For ``'loss'`` the losses ``loss_ce``, ``loss_target``, ``loss_support`` (and
+            ``loss_target_ce``), already weighted.
+        """
+        if mode != 'loss':
+            return self.model(inputs, data_samples, mode=mode)
+        logits = self._logits(inputs)
+        losses = {
+            ('loss_ce' if key == 'loss' else key): value
+            for key, value in self.model.head._get_loss(logits, data_samples).items()
+        }
+        ramp = self._ramp()
+        target = self.pool.sample()
+        with self.supernet.activate(target):
+            target_logits = self._logits(inputs)
+        target_distance = normalized_kl(target_logits, logits, self.normalize)
+        losses['loss_target'] = self.beta1 * ramp * target_distance
+        if self.target_ce:
+            found = self.model.head._get_loss(target_logits, data_samples)
+            losses['loss_target_ce'] = self.target_ce * found['loss']
+        if self.beta2:
+            support = self.supernet.space.expand(target, self.pool.rng)
+            with self.supernet.activate(support):
+                support_logits = self._logits(inputs)
+            distance = normalized_kl(support_logits, logits, self.normalize)
+            losses['loss_support'] = self.beta2 * ramp * distance
+        # last: reading the number waits for a GPU, which has all three passes queued by now
+        self.pool.update(target, _mean_over_ranks(target_distance))
+        return losses
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        logits = self.model(inputs, mode='tensor')
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise TypeError(
+                f'the head {type(getattr(self.model, "head", None)).__name__} of the classifier '
+                'does not give logits of shape (batch, classes), which the distillation compares'
+            )
+        return logits
+
+    def _ramp(self) -> float:
+        if not self.warmup:
+            return 1.0
+        if self.progress is None:
+            raise RuntimeError(
+                f'model.warmup={self.warmup} needs to know how far the training is: add '
+                "dict(type='mmstp.PoolHook') to custom_hooks"
+            )
+        return min(1.0, self.progress / self.warmup)
+
+    def export(self, architecture: Architecture | None = None) -> nn.Module:
+        """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`."""
+        return self.supernet.export(self.pool.best if architecture is None else architecture)
+
+
+def _build_classifier(
+    model: Mapping[str, Any] | nn.Module, data_preprocessor: Mapping[str, Any] | nn.Module | None
+) -> Any:
+    if isinstance(model, nn.Module):
+        return model
+    config = dict(model)
+    if data_preprocessor is not None:
+        config.setdefault('data_preprocessor', data_preprocessor)
+    return MODELS.build(config)
+
+
+def _check_ranges(
+    normalize: str, beta1: float, beta2: float, target_ce: float, warmup: float
+) -> None:
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
+    for name, value in (('beta1', beta1), ('beta2', beta2), ('target_ce', target_ce)):
+        if not isinstance(value, (int, float)) or value < 0:
+            raise ValueError(f'model.{name}={value!r}: expected a number of at least 0')
+    if not isinstance(warmup, (int, float)) or not 0 <= warmup <= 1:
+        raise ValueError(f'model.warmup={warmup!r}: expected a fraction in [0, 1]')
+
+
+def _shared_seed() -> int:
+    """A seed that follows the run's, the same on all ranks."""
+    seed = torch.randint(2**31, ())
+    broadcast(seed)
+    return int(seed)
+
+
+def _mean_over_ranks(loss: Tensor) -> float:
+    loss = loss.detach().clone()
+    all_reduce(loss, 'mean')
+    return float(loss)
+
+
+def unwrapped(runner: Runner) -> Any:
+    """The runner's model without its wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def stp_of(runner: Runner) -> STP:
+    """The runner's model without its wrapper.
+
+    Raises:
+        TypeError: If it is not an `STP`.
+    """
+    model = unwrapped(runner)
+    if not isinstance(model, STP):
+        raise TypeError(
+            f'the hooks of mmstp need model.type to be mmstp.STP, not {type(model).__name__}'
+        )
+    return model

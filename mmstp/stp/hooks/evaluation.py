@@ -1,0 +1,56 @@
+"""How the best subnet is evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...config_fields import positive
+from ...registry import HOOKS
+from ..algorithm import stp_of
+from .statistics import calibrate_on
+
+
+@HOOKS.register_module()
+class SubnetEvalHook(Hook):
+    """Evaluates the pool's best subnet after the main network, on the same data and metrics.
+
+    Its metrics carry the prefix ``subnet/``. It is cut out, and the statistics of its norm layers
+    are estimated anew, so the main network is not touched.
+
+    Args:
+        num_images: Training images for the statistics.
+
+    Raises:
+        ValueError: If the number is out of range.
+    """
+
+    # before the metrics are logged and the best checkpoint is chosen, and while EMA weights, if
+    # there are any, are in the model
+    priority = 'HIGHEST'
+
+    def __init__(self, num_images: int = 2000) -> None:
+        self.num_images = positive('SubnetEvalHook.num_images', num_images)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        if metrics is not None:
+            metrics.update(self._evaluate(runner, runner.val_loop))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        if metrics is not None:
+            metrics.update(self._evaluate(runner, runner.test_loop))
+
+    @torch.no_grad()
+    def _evaluate(self, runner: Runner, loop: Any) -> dict[str, Any]:
+        stp = stp_of(runner)
+        network: Any = stp.export()
+        calibrate_on(network, runner.train_dataloader, self.num_images)
+        for module in network.modules():
+            module.training = False
+        for batch in loop.dataloader:
+            loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
+        metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        return {f'subnet/{name}': value for name, value in metrics.items()}

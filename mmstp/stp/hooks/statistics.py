@@ -1,0 +1,60 @@
+"""Statistics of subnets, estimated on the images of a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.runner import set_random_seed
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ...subnets.norm_statistics import calibrate
+
+
+def calibrate_on(
+    network: Any,
+    dataloader: DataLoader,
+    num_images: int,
+    estimate: Callable[[Iterable[Tensor]], Any] | None = None,
+) -> None:
+    """Estimates statistics on images of a dataloader's dataset.
+
+    The same images with the same augmentation are drawn every time and on every rank, and the
+    random state is left as it was.
+
+    Args:
+        network: With a ``data_preprocessor``, as classifiers and detectors have.
+        dataloader: The training's; its dataset, batch size and workers are used.
+        num_images: How many images; all there are if the dataset has fewer.
+        estimate: Takes the batches of images; by default those of a compact classifier are
+            estimated.
+    """
+    if estimate is None:
+        estimate = partial(calibrate, network, forward=partial(network, mode='tensor'))
+    dataset: Any = dataloader.dataset
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
+    batches = DataLoader(
+        Subset(dataset, chosen),
+        batch_size=min(_batch_size(dataloader), len(chosen)),
+        num_workers=dataloader.num_workers,
+        collate_fn=dataloader.collate_fn,
+        drop_last=True,  # every batch weighs the same in a cumulative average
+    )
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            set_random_seed(0)
+            estimate(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _batch_size(dataloader: DataLoader) -> int:
+    sampler: Any = dataloader.batch_sampler  # MMDetection's, by aspect ratio, hides it from torch
+    return int(dataloader.batch_size or sampler.batch_size)

@@ -1,0 +1,176 @@
+"""The pool of architectures that meet the budget, and how it shrinks to one."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..architecture import Architecture
+
+SAMPLINGS = ('even', 'uniform', 'score')
+
+
+class ArchitecturePool:
+    """Candidates with their scores: moving averages of their distillation loss (Eq. 8).
+
+    Args:
+        architectures: The candidates, at least one.
+        alpha: Weight of a new loss in the score; the first one sets it.
+        sampling: ``'even'``: shuffled passes over the pool; ``'uniform'``: independent draws
+            (Alg. 1); ``'score'``: the better the score, the likelier ("based on the score",
+            Sec. 3.3; the paper gives no formula).
+        seed: Of the draws. Ranks that share it draw the same.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        architectures: Sequence[Architecture],
+        alpha: float = 0.3,
+        sampling: str = 'even',
+        seed: int = 0,
+    ) -> None:
+        if not architectures:
+            raise ValueError('a pool needs at least one architecture')
+        if not 0 < alpha <= 1:
+            raise ValueError(f'pool.alpha={alpha!r}: expected a number in (0, 1]')
+        if sampling not in SAMPLINGS:
+            raise ValueError(f'pool.sampling={sampling!r}: expected one of {SAMPLINGS}')
+        self.alpha = alpha
+        self.sampling = sampling
+        self.rng = random.Random(seed)
+        self._scores: dict[Architecture, float | None] = dict.fromkeys(architectures)
+        self._visits: dict[Architecture, int] = dict.fromkeys(architectures, 0)
+        self._queue: list[Architecture] = []
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __contains__(self, architecture: Architecture) -> bool:
+        return architecture in self._scores
+
+    @property
+    def scores(self) -> Mapping[Architecture, float | None]:
+        """The score of every candidate left; None where it was not visited yet."""
+        return dict(self._scores)
+
+    @property
+    def visits(self) -> Mapping[Architecture, int]:
+        """How often every candidate left was trained."""
+        return dict(self._visits)
+
+    @property
+    def best(self) -> Architecture:
+        """The candidate with the lowest score; the first one as long as none was visited."""
+        return min(self._scores, key=lambda a: _unless_none(self._scores[a], math.inf))
+
+    def sample(self) -> Architecture:
+        """The next target architecture."""
+        candidates = list(self._scores)
+        if self.sampling == 'uniform':
+            return self.rng.choice(candidates)
+        if self.sampling == 'score':
+            return self.rng.choices(candidates, self._preferences())[0]
+        if not self._queue:
+            self._queue = self.rng.sample(candidates, len(candidates))
+        return self._queue.pop()
+
+    def _preferences(self) -> list[float]:
+        """``exp(-z)`` of the standardised scores; what was not visited counts as the best."""
+        known = [score for score in self._scores.values() if score is not None]
+        mean, deviation = (np.mean(known), np.std(known)) if known else (0.0, 0.0)
+        z = [
+            0.0 if s is None or not deviation else (s - mean) / deviation
+            for s in self._scores.values()
+        ]
+        least = min(z)
+        return [
+            math.exp(-(least if s is None else value))
+            for s, value in zip(self._scores.values(), z, strict=True)
+        ]
+
+    def update(self, architecture: Architecture, loss: float) -> None:
+        """Takes a target loss into the candidate's score (Eq. 8).
+
+        Raises:
+            KeyError: If it is not in the pool.
+            ValueError: If the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise ValueError(f'the target loss of {architecture} is {loss}; training diverged')
+        score = self._scores[architecture]
+        self._scores[architecture] = (
+            loss if score is None else (1 - self.alpha) * score + self.alpha * loss
+        )
+        self._visits[architecture] += 1
+
+    def shrink(self, count: int) -> list[Architecture]:
+        """Drops the ``count`` candidates with the highest scores, but never the last one.
+
+        A candidate that was not visited is dropped only when no visited one is left to drop.
+
+        Returns:
+            What was dropped, worst first.
+        """
+        count = min(count, len(self) - 1)
+        # sorted is stable: of equal scores the earlier candidate stays
+        order = sorted(self._scores, key=lambda a: _unless_none(self._scores[a], -math.inf))
+        dropped = order[::-1][:count]
+        for architecture in dropped:
+            del self._scores[architecture], self._visits[architecture]
+        self._queue = [a for a in self._queue if a in self._scores]
+        return dropped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next draws and drops depend on, in plain types."""
+        version, internal, gauss = self.rng.getstate()
+        return {
+            'architectures': [str(a) for a in self._scores],
+            'scores': list(self._scores.values()),
+            'visits': list(self._visits.values()),
+            'queue': [str(a) for a in self._queue],
+            'random_state': [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        architectures = [Architecture.parse(text) for text in state['architectures']]
+        self._scores = dict(zip(architectures, state['scores'], strict=True))
+        self._visits = dict(zip(architectures, state['visits'], strict=True))
+        self._queue = [Architecture.parse(text) for text in state['queue']]
+        version, internal, gauss = state['random_state']
+        self.rng.setstate((version, tuple(internal), gauss))
+
+
+@dataclass(frozen=True)
+class ShrinkSchedule:
+    """When the pool shrinks, and by how many (Alg. 1).
+
+    Attributes:
+        size: Candidates at the start, ``N_p``.
+        interval: Iterations between two drops, ``k``.
+        end: The iteration after which one candidate is left, ``T_shr``.
+    """
+
+    size: int
+    interval: int
+    end: int
+
+    def drops(self, iteration: int, left: int) -> int:
+        """How many of the ``left`` candidates go after ``iteration`` (counted from 1)."""
+        if iteration >= self.end:
+            return left - 1
+        if iteration % self.interval:
+            return 0
+        return min(self.interval * (self.size - 1) // self.end, left - 1)
+
+
+def _unless_none(value: float | None, default: float) -> float:
+    return default if value is None else value

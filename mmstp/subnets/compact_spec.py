@@ -1,0 +1,197 @@
+"""A compact network described by what is smaller in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..architecture import Architecture
+from ..errors import CompactPlanError
+from .attributes import Size
+from .sized_calls import Call
+
+
+@dataclass(frozen=True)
+class StageShapes:
+    """How the depth and the width of a stage are read off the shapes of a network's tensors.
+
+    Attributes:
+        name: The stage's.
+        runs: Paths of its blocks, run by run; depth ``d`` is the first ``d`` of each.
+        tensor: State-dict key of a tensor that is there at any depth; '' where no width is chosen.
+        dim: Its dimension of the stage's channels.
+        widths: For every fraction of the channels how many of them there are.
+    """
+
+    name: str
+    runs: tuple[tuple[str, ...], ...]
+    tensor: str
+    dim: int
+    widths: tuple[tuple[float, int], ...]
+
+    @classmethod
+    def from_dict(cls, stage: Mapping[str, Any]) -> StageShapes:
+        """Reads what `to_dict` writes."""
+        return cls(
+            stage['name'],
+            tuple(map(tuple, stage['runs'])),
+            stage['tensor'],
+            stage['dim'],
+            tuple((width, size) for width, size in stage['widths']),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Dicts, lists, strings and numbers."""
+        return {
+            'name': self.name,
+            'runs': [list(run) for run in self.runs],
+            'tensor': self.tensor,
+            'dim': self.dim,
+            'widths': [list(pair) for pair in self.widths],
+        }
+
+    def within(self, start: str) -> StageShapes | None:
+        """With paths relative to a submodule; None where nothing of the stage is in it."""
+        runs = tuple(
+            tuple(path.removeprefix(start) for path in run)
+            for run in self.runs
+            if run[0].startswith(start)
+        )
+        inside = self.tensor.startswith(start)
+        if not runs and not inside:
+            return None
+        tensor = self.tensor.removeprefix(start) if inside else ''
+        return StageShapes(self.name, runs, tensor, self.dim, self.widths if inside else ())
+
+    def depth(self, shapes: Mapping[str, Sequence[int]]) -> int | None:
+        """Blocks that a network with tensors of these shapes has; None where it is no depth."""
+        counts = []
+        for run in self.runs:
+            kept = [any(key.startswith(path + '.') for key in shapes) for path in run]
+            if not kept[0] or kept != sorted(kept, reverse=True):
+                return None
+            counts.append(sum(kept))
+        depth = max(counts, default=1)
+        agree = all(n == min(depth, len(run)) for n, run in zip(counts, self.runs, strict=True))
+        return depth if agree else None
+
+    def width(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
+        """The fraction of its channels; None where it is none of the choices."""
+        if not self.tensor:
+            return 1.0
+        shape = shapes.get(self.tensor, ())
+        if len(shape) <= self.dim:
+            return None
+        fitting = [width for width, size in self.widths if size == shape[self.dim]]
+        return max(fitting, default=None)
+
+
+@dataclass(frozen=True)
+class CompactPlan:
+    """What is smaller in a compact network; plain types only, as it goes into configs.
+
+    Attributes:
+        shapes: Shapes of tensors, by state-dict key.
+        sizes: Attributes that hold numbers of channels, by module path and name.
+        calls: The sizes that the calls of a forward take, by module path, for each way through it.
+        skipped: Paths of blocks that are the identity.
+        stages: How the architecture is read off a network of this kind.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, Mapping[str, Size]]
+    calls: Mapping[str, tuple[tuple[Call, ...], ...]]
+    skipped: tuple[str, ...]
+    stages: tuple[StageShapes, ...] = ()
+
+    @classmethod
+    def from_dict(cls, plan: Mapping[str, Any]) -> CompactPlan:
+        """Reads what `to_dict` writes.
+
+        Raises:
+            CompactPlanError: If a field is missing or unknown.
+        """
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if set(plan) != set(fields):
+            raise CompactPlanError(
+                f'plan has the fields {sorted(plan)}; expected {", ".join(fields)}, as '
+                'tools/export.py writes them'
+            )
+        return cls(
+            {key: tuple(shape) for key, shape in plan['shapes'].items()},
+            {
+                path: {name: _plain_size(size) for name, size in sizes.items()}
+                for path, sizes in plan['sizes'].items()
+            },
+            {
+                path: tuple(tuple(map(Call.from_list, way)) for way in ways)
+                for path, ways in plan['calls'].items()
+            },
+            tuple(plan['skipped']),
+            tuple(map(StageShapes.from_dict, plan['stages'])),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Dicts, lists, strings and whole numbers."""
+        return {
+            'shapes': {key: list(shape) for key, shape in self.shapes.items()},
+            'sizes': {
+                path: {n: list(s) if isinstance(s, tuple) else s for n, s in sizes.items()}
+                for path, sizes in self.sizes.items()
+            },
+            'calls': {
+                path: [[call.to_list() for call in way] for way in ways]
+                for path, ways in self.calls.items()
+            },
+            'skipped': list(self.skipped),
+            'stages': [stage.to_dict() for stage in self.stages],
+        }
+
+    def within(self, prefix: str) -> CompactPlan:
+        """The part that concerns a submodule, with paths relative to it."""
+        start = prefix + '.'
+
+        def inside(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                '' if key == prefix else key.removeprefix(start): value
+                for key, value in mapping.items()
+                if key == prefix or key.startswith(start)
+            }
+
+        skipped = tuple(p.removeprefix(start) for p in self.skipped if p.startswith(start))
+        stages = tuple(found for stage in self.stages if (found := stage.within(start)) is not None)
+        return CompactPlan(
+            inside(self.shapes), inside(self.sizes), inside(self.calls), skipped, stages
+        )
+
+    def without(self, keys: Collection[str]) -> CompactPlan:
+        """For a network that lacks the modules of these tensors."""
+        gone = {key.rpartition('.')[0] for key in keys}
+
+        def rest(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {path: value for path, value in mapping.items() if path not in gone}
+
+        return dataclasses.replace(
+            self,
+            shapes={key: shape for key, shape in self.shapes.items() if key not in keys},
+            sizes=rest(self.sizes),
+            calls=rest(self.calls),
+        )
+
+    def architecture(self, shapes: Mapping[str, Sequence[int]]) -> Architecture | None:
+        """The architecture of a network of this kind, by the shapes of its tensors.
+
+        Where two widths round to the same channels it is the larger one. None where the shapes
+        are no architecture's.
+        """
+        depths = [stage.depth(shapes) for stage in self.stages]
+        widths = [stage.width(shapes) for stage in self.stages]
+        if None in depths or None in widths:
+            return None
+        return Architecture.from_nested((depths, widths))
+
+
+def _plain_size(size: Any) -> Size:
+    return tuple(size) if isinstance(size, (list, tuple)) else size

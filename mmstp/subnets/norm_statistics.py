@@ -1,0 +1,66 @@
+"""Estimating the statistics of batch normalisation anew.
+
+Weights are shared between the main network and its subnets, running statistics cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..analysis.eval_state import eval_mode
+
+
+def norms_with_statistics(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    """The layers that normalise by running statistics in eval mode, with their paths."""
+    return [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+) -> int:
+    """Replaces running statistics by those over ``batches``.
+
+    They are reset and averaged cumulatively (``momentum=None``) with the norm layers alone in train
+    mode; modes and momenta are restored afterwards.
+
+    Args:
+        network: A compact network.
+        batches: What ``forward`` takes.
+        forward: Runs the network on a batch; by default ``network(batch)``.
+
+    Returns:
+        How many norm layers were calibrated.
+
+    Raises:
+        ValueError: If there are norm layers and not a single batch.
+    """
+    norms = [norm for _, norm in norms_with_statistics(network)]
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with eval_mode(network):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.training = True
+            count = 0
+            for batch in batches:
+                (forward or network)(batch)
+                count += 1
+        if not count:
+            raise ValueError('no batch to estimate the statistics of the norm layers from')
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return len(norms)

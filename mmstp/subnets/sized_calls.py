@@ -1,0 +1,279 @@
+"""Sizes that a module's Python code gives to operators, supplied from the analysis.
+
+A forward may hold the number of its heads, or work out a head's width from the width of its input:
+``qkv.reshape(b, n, 3, self.num_heads, c // self.num_heads)``. In a subnet such numbers are wrong.
+The trace knows for every such call, in order, which of the sizes count channels; while the
+module's own forward runs, a `TorchFunctionMode` puts those in place. Other sizes (batch, space)
+remain what the code says, so that they may differ from the traced ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from ..errors import CallError
+
+
+@dataclass(frozen=True)
+class Call:
+    """The sizes that an operator takes in one architecture; plain types, as it goes into configs.
+
+    Attributes:
+        name: ``'reshape'``, ``'unflatten'``, ``'expand'``, ``'repeat'``, ``'split'`` or
+            ``'layer_norm'``.
+        dense: Sizes in the dense network: of the output's dimensions, or of the parts of a split.
+        kept: Those in the subnet; None where the size does not count channels.
+        runs: Of a reshape: which dimensions of the input become which of the output.
+    """
+
+    name: str
+    dense: tuple[int, ...] = ()
+    kept: tuple[int | None, ...] = ()
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+
+    def alike(self, other: Call) -> bool:
+        """Whether both supply the same sizes; batch and space may differ, as in two traces."""
+        return (self.name, self.kept, self.runs) == (other.name, other.kept, other.runs) and all(
+            a == b or kept is None
+            for a, b, kept in zip(self.dense, other.dense, self.kept, strict=True)
+        )
+
+    def fits(self, given: _Given) -> bool:
+        """Whether a call with these arguments can be this one."""
+        if not self.kept or self.name == 'split':
+            return True
+        rank = len(given.sizes)
+        if self.name == 'unflatten':
+            rank += given.tensor.dim() - 1
+        return rank == len(self.kept)
+
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> Call:
+        """Reads what `to_list` writes."""
+        name, dense, kept, runs = fields
+        pairs = tuple((tuple(before), tuple(after)) for before, after in runs)
+        return cls(name, tuple(dense), tuple(kept), pairs)
+
+    def to_list(self) -> list[Any]:
+        """Lists, strings and whole numbers."""
+        runs = [[list(before), list(after)] for before, after in self.runs]
+        return [self.name, list(self.dense), list(self.kept), runs]
+
+
+Ways = Sequence[Sequence[Call]]  # sequences of calls, one of which a forward makes
+
+
+# functions of the Python interface, by `__name__`: how a trace calls them
+_NAMES = {
+    'view': 'reshape',
+    'reshape': 'reshape',
+    'unflatten': 'unflatten',
+    'expand': 'expand',
+    'repeat': 'repeat',
+    'split': 'split',
+    'split_with_sizes': 'split',
+    'layer_norm': 'layer_norm',
+}
+
+
+# ... and operators of a trace
+SIZED_OPERATORS = {**_NAMES, '_unsafe_view': 'reshape'}
+
+
+class SuppliedSizes(TorchFunctionMode):
+    """While it is entered, calls get the sizes of a subnet.
+
+    Args:
+        path: The module whose forward runs, for messages.
+        ways: Sequences of calls, one of which the module (with all inside it) makes.
+
+    Attributes:
+        paused: Calls made now are none of those (see `unsupplied`).
+        changed: Whether a size that the code gave was another.
+
+    Raises:
+        CallError: If the module makes other calls than those.
+    """
+
+    def __init__(self, path: str, ways: Ways) -> None:
+        super().__init__()
+        self._path, self._ways, self._made = path, ways, 0
+        self.paused = False
+        self.changed = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _NAMES.get(getattr(func, '__name__', ''))
+        if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
+            return func(*args, **kwargs)
+        given = _Given.of(name, args, kwargs)
+        call = self._following(name, given)
+        if not call.kept:
+            return func(*args, **kwargs)
+        sizes = _SUPPLY[name](call, given, self._path)
+        self.changed |= tuple(sizes) != tuple(given.sizes)
+        return func(given.tensor, *given.with_sizes(sizes), **given.others)
+
+    def _following(self, name: str, given: _Given) -> Call:
+        """The call that is made now, on the ways that are still open."""
+        going_on = [way for way in self._ways if len(way) > self._made]
+        ways = [way for way in going_on if way[self._made].name == name]
+        if len(ways) > 1:  # they part where one takes sizes of another number of dimensions
+            ways = [way for way in ways if way[self._made].fits(given)] or ways
+        if not ways:
+            raise CallError(
+                f'{self._path or "the model"} calls {name!r} where its trace does not: its '
+                'forward depends on the mode, on values or on the size of its input'
+            )
+        call = ways[0][self._made]
+        if any(not way[self._made].alike(call) for way in ways[1:]):
+            raise CallError(
+                f'{self._path or "the model"} calls {name!r} with {tuple(given.sizes)}, where '
+                'the ways that were traced differ in which of these count channels'
+            )
+        self._ways = tuple(ways)
+        self._made += 1
+        return call
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None and all(len(way) > self._made for way in self._ways):
+            raise CallError(
+                f'{self._path or "the model"} ends before it calls '
+                f'{self._ways[0][self._made].name!r}, which its trace does'
+            )
+
+
+@contextmanager
+def unsupplied() -> Iterator[None]:
+    """Inside, calls keep their sizes: a forward that is not the traced one runs."""
+    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, SuppliedSizes)]
+    before = [mode.paused for mode in modes]
+    for mode in modes:
+        mode.paused = True
+    try:
+        yield
+    finally:
+        for mode, paused in zip(modes, before, strict=True):
+            mode.paused = paused
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A call's arguments: the tensor, the sizes, and what comes around those."""
+
+    tensor: Tensor
+    sizes: tuple[int, ...]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    others: dict[str, Any]
+    as_one: bool  # the sizes are one argument, a sequence
+    single: bool  # a split into parts of one size
+
+    @classmethod
+    def of(cls, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Given:
+        others = dict(kwargs)
+        rest = list(args)
+        tensor = rest.pop(0) if rest else others.pop('input')
+        before: tuple[Any, ...] = ()
+        if name == 'unflatten':
+            before = (rest.pop(0) if rest else others.pop('dim'),)
+        if not rest:  # given by keyword, under one of these names
+            known = ('shape', 'size', 'sizes', 'split_size', 'split_size_or_sections',
+                     'split_sizes', 'normalized_shape', 'repeats')  # fmt: skip
+            rest = [others.pop(next(key for key in known if key in others))]
+        first = rest[0]
+        if isinstance(first, (tuple, list)):
+            return cls(tensor, tuple(first), before, tuple(rest[1:]), others, True, False)
+        if name in ('split', 'layer_norm'):
+            return cls(tensor, (first,), before, tuple(rest[1:]), others, False, True)
+        return cls(tensor, tuple(rest), before, (), others, False, False)
+
+    def with_sizes(self, sizes: Sequence[int]) -> tuple[Any, ...]:
+        as_one = self.as_one or len(sizes) != len(self.sizes)
+        given: tuple[Any, ...] = (list(sizes),) if as_one else tuple(sizes)
+        return (*self.before, *given, *self.after)
+
+
+def _reshape(call: Call, given: _Given, path: str) -> list[int]:
+    return _reshaped(call, given.tensor.shape, list(given.sizes), path)
+
+
+def _unflatten(call: Call, given: _Given, path: str) -> list[int]:
+    shape, (dim,) = given.tensor.shape, given.before
+    assert isinstance(dim, int)
+    dim %= len(shape)
+    sizes = [*shape[:dim], *given.sizes, *shape[dim + 1 :]]
+    return _reshaped(call, shape, sizes, path)[dim : dim + len(given.sizes)]
+
+
+def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> list[int]:
+    given = list(sizes)
+    if len(given) != len(call.dense):
+        raise CallError(
+            f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its trace has '
+            f'{call.dense}'
+        )
+    for before, after in call.runs:
+        counted = {d: size for d in after if (size := call.kept[d]) is not None}
+        for d, size in counted.items():
+            sizes[d] = given[d] if given[d] == -1 else size
+        if any(sizes[d] == -1 for d in after):
+            continue
+        total, product = math.prod(shape[d] for d in before), math.prod(sizes[d] for d in after)
+        if total == product:
+            continue
+        # a batch that is folded into a dimension of channels: B * heads
+        folded = total // product if total % product == 0 else 0
+        into = [d for d in counted if given[d] in (folded * call.dense[d], folded * counted[d])]
+        # channels that stay, where the code takes their number from others that do not
+        other = [
+            d for d in after if d not in counted and total * sizes[d] == product * call.dense[d]
+        ]
+        if other:
+            sizes[other[0]] = call.dense[other[0]]
+            continue
+        if not into:
+            raise CallError(
+                f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
+                f'trace has {call.dense}: the subnet has {call.kept} there'
+            )
+        sizes[into[0]] *= folded
+    return sizes
+
+
+def _expand(call: Call, given: _Given, path: str) -> list[int]:
+    return [
+        size if kept is None or size == -1 else kept
+        for size, kept in zip(given.sizes, call.kept, strict=True)
+    ]
+
+
+def _split(call: Call, given: _Given, path: str) -> list[int]:
+    parts = [own if kept is None else kept for own, kept in zip(call.dense, call.kept, strict=True)]
+    equal = given.single and len(set(parts)) == 1
+    return parts[:1] if equal else parts
+
+
+def _layer_norm(call: Call, given: _Given, path: str) -> list[int]:
+    return list(given.tensor.shape[-len(given.sizes) :])
+
+
+_SUPPLY: dict[str, Callable[[Call, _Given, str], list[int]]] = {
+    'reshape': _reshape,
+    'unflatten': _unflatten,
+    'expand': _expand,
+    'repeat': _expand,
+    'split': _split,
+    'layer_norm': _layer_norm,
+}

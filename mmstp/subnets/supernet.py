@@ -1,0 +1,286 @@
+"""A model together with its search space: every subnet of it can be run and cut out."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..architecture import Architecture
+from ..errors import SupernetError
+from ..search.cost import CostModel
+from ..search.stages import Stage
+from .compact_spec import CompactPlan, StageShapes
+from .convert import Conversion
+from .cut import compact
+from .importance import channel_orders, reordered
+from .modules import DynamicMixin, make_static
+from .norm_statistics import calibrate, norms_with_statistics
+from .plan import Selection, SubnetPlan, plan_subnet
+
+
+class Supernet:
+    """Weight sharing: the dense model is the main network, its first blocks and channels subnets.
+
+    Layers of ``model`` become dynamic in place (`mmstp.dynamic`); its state-dict keys, Parameter
+    objects, modes and outputs do not change.
+
+    Args:
+        model: Any module that `torch.export` can follow.
+        inputs: An example input or a tuple of them; costs are counted for these. They are taken to
+            the device and precision of the model's parameters.
+        fix_outputs: Keep the channels of the model's outputs whole.
+        **space: Options of `SearchSpace`.
+
+    Attributes:
+        model: The model.
+        space: The architectures that can be chosen.
+        cost: Their multiply-adds and parameters.
+        statistics: Running statistics of norm layers that subnets have for themselves, by
+            state-dict key; those of the main network serve the others. See `calibrate`.
+        one_size: Why subnets may not run on inputs of another size than the example's; '' where
+            they do, wherever the dense model does.
+
+    Raises:
+        TraceError: If the model cannot be traced.
+        SpaceError: If nothing can be pruned, or an option is wrong.
+        SupernetError: If the model is wrapped (DDP), compiled, scripted or without values, if it
+            recomputes blocks in the backward pass (``with_cp=True``), or is part of a supernet
+            already.
+        VerificationError: If the trace does not compute what the model does.
+
+    Example:
+        >>> supernet = Supernet(model, inputs=torch.zeros(1, 3, 224, 224))
+        >>> arch = supernet.space.sample(random.Random(0))
+        >>> with supernet.activate(arch):
+        ...     y = model(x)
+        >>> compact = supernet.export(arch)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor | Sequence[Tensor],
+        fix_outputs: bool = True,
+        **space: Any,
+    ) -> None:
+        made = Conversion(model, inputs, fix_outputs, space)
+        self.model, self.inputs = model, made.inputs
+        self.graph, self.space, self.one_size = made.graph, made.space, made.one_size
+        self._active, self._calls, self._aliases = made.active, made.calls, made.aliases
+        self.cost = CostModel(self.graph, self.space)
+        self.statistics: dict[Architecture, dict[str, Tensor]] = {}
+        self._plan = self._cached_plans()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
+        """Copies the model; what is known about it does not change and is shared."""
+        memo[id(self)] = copied = copy.copy(self)
+        copied.model = copy.deepcopy(self.model, memo)
+        copied._active = copy.deepcopy(self._active, memo)
+        copied.statistics = copy.deepcopy(self.statistics, memo)
+        copied._plan = copied._cached_plans()
+        return copied
+
+    def _cached_plans(self) -> Callable[[Architecture], SubnetPlan]:
+        return functools.lru_cache(maxsize=64)(self._make_plan)
+
+    def _make_plan(self, architecture: Architecture) -> SubnetPlan:
+        plan = plan_subnet(
+            self.model, self.graph, self._calls, self._aliases, self._units(architecture),
+            self.space.skipped(architecture),
+        )  # fmt: skip
+        return replace(plan, statistics=self.statistics.get(architecture, {}))
+
+    def _units(self, architecture: Architecture) -> list[int]:
+        units: list[int] = self.space.group_units(self.space.encode(architecture)[None])[0].tolist()
+        return units
+
+    @contextmanager
+    def activate(self, architecture: Architecture) -> Iterator[nn.Module]:
+        """Inside, the model is the subnet. Nested use and exceptions restore what was before.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        plan = self._plan(architecture)
+        before, self._active.plan = self._active.plan, plan
+        try:
+            yield self.model
+        finally:
+            self._active.plan = before
+
+    def compact_plan(self, architecture: Architecture) -> CompactPlan:
+        """The description of a subnet as a network of its own."""
+        plan = self._plan(architecture)
+        tensors = dict(self._tensors())
+        return CompactPlan(
+            {key: tuple(plan.narrow(key, tensors[key]).shape) for key in plan.tensors},
+            {path: dict(sizes) for path, sizes in plan.sizes.items()},
+            dict(plan.calls),
+            tuple(sorted(plan.skipped)),
+            tuple(map(self._stage_shapes, self.space.stages)),
+        )
+
+    def _stage_shapes(self, stage: Stage) -> StageShapes:
+        """By a tensor that holds nothing but one group of the stage and is never left out.
+
+        It is one in which as few widths as possible round to the same number of channels.
+        """
+        skippable = tuple(path + '.' for path in self.space.min_depth())
+        best = StageShapes(stage.name, stage.runs, '', 0, ())
+        for key, dims in self.graph.dims.items():
+            for dim, dim_map in dims.items():
+                (group, *others) = np.unique(dim_map.group).tolist()
+                if key.startswith(skippable) or others or group not in stage.groups:
+                    continue
+                units = [g.units for g in self.graph.groups]
+                widths = []
+                for width in stage.widths:
+                    units[group] = self.space.units(self.graph.groups[group], width)
+                    widths.append((width, len(dim_map.kept(units))))
+                if len({size for _, size in widths}) > len({size for _, size in best.widths}):
+                    best = StageShapes(stage.name, stage.runs, key, dim, tuple(widths))
+        return best
+
+    def export(self, architecture: Architecture) -> nn.Module:
+        """The subnet as a static network of its own, with copies of its weights.
+
+        Its output equals that of the active subnet. No dynamic class is left inside.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        plan = self._plan(architecture)
+        network = copy.deepcopy(self.model)
+        for module in network.modules():
+            make_static(module)
+        tensors = {
+            key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
+            for key, tensor in self._tensors()
+            if key in plan.tensors
+        }
+        compact(network, self.compact_plan(architecture), tensors)
+        for key, own in plan.statistics.items():
+            network.get_buffer(key).copy_(own)
+        return network
+
+    def calibrate(
+        self,
+        architecture: Architecture,
+        batches: Iterable[Any],
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> int:
+        """Gives a subnet running statistics of its own: those over ``batches``.
+
+        The main network's do not change. The subnet has its own from then on, active and exported.
+
+        Args:
+            architecture: The subnet's.
+            batches: What ``forward`` takes.
+            forward: Runs the subnet on a batch; by default ``network(batch)``.
+
+        Returns:
+            How many norm layers have statistics.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+            ValueError: If there are norm layers and not a single batch.
+        """
+        network = self.export(architecture)
+        count = calibrate(network, batches, forward and functools.partial(forward, network))
+        self.set_statistics(
+            architecture,
+            {
+                f'{path}.{name}' if path else name: buffer
+                for path, norm in norms_with_statistics(network)
+                for name, buffer in norm.named_buffers(recurse=False)
+            },
+        )
+        return count
+
+    def set_statistics(self, architecture: Architecture, statistics: dict[str, Tensor]) -> None:
+        """Gives a subnet running statistics that were estimated before.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        self.space.check(architecture)
+        self.statistics[architecture] = statistics
+        self._plan = self._cached_plans()
+
+    def pad(self, outputs: Any, architecture: Architecture) -> Any:
+        """Outputs of a subnet in the dense model's shapes: zeros where channels were left out.
+
+        Args:
+            outputs: What the model returned while the subnet was active.
+            architecture: The subnet's.
+        """
+        units = self._units(architecture)
+        leaves, spec = pytree.tree_flatten(outputs)
+        tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for i, dims in zip(tensors, self.graph.outputs, strict=True):
+            for dim, dim_map in dims.items():
+                selection = Selection(dim, dim_map.kept(units))
+                leaves[i] = selection.pad(leaves[i], len(dim_map.group))
+        return pytree.tree_unflatten(leaves, spec)
+
+    def order_channels(self, norm: int = 2) -> None:
+        """Sorts the channels of every group by importance, so that the first are worth keeping.
+
+        The main network computes the same function as before; see `channel_orders`.
+
+        Args:
+            norm: 1 or 2: the sum of magnitudes or of squares.
+        """
+        tensors = dict(self._tensors())
+        weights = {key for key, parameter in self.model.named_parameters() if parameter.dim() > 1}
+        orders = channel_orders(self.graph, tensors, weights, norm)
+        with torch.no_grad():
+            for key, dims in self.graph.dims.items():
+                for dim, dim_map in dims.items():
+                    index = reordered(dim_map.group, dim_map.unit, orders)
+                    tensor = tensors[key]
+                    tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
+
+    def describe(self, architecture: Architecture) -> dict[str, Any]:
+        """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""
+        pair = [architecture, self.space.largest]
+        macs, params = self.cost.macs(pair), self.cost.params(pair)
+        return {
+            'architecture': str(architecture),
+            'macs': int(macs[0]),
+            'macs_dense': int(macs[1]),
+            'macs_ratio': float(macs[0] / macs[1]),
+            'params': int(params[0]),
+            'params_dense': int(params[1]),
+            'params_ratio': float(params[0] / params[1]),
+        }
+
+    def check_intact(self) -> None:
+        """Whether the layers are still those made dynamic.
+
+        Raises:
+            SupernetError: Naming the first that was replaced.
+        """
+        modules = dict(self.model.named_modules())
+        for key in self.graph.dims:
+            path = key.rpartition('.')[0]
+            if not isinstance(modules.get(path), DynamicMixin):
+                raise SupernetError(
+                    f'{path} was replaced by {type(modules.get(path)).__name__} after the supernet '
+                    'was made. Name the layer that you want in the config of the model '
+                    "(norm_cfg=dict(type='SyncBN'), with several processes) instead of having it "
+                    'converted later'
+                )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.model.named_parameters(remove_duplicate=False)
+        yield from self.model.named_buffers(remove_duplicate=False)

@@ -1,0 +1,172 @@
+"""Weights that do not fit raise, whichever way they are loaded."""
+
+import re
+
+import pytest
+import torch
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
+from torch import nn
+
+from mmstp.checkpoints import differences, load_pretrained, require_fit, require_pretrained
+from mmstp.errors import CheckpointError
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+def changed(key=None, value=None, drop=None):
+    state = network().state_dict()
+    if key:
+        state[key] = value
+    if drop:
+        del state[drop]
+    return state
+
+
+LOADERS = [
+    lambda model, state: model.load_state_dict(state),
+    lambda model, state: model.load_state_dict(state, strict=False),
+    mmengine_load_state_dict,
+]
+CASES = [
+    (
+        changed('0.weight', torch.zeros(2, 3, 1, 1)),
+        '0.weight: (2, 3, 1, 1) in the checkpoint, (4, 3, 1, 1) here',
+    ),
+    (changed(drop='2.bias'), '2.bias: missing in the checkpoint, (2,) here'),
+    (changed('more.weight', torch.zeros(5)), 'more.weight: (5,) in the checkpoint, not here'),
+    (changed('epoch', 3), 'epoch: () in the checkpoint, not here'),
+]
+
+
+@pytest.mark.parametrize('load', LOADERS)
+@pytest.mark.parametrize(('state', 'line'), CASES)
+@pytest.mark.parametrize('inside', [False, True])
+def test_what_does_not_fit_is_named(load, state, line, inside):
+    """Also where the network is a part of the one that is loaded."""
+    model = network()
+    require_fit(model, 'Take another one.')
+    whole = nn.ModuleDict({'part': model, 'rest': nn.Linear(2, 2)}) if inside else model
+    before = {key: value.clone() for key, value in whole.state_dict().items()}
+    if inside:
+        state = {f'part.{key}': value for key, value in state.items()}
+        state |= {f'rest.{key}': value for key, value in whole['rest'].state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load(whole, state)
+    where = ' (part)' if inside else ''
+    expected = f'the weights do not fit this Sequential{where}:\n  {line}\nTake another one.'
+    assert str(error.value) == expected
+    own = model.state_dict(prefix='part.' if inside else '')
+    assert all(torch.equal(before[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize('load', LOADERS)
+def test_what_fits_is_loaded(load):
+    model, state = network(), changed('2.bias', torch.tensor([3.0, 4.0]))
+    require_fit(model)
+    load(model, state)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    del state['1.num_batches_tracked']  # as old checkpoints
+    model.load_state_dict(state, strict=False)
+
+
+def test_both_sides_are_described():
+    model = network()
+    require_fit(model, 'Hint.', lambda weights: f'one of {len(weights)} tensors')
+    with pytest.raises(CheckpointError) as error:
+        model.load_state_dict({'0.weight': torch.zeros(4, 3, 1, 1)}, strict=False)
+    *_, described, hint = str(error.value).splitlines()
+    assert described == 'This network is one of 9 tensors, the weights are one of 1 tensors.'
+    assert hint == 'Hint.'
+
+
+@pytest.mark.parametrize('start', ['backbone.', 'model.backbone.', ''])
+def test_a_prefix_that_is_missing_is_named(start):
+    model = network()
+    require_fit(model)
+    state = {start + key: value for key, value in model.state_dict().items()}
+    state['head.weight'] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as error:
+        model.load_state_dict(state, strict=False)
+    hint = f'Their keys begin with {start!r}: load them with prefix={start!r}.'
+    assert (hint in str(error.value)) == bool(start)
+
+
+def test_optional_tensors_may_be_missing_or_there():
+    model = network()
+    require_fit(model, optional={'0.bias', 'norm.weight'})
+    state = model.state_dict()
+    del state['0.bias']
+    model.load_state_dict({**state, 'norm.weight': torch.zeros(1)}, strict=False)
+    with pytest.raises(CheckpointError, match=r'norm\.bias: \(1,\) in the checkpoint, not here'):
+        model.load_state_dict({**state, 'norm.bias': torch.zeros(1)}, strict=False)
+
+
+class Tables(nn.Module):
+    """Fits a table to its own size and works another out, as transformers of OpenMMLab do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(4))
+        self.register_buffer('index', torch.arange(4))
+        self._register_load_state_dict_pre_hook(self._prepare)
+
+    def _prepare(self, state_dict, prefix, *_):
+        state_dict[prefix + 'table'] = state_dict[prefix + 'table'].repeat(2)
+        del state_dict[prefix + 'index']
+
+
+def test_what_the_network_s_own_hooks_do_is_no_misfit():
+    whole = nn.ModuleDict({'part': Tables()})
+    require_fit(whole['part'])
+    state = {'part.table': torch.tensor([1.0, 2.0]), 'part.index': torch.arange(2)}
+    whole.load_state_dict(state, strict=False)
+    assert whole['part'].table.tolist() == [1, 2, 1, 2]
+    with pytest.raises(CheckpointError, match=r'table: \(6,\) in the checkpoint, \(4,\) here'):
+        whole.load_state_dict({**state, 'part.table': torch.zeros(3)}, strict=False)
+
+
+# --- init_cfg -------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """No BaseModule: nothing of OpenMMLab's would load its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize('load', [lambda module: module.init_weights(), load_pretrained])
+def test_pretrained_weights_of_any_module(load, tmp_path):
+    expected = Plain()
+    state = {f'a.{key}': value for key, value in expected.state_dict().items()}
+    torch.save(state, tmp_path / 'a.pth')
+    module = Plain()
+    module.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='a')
+    require_fit(module)
+    require_pretrained(module)
+    assert type(module).__name__ == 'Plain'
+    assert isinstance(module, Plain)
+    load(module)
+    assert torch.equal(module.layer.weight, expected.layer.weight)
+    module.init_cfg['prefix'] = 'b'
+    with pytest.raises(CheckpointError, match=r"init_cfg\.prefix='b': .*; they begin with 'a\.'"):
+        load(module)
+
+
+def test_long_lists_are_cut():
+    model = network()
+    require_fit(model)
+    with pytest.raises(CheckpointError) as error:
+        model.load_state_dict({})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 1 + 5 + 1
+    assert lines[-1] == '  … and 3 more'  # 9 tensors, of which the counter may be missing
+
+
+def test_differences_come_in_the_order_of_the_module():
+    found = differences(network(), changed('0.bias', torch.zeros(1), drop='2.weight'))
+    assert [re.match(r'[\w.]+', line)[0] for line in found] == ['0.bias', '2.weight']
+    assert differences(network(), changed()) == []
