@@ -33,7 +33,7 @@ def main() -> None:
         if target < 1:
             (architecture,) = members(supernet, target, 1, args.seed)
         network = supernet.export(architecture)
-        plan = supernet.compact_plan(architecture).within('backbone').to_dict()
+        plan = supernet.compact_spec(architecture).within('backbone').to_dict()
         backbone = build_model(dict(type='mmstp.CompactBackbone', backbone=config, plan=plan))
         backbone.load_state_dict(network.backbone.state_dict())
         ratio = (

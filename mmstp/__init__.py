@@ -28,7 +28,7 @@ from .stp.losses import normalized_kl
 from .stp.pool import ArchitecturePool
 from .subnets.attention import register_forward
 from .subnets.attributes import register_sizes
-from .subnets.compact_spec import CompactPlan
+from .subnets.compact_spec import CompactSpec
 from .subnets.norm_statistics import calibrate
 from .subnets.supernet import Supernet
 from .version import __version__
@@ -41,7 +41,7 @@ __all__ = [
     'CalibrationHook',
     'ChannelGraph',
     'CompactBackbone',
-    'CompactPlan',
+    'CompactSpec',
     'CostModel',
     'Digits',
     'DynamicBackbone',

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from mmengine.model import initialize
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .errors import CheckpointError
@@ -60,62 +57,6 @@ def require_fit(
     hooks: Any = module._load_state_dict_pre_hooks
     hooks.move_to_end(first.id, last=False)
     module._register_load_state_dict_pre_hook(check, with_module=True)
-
-
-def require_pretrained(module: nn.Module) -> None:
-    """Makes ``init_weights()`` of a module fail where its ``init_cfg`` names weights it lacks.
-
-    The module's class becomes a subclass of the same name. What is wrong with the weights
-    themselves, `require_fit` says.
-    """
-    base: Any = type(module)
-    module.__class__ = _strict(base)
-
-
-def load_pretrained(module: nn.Module) -> None:
-    """Loads the weights that ``init_cfg`` names; ``init_weights()`` without a log of every tensor.
-
-    Raises:
-        CheckpointError: If they do not fit.
-    """
-    for checkpoint, prefix in _pretrained(module):
-        _check_prefix(checkpoint, prefix)
-    initialize(module, module.init_cfg)
-
-
-@functools.cache
-def _strict(base: Any) -> type[nn.Module]:
-    def init_weights(self: Any) -> None:
-        """As the class does, where the checkpoint has something under the prefix."""
-        for checkpoint, prefix in _pretrained(self):
-            _check_prefix(checkpoint, prefix)
-        if hasattr(base, 'init_weights'):
-            base.init_weights(self)
-        elif getattr(self, 'init_cfg', None):
-            initialize(self, self.init_cfg)
-
-    members = {'init_weights': init_weights, '__module__': base.__module__, '__doc__': base.__doc__}
-    return type(base.__name__, (base,), members)
-
-
-def _pretrained(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Files and prefixes of the weights that a module is to start from."""
-    config = getattr(module, 'init_cfg', None) or []
-    for one in [config] if isinstance(config, dict) else config:
-        if one['type'] == 'Pretrained' and one.get('prefix'):
-            yield one['checkpoint'], one['prefix']
-
-
-def _check_prefix(checkpoint: str, prefix: str) -> None:
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    keys = content.get('state_dict', content)
-    start = prefix if prefix.endswith('.') else prefix + '.'  # as MMEngine has it
-    if not any(key.startswith(start) for key in keys):
-        first = sorted({key.partition('.')[0] + '.' for key in keys if '.' in key})
-        raise CheckpointError(
-            f'init_cfg.prefix={prefix!r}: no key in {checkpoint} begins so; they begin with '
-            f'{", ".join(map(repr, first[:10]))}'
-        )
 
 
 def _prefix_of(module: nn.Module, given: Mapping[str, Any], optional: Collection[str]) -> str:

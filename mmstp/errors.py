@@ -19,6 +19,10 @@ class BudgetError(ValueError):
     """A target that no architecture of the space meets."""
 
 
+class OperatorError(ValueError):
+    """An operator that is registered twice."""
+
+
 class TraceError(RuntimeError):
     """A model that `torch.export` cannot follow."""
 
@@ -31,7 +35,7 @@ class CallError(RuntimeError):
     """A forward that does not make the calls that were traced."""
 
 
-class CompactPlanError(ValueError):
+class CompactSpecError(ValueError):
     """A compact network's description that does not fit the dense network."""
 
 

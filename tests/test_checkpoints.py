@@ -7,7 +7,7 @@ import torch
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
 from torch import nn
 
-from mmstp.checkpoints import differences, load_pretrained, require_fit, require_pretrained
+from mmstp.checkpoints import differences, require_fit
 from mmstp.errors import CheckpointError
 
 
@@ -128,32 +128,6 @@ def test_what_the_network_s_own_hooks_do_is_no_misfit():
 
 
 # --- init_cfg -------------------------------------------------------------------------------------
-
-
-class Plain(nn.Module):
-    """No BaseModule: nothing of OpenMMLab's would load its weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-
-
-@pytest.mark.parametrize('load', [lambda module: module.init_weights(), load_pretrained])
-def test_pretrained_weights_of_any_module(load, tmp_path):
-    expected = Plain()
-    state = {f'a.{key}': value for key, value in expected.state_dict().items()}
-    torch.save(state, tmp_path / 'a.pth')
-    module = Plain()
-    module.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='a')
-    require_fit(module)
-    require_pretrained(module)
-    assert type(module).__name__ == 'Plain'
-    assert isinstance(module, Plain)
-    load(module)
-    assert torch.equal(module.layer.weight, expected.layer.weight)
-    module.init_cfg['prefix'] = 'b'
-    with pytest.raises(CheckpointError, match=r"init_cfg\.prefix='b': .*; they begin with 'a\.'"):
-        load(module)
 
 
 def test_long_lists_are_cut():

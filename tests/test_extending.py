@@ -1,16 +1,17 @@
 """The examples of docs/extending.md, as they are printed."""
 
+import importlib
 import random
 import re
 
 import pytest
 import torch
 
-from mmstp.analysis.operators.table import HANDLERS
+from mmstp.analysis.operators.table import OPERATORS
 from mmstp.cli.space_report import describe_space
 from mmstp.search.budget import Budget
 from mmstp.subnets.attention import FORWARDS
-from mmstp.subnets.attributes import SIZE_RULES
+from mmstp.subnets.attributes import ATTRIBUTE_RULES
 from mmstp.subnets.check import Verifier
 from mmstp.subnets.cut import count_macs, count_parameters
 from tests import tiny
@@ -21,7 +22,7 @@ PAGE = tiny.ROOT / 'docs' / 'extending.md'
 @pytest.fixture(autouse=True)
 def registries():
     """As they were, when the test is over."""
-    before = [(registry, dict(registry)) for registry in (HANDLERS, FORWARDS, SIZE_RULES)]
+    before = [(registry, dict(registry)) for registry in (OPERATORS, FORWARDS, ATTRIBUTE_RULES)]
     yield
     for registry, entries in before:
         registry.clear()
@@ -55,7 +56,7 @@ def prunes(supernet):
         with torch.no_grad(), supernet.activate(architecture):
             assert torch.equal(supernet.model(x), network(x))
         units = space.group_units(space.encode(architecture)[None])[0]
-        assert verifier.difference(supernet._plan(architecture), units) == ''
+        assert verifier.difference(supernet._plan(architecture), units) is None
         assert supernet.cost.macs([architecture]) == count_macs(network, supernet.inputs)
         assert supernet.cost.params([architecture]) == count_parameters(network)
     low, dense = supernet.cost.macs([space.smallest, space.largest])
@@ -63,11 +64,11 @@ def prunes(supernet):
 
 
 def test_operator():
-    assert 'soft_threshold' not in HANDLERS
+    assert 'example::soft_threshold' not in OPERATORS
     names = example('An operator')
     before, supernet = names['before'], names['supernet']
-    assert "    1: operator 'soft_threshold' has no handler" in report(before)
-    assert "    operator 'soft_threshold' has no handler; called by 2" in report(before)
+    assert "    1: operator 'example::soft_threshold' has no handler" in report(before)
+    assert "    operator 'example::soft_threshold' has no handler; called by 2" in report(before)
     assert 'has no handler' not in report(supernet)
     assert prunes(supernet) < prunes(before)
 
@@ -89,7 +90,6 @@ def test_every_block_is_run():
 
 def test_names_of_the_page_exist():
     """What its tables offer to handlers."""
-    from mmstp.analysis import trace as nodes
     from mmstp.analysis.ids import ChannelIds
     from mmstp.analysis.walk import Walk
 
@@ -103,5 +103,7 @@ def test_names_of_the_page_exist():
         assert offered
         for name in offered:
             assert hasattr(owner, name), name
-    for name in re.findall(r'`mmstp\.graph\.nodes\.(\w+)', text):
-        assert hasattr(nodes, name)
+    found = re.findall(r'`(mmstp\.analysis\.\w+)\.(\w+)', text)
+    assert found
+    for module, name in found:
+        assert hasattr(importlib.import_module(module), name)

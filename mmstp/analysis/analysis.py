@@ -1,92 +1,34 @@
-"""What one trace of a model tells about its channels, blocks and costs."""
+"""What the traces of a model tell about its channels, blocks and costs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .blocks import Run, find_runs
-from .groups import (
-    WHOLE,
-    DimMap,
-    Group,
-    LinearForm,
-    _classes,
-    _embedding,
-    _group,
-    _makers,
-    _reasons,
-    kind_of,
-)
-from .ids import Ids, Value
-from .trace import Trace, module_stack, operator_name, trace
-from .walk import Walk
+from .groups import DimMap, FoundGroups, Group, find_groups, kind_of
+from .records import ChannelReduction, Cost
+from .trace import Trace, trace
+from .walk import Walk, Walked
+from .ways import Way, find_ways
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of an operator or the size of a parameter: a product of sizes.
+class Traced:
+    """One trace, with what it tells beside the groups.
 
     Attributes:
-        kind: ``'matmul'``, ``'bias'``, ``'norm'``, ``'activation'``, ``'add'``, ``'pool'`` in
-            elements or multiply-adds of one forward of the traced inputs; ``'parameter'``.
-        block: The path of the skippable block it lies in, or ''.
+        trace: The trace.
+        reductions: Operators over free channels.
+        outputs: For every output of the model the dimensions that hold free channels.
     """
 
-    kind: str
-    block: str
-    factor: int
-    forms: tuple[LinearForm, ...]
-
-
-@dataclass(frozen=True)
-class SizedCall:
-    """A call of an operator that is given sizes, or whose output's sizes count channels.
-
-    Attributes:
-        operator: Its name in the trace.
-        modules: The modules in whose forward it is made, outermost first, with a key for each
-            of their calls.
-        sizes: Of the output's dimensions, or of the parts of a split.
-        dims: For each of the sizes what it counts; None where it counts no free channels.
-        runs: Of a reshape: which dimensions of the input become which of the output.
-    """
-
-    operator: str
-    modules: tuple[tuple[str, str], ...]
-    sizes: tuple[int, ...]
-    dims: tuple[DimMap | None, ...]
-    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Of the modules, outermost first."""
-        return tuple(path for path, _ in self.modules)
-
-    def with_groups(self, known: Sequence[int]) -> SizedCall:
-        """The same with other numbers of the groups."""
-        dims = tuple(None if dim is None else dim.with_groups(known) for dim in self.dims)
-        return replace(self, dims=dims)
-
-    @property
-    def counts(self) -> bool:
-        """Whether one of the sizes counts channels that are free."""
-        return any(dim is not None for dim in self.dims)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """An operator over channels: what it gives for one depends on which others there are.
-
-    ``dims`` says what the dimensions of its first argument hold that it goes over.
-    """
-
-    node: fx.Node
-    dims: Mapping[int, DimMap]
+    trace: Trace
+    reductions: tuple[ChannelReduction[DimMap], ...]
+    outputs: tuple[Mapping[int, DimMap], ...]
 
 
 @dataclass(frozen=True)
@@ -96,32 +38,28 @@ class ChannelGraph:
     Attributes:
         groups: The free groups, in order of execution.
         dims: For every tensor (state-dict key) the dimensions that hold free channels.
+        aliases: Further keys of tensors with free channels, and the key each has in ``dims``.
         runs: Blocks that may be skipped.
         costs: One row per operator and per parameter.
-        calls: The calls of operators that may be given sizes, in order.
-        statistics: Operators over free channels.
+        ways: By module path, the sized calls of its forward, for each way through it.
         fixed: Layers whose channels have to stay, with the reason.
         unknown: Operators without a handler, with the modules that call them.
-        outputs: For every output of the model the dimensions that hold free channels.
+        traced: The traces: the first is of the example inputs.
     """
 
     groups: tuple[Group, ...]
     dims: Mapping[str, Mapping[int, DimMap]]
+    aliases: Mapping[str, str]
     runs: tuple[Run, ...]
-    costs: tuple[Cost, ...]
-    calls: tuple[SizedCall, ...]
-    statistics: tuple[Statistics, ...]
+    costs: tuple[Cost[DimMap], ...]
+    ways: Mapping[str, tuple[Way, ...]]
     fixed: Mapping[str, str]
     unknown: Mapping[str, Sequence[str]]
-    outputs: tuple[Mapping[int, DimMap], ...]
-    trace: Trace
+    traced: tuple[Traced, ...]
 
     @classmethod
     def from_model(
-        cls,
-        model: nn.Module,
-        inputs: Sequence[Tensor],
-        fix_outputs: bool = True,
+        cls, model: nn.Module, inputs: Sequence[Tensor], fix_outputs: bool = True
     ) -> ChannelGraph:
         """Traces and analyses ``model(*inputs)``.
 
@@ -133,164 +71,91 @@ class ChannelGraph:
         Raises:
             TraceError: If the model cannot be exported.
         """
-        return cls.from_trace(model, trace(model, inputs), fix_outputs)
+        return cls.from_traces(model, [trace(model, inputs)], fix_outputs)
 
     @classmethod
-    def from_trace(
+    def from_traces(
         cls,
         model: nn.Module,
-        traced: Trace,
+        traces: Sequence[Trace],
         fix_outputs: bool = True,
         freeze: Mapping[str, str] | None = None,
+        own_forwards: Collection[str] = (),
     ) -> ChannelGraph:
-        """Analyses a model that has been traced.
+        """Analyses a model that has been traced, with inputs of one size or several.
 
         Args:
             model: The model.
-            traced: What `trace` returned for it.
+            traces: What `trace` returned for it. Costs, blocks and the order of layers are those
+                of the first.
             fix_outputs: Keep the channels of the model's outputs whole.
             freeze: Kinds (`kind_of`) of groups and blocks, or paths of blocks, that have to stay,
                 with the reason.
+            own_forwards: Paths of modules that run another forward than the traced one when they
+                are narrow.
         """
-        return _build(model, Walk(model, traced, fix_outputs), traced, freeze or {})
-
-
-def same_groups(first: ChannelGraph, second: ChannelGraph) -> list[int] | None:
-    """Which of the first graph's groups are the second's, where both are of one model.
-
-    Returns:
-        An index for every group of the second; None where channels are not coupled alike.
-    """
-    known = [WHOLE] * len(second.groups)
-    places = {key: dims.keys() for key, dims in second.dims.items()}
-    if {key: dims.keys() for key, dims in first.dims.items()} != places:
-        return None
-    for key, dims in second.dims.items():
-        for dim, there in dims.items():
-            here = first.dims[key][dim]
-            for group, index in set(zip(there.group.tolist(), here.group.tolist(), strict=True)):
-                if group != WHOLE and known[group] == WHOLE:
-                    known[group] = index
-            renumbered = there.with_groups(known)
-            if not (np.array_equal(here.group, renumbered.group)
-                    and np.array_equal(here.unit, renumbered.unit)):  # fmt: skip
-                return None
-    return None if WHOLE in known else known
-
-
-def _build(model: nn.Module, walk: Walk, traced: Trace, freeze: Mapping[str, str]) -> ChannelGraph:
-    graph = traced.module.graph
-    found = find_runs(model, walk, graph)
-    runs = _without(found, freeze)
-    lines = {
-        (key, dim): walk.ids.find(factor.reshape(-1))
-        for key, value in walk.tensors.items()
-        for dim in range(len(value.shape))
-        if (factor := value.factor(dim)) is not None
-    }
-    makers = _makers(walk)
-    reasons = _reasons(walk)
-    classes, fixed = _classes(lines, makers, reasons)
-    embedding = _embedding(walk, found)
-    heads = {root for ids in walk.ids.wholes for root in walk.ids.find(ids).reshape(-1).tolist()}
-    groups = [_group(roots, makers, embedding, heads) for roots in classes.values()]
-    for group in groups:
-        if group.kind in freeze:
-            fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
-    free = [
-        (group, roots)
-        for group, roots in zip(groups, classes.values(), strict=True)
-        if group.kind not in freeze
-    ]
-    free.sort(key=lambda pair: pair[0].order)
-
-    place = np.full((len(walk.ids), 2), WHOLE)
-    place[:, 1] = 0
-    for index, (_, roots) in enumerate(free):
-        place[roots, 0] = index
-        place[roots, 1] = np.arange(len(roots))
-
-    def dim_map(ids: Ids) -> DimMap:
-        roots = walk.ids.find(ids)
-        if (roots == roots[0]).all():  # all of one unit of others' making: none can go alone
-            return DimMap(np.full(len(roots), WHOLE), np.zeros(len(roots), dtype=np.int64))
-        return DimMap(place[roots, 0], place[roots, 1])
-
-    def free_dim(ids: Ids | None) -> DimMap | None:
-        if ids is None:
-            return None
-        mapped = dim_map(ids)
-        return mapped if (mapped.group != WHOLE).any() else None
-
-    dims: dict[str, dict[int, DimMap]] = defaultdict(dict)
-    for (key, dim), line in lines.items():
-        if (mapped := free_dim(line)) is not None:
-            dims[key][dim] = mapped
-
-    def size(value: Value, dim: int) -> LinearForm:
-        ids = value.factor(dim)
-        return LinearForm(value.shape[dim], ()) if ids is None else dim_map(ids.reshape(-1)).form()
-
-    skippable = [block.path for run in runs for block in run.skippable]
-    rows = [
-        Cost(
-            row.kind,
-            next((p for p in module_stack(row.node).values() if p in skippable), ''),
-            row.factor,
-            tuple(dim_map(ids).form() for ids in row.dims),
+        freeze = freeze or {}
+        walk = Walk(model, traces, fix_outputs)
+        found = find_runs(model, walk, traces[0].module.graph)
+        lines = {
+            (key, dim): walk.ids.find(factor.reshape(-1))
+            for key, value in walk.tensors.items()
+            for dim in range(len(value.shape))
+            if (factor := value.factor(dim)) is not None
+        }
+        groups = find_groups(walk, lines, found, freeze)
+        dims: dict[str, dict[int, DimMap]] = defaultdict(dict)
+        for (key, dim), line in lines.items():
+            if (mapped := groups.free(line)) is not None:
+                dims[key][dim] = mapped
+        calls = [[call.resolve(groups.free) for call in one.calls] for one in walk.walked]
+        return cls(
+            groups=groups.groups,
+            dims=dict(dims),
+            aliases={key: first for key, first in walk.aliases.items() if first in dims},
+            runs=tuple(_without(found, freeze)),
+            costs=(
+                *(cost.resolve(groups.dim_map) for cost in walk.walked[0].costs),
+                *_parameters(model, walk, groups),
+            ),
+            ways=find_ways(calls, own_forwards),
+            fixed=groups.fixed,
+            unknown=dict(walk.unknown),
+            traced=tuple(_resolved(walk, one, groups) for one in walk.walked),
         )
-        for row in walk.rows
+
+
+def _parameters(model: nn.Module, walk: Walk, groups: FoundGroups) -> list[Cost[DimMap]]:
+    """The sizes of all parameters, those that no trace meets too."""
+    costs: list[Cost[DimMap]] = []
+    for key, parameter in model.named_parameters():
+        factor, counted = 1, []
+        value = walk.tensors.get(key)
+        for dim, size in enumerate(parameter.shape):
+            ids = None if value is None else value.factor(dim)
+            if ids is None:
+                factor *= size
+            else:
+                counted.append(groups.dim_map(ids))
+        parts = key.split('.')[:-1]
+        paths = tuple('.'.join(parts[: n + 1]) for n in range(len(parts)))
+        costs.append(Cost('parameter', factor, tuple(counted), paths))
+    return costs
+
+
+def _resolved(walk: Walk, one: Walked, groups: FoundGroups) -> Traced:
+    reductions = [reduction.resolve(groups.free) for reduction in one.reductions]
+    outputs = [
+        {dim: walk.line(value, dim) for dim in range(len(value.shape))} for value in one.outputs
     ]
-    parameters = [
-        Cost(
-            'parameter',
-            next((p for p in skippable if key.startswith(p + '.')), ''),
-            1,
-            tuple(size(walk.tensors[key], dim) for dim in range(len(parameter.shape))),
-        )
-        for key, parameter in model.named_parameters()
-        if key in walk.tensors
-    ]
-    unused = [
-        Cost('parameter', '', parameter.numel(), ())
-        for key, parameter in model.named_parameters()
-        if key not in walk.tensors
-    ]
-    return ChannelGraph(
-        groups=tuple(group for group, _ in free),
-        dims=dict(dims),
-        runs=tuple(runs),
-        costs=(*rows, *parameters, *unused),
-        calls=tuple(_calls(walk, free_dim)),
-        statistics=tuple(
-            Statistics(one.node, dims_over)
-            for one in walk.renormalised
-            if (dims_over := _free(one.dims, free_dim))
+    return Traced(
+        one.trace,
+        tuple(reduction for reduction in reductions if reduction.dims),
+        tuple(
+            {dim: free for dim, line in output.items() if (free := groups.free(line)) is not None}
+            for output in outputs
         ),
-        fixed=fixed,
-        unknown=dict(walk.unknown),
-        outputs=tuple(
-            _free({d: walk.line(value, d) for d in range(len(value.shape))}, free_dim)
-            for value in walk.outputs
-        ),
-        trace=traced,
     )
-
-
-def _free(
-    dims: Mapping[int, Ids | None], free_dim: Callable[[Ids | None], DimMap | None]
-) -> dict[int, DimMap]:
-    """The dimensions that hold free channels."""
-    return {dim: mapped for dim, ids in dims.items() if (mapped := free_dim(ids)) is not None}
-
-
-def _calls(walk: Walk, free_dim: Callable[[Ids | None], DimMap | None]) -> Iterator[SizedCall]:
-    """In order: which of them are given sizes by Python code, the dynamic modules know."""
-    for call in walk.sized:
-        if not str(call.node.target).endswith('.dtype'):  # a view of other numbers
-            modules = tuple((path, key) for key, path in module_stack(call.node).items())
-            dims = tuple(map(free_dim, call.ids))
-            yield SizedCall(operator_name(call.node), modules, call.sizes, dims, call.runs)
 
 
 def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:

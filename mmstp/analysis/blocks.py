@@ -9,16 +9,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from .ids import Value
+from .operators.table import OPERATORS
 from .trace import module_stack, operator_name
 from .walk import Walk
-
-# what an identity path may consist of: nothing that mixes, gates, pools or normalises
-_PASSING = frozenset(
-    'add relu relu6 hardtanh leaky_relu elu silu hardswish mish gelu dropout feature_dropout '
-    'clone contiguous detach alias to view reshape flatten permute transpose getitem '
-    'unflatten squeeze unsqueeze'.split()
-)
-
 
 # a block of less than this share of the network's multiply-adds is not worth a choice
 NEGLIGIBLE = 0.002
@@ -96,18 +89,18 @@ def _candidates(
     model: nn.Module, walk: Walk, calls: dict[str, list[frozenset[fx.Node]]]
 ) -> list[Block]:
     modules = dict(model.named_modules())
-    macs: dict[fx.Node, int] = defaultdict(int)
-    for row in walk.rows:
-        if row.kind == 'matmul':
-            macs[row.node] += row.factor * math.prod(len(ids) for ids in row.dims)
-    total = sum(macs.values())
+    macs: dict[str, int] = defaultdict(int)
+    for cost in walk.walked[0].costs:
+        if cost.kind == 'matmul':
+            for path in {'', *cost.paths}:
+                macs[path] += cost.factor * math.prod(len(ids) for ids in cost.dims)
     candidates = []
     for path, regions in calls.items():
         if not path or len(regions) != 1 or path not in modules:
             continue
         (nodes,) = regions
         inputs, outputs = _border(nodes)
-        if len(outputs) != 1 or sum(macs[node] for node in nodes) < NEGLIGIBLE * total:
+        if len(outputs) != 1 or macs[path] < NEGLIGIBLE * macs['']:
             continue
         (sink,) = outputs
         for source in inputs:  # of several (positions, masks) the one that is the residual stream
@@ -149,10 +142,16 @@ def _identity_path(source: fx.Node, sink: fx.Node, nodes: frozenset[fx.Node]) ->
     reached, pending = {source}, [source]
     while pending:
         for user in pending.pop().users:
-            if user in nodes and user not in reached and operator_name(user) in _PASSING:
+            if user in nodes and user not in reached and _passes(user):
                 reached.add(user)
                 pending.append(user)
     return sink in reached
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether an identity path may go through: nothing that mixes, gates, pools or normalises."""
+    operator = OPERATORS.get(operator_name(node))
+    return operator is not None and operator.passes
 
 
 def _outermost(candidates: list[Block]) -> list[Block]:

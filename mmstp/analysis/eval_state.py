@@ -1,11 +1,13 @@
-"""Train and eval mode, module by module."""
+"""Train and eval mode, module by module, and the modules that remember something in eval mode."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def overriding(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).train is not nn.Module.train]
 
 
-def caching(model: nn.Module) -> set[nn.Module]:
+def kept_in_eval(model: nn.Module) -> set[nn.Module]:
     """The modules that keep something in eval mode that they do not have in train mode.
 
     Biases looked up from a table of a parameter, for example. It is worked out by the dense
@@ -63,8 +65,50 @@ def caching(model: nn.Module) -> set[nn.Module]:
     with eval_mode(model):
         for module in overriding(model):
             module.train(True)
-            live = set(vars(module))
+            in_train = set(vars(module))
             module.train(False)
-            if set(vars(module)) != live:
+            if set(vars(module)) != in_train:
                 found.add(module)
     return found
+
+
+def kept_by_forward(model: nn.Module, inputs: Sequence[Tensor]) -> set[nn.Module]:
+    """The modules that keep tensors of a forward in eval mode for the next one.
+
+    They keep them: the exporter hides what a forward keeps, and traces how it is worked out.
+    """
+    with eval_mode(model), torch.no_grad():
+        before = [(module, _Held(module)) for module in model.modules()]
+        model(*inputs)
+        return {module for module, held in before if held.changed()}
+
+
+class _Held:
+    """What a module holds beside parameters and modules, buffers by identity."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._held = {
+            name: dict(value) if type(value) is dict else value
+            for name, value in vars(module).items()
+            if self._counts(name)
+        }
+
+    @staticmethod
+    def _counts(name: str) -> bool:
+        return name == '_buffers' or not name.startswith('_')
+
+    def changed(self) -> bool:
+        """Whether something now is, or holds, another tensor."""
+        return any(
+            _other_tensors(value, self._held.get(name))
+            for name, value in vars(self._module).items()
+            if self._counts(name)
+        )
+
+
+def _other_tensors(now: Any, before: Any) -> bool:
+    if type(now) is dict:
+        known = before if type(before) is dict else {}
+        return any(_other_tensors(value, known.get(key)) for key, value in now.items())
+    return isinstance(now, Tensor) and now is not before

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Run
-from .ids import Ids
-from .trace import operator_name
+from .ids import ChannelIds, Ids
 from .walk import Walk
 
 WHOLE = -1  # a position that belongs to no group is always kept
@@ -59,31 +58,53 @@ class Group:
 
 
 @dataclass(frozen=True)
+class LinearForm:
+    """``constant + sum(weight * units[group])``."""
+
+    constant: int
+    weights: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class DimMap:
     """Which group and which of its units every position of a dimension belongs to."""
 
     group: NDArray[np.int64]
     unit: NDArray[np.int64]
-    _kept: dict[tuple[int, ...], NDArray[np.int64]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, DimMap)
+            and np.array_equal(self.group, other.group)
+            and np.array_equal(self.unit, other.unit)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.group.tobytes(), self.unit.tobytes()))
+
+    @property
+    def free(self) -> bool:
+        """Whether it holds channels of a group."""
+        return bool((self.group != WHOLE).any())
 
     def kept(self, units: Sequence[int]) -> NDArray[np.int64]:
         """The positions that stay when the first ``units[g]`` units of each group ``g`` do."""
-        own = tuple(int(units[group]) for group in self._groups)
+        own = tuple(int(units[group]) for group in self.groups)
         if own not in self._kept:
             limits = np.append(np.asarray(units), 1)  # WHOLE indexes the last: unit 0 of 1
             self._kept[own] = np.flatnonzero(self.unit < limits[self.group])
         return self._kept[own]
 
-    def with_groups(self, known: Sequence[int]) -> DimMap:
-        """The same with other numbers of the groups: ``known[g]`` for ``g``."""
-        return DimMap(np.append(np.asarray(known), WHOLE)[self.group], self.unit)
+    @functools.cached_property
+    def _kept(self) -> dict[tuple[int, ...], NDArray[np.int64]]:
+        return {}
 
     @functools.cached_property
-    def _groups(self) -> list[int]:
+    def groups(self) -> list[int]:
+        """The groups whose channels it holds."""
         return [group for group in np.unique(self.group).tolist() if group != WHOLE]
 
+    @functools.cached_property
     def form(self) -> LinearForm:
         """How many positions stay, as a function of the units kept of each group."""
         groups, counts = np.unique(self.group, return_counts=True)
@@ -96,32 +117,85 @@ class DimMap:
         return LinearForm(constant, tuple(sorted(weights.items())))
 
 
-@dataclass(frozen=True)
-class LinearForm:
-    """``constant + sum(weight * units[group])``."""
+Lines = Mapping[tuple[str, int], Ids]
+Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
+Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
 
-    constant: int
-    weights: tuple[tuple[int, int], ...]
+
+@dataclass(frozen=True)
+class FoundGroups:
+    """The groups of a walk, and where their channels are.
+
+    Attributes:
+        groups: In order of execution.
+        fixed: Layers whose channels have to stay, with the reason.
+    """
+
+    groups: tuple[Group, ...]
+    fixed: Mapping[str, str]
+    _ids: ChannelIds
+    _place: NDArray[np.int64]  # by id: group and unit
+    _known: dict[bytes, DimMap] = field(default_factory=dict)
+
+    def dim_map(self, ids: Ids) -> DimMap:
+        """What positions with these ids hold; one object for equal ids."""
+        roots = self._ids.find(ids.reshape(-1))
+        key = roots.tobytes()
+        if key not in self._known:
+            group, unit = self._place[roots].T
+            if (roots == roots[0]).all():  # of one unit of others' making: none can go alone
+                group, unit = np.full(len(roots), WHOLE), np.zeros(len(roots), dtype=np.int64)
+            self._known[key] = DimMap(group, unit)
+        return self._known[key]
+
+    def free(self, ids: Ids | None) -> DimMap | None:
+        """The same; None where no channel of a group is among them."""
+        if ids is None:
+            return None
+        found = self.dim_map(ids)
+        return found if found.free else None
+
+
+def find_groups(
+    walk: Walk, lines: Lines, runs: Sequence[Run], freeze: Mapping[str, str]
+) -> FoundGroups:
+    """The groups that are left when a walk is over.
+
+    Args:
+        walk: The walk.
+        lines: By tensor and dimension the ids.
+        runs: Blocks that may be skipped, whose residual streams tell what an embedding is.
+        freeze: Kinds (`kind_of`) of groups that have to stay, with the reason.
+    """
+    makers = _makers(walk)
+    classes, fixed = _classes(lines, makers, _reasons(walk))
+    embedding = _embedding(walk, runs)
+    heads = {root for ids in walk.ids.wholes for root in walk.ids.find(ids).reshape(-1).tolist()}
+    found = [(_group(roots, makers, embedding, heads), roots) for roots in classes.values()]
+    for group, _ in found:
+        if group.kind in freeze:
+            fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
+    free = sorted(
+        ((group, roots) for group, roots in found if group.kind not in freeze),
+        key=lambda pair: pair[0].order,
+    )
+    place = np.full((len(walk.ids), 2), WHOLE)
+    place[:, 1] = 0
+    for index, (_, roots) in enumerate(free):
+        place[roots, 0] = index
+        place[roots, 1] = np.arange(len(roots))
+    return FoundGroups(tuple(group for group, _ in free), fixed, walk.ids, place)
 
 
 def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:
     """Channels of residual streams over which some operator normalises."""
     normalised = {
         root
-        for one in walk.renormalised
+        for one in walk.walked[0].reductions
         for ids in one.dims.values()
         for root in walk.ids.find(ids).tolist()
     }
     return normalised & {root for run in runs for root in run.residual}
-
-
-Lines = Mapping[tuple[str, int], Ids]
-
-
-Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
-
-
-Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
 
 
 def _makers(walk: Walk) -> Makers:
@@ -131,12 +205,9 @@ def _makers(walk: Walk) -> Makers:
     """
     makers: Makers = defaultdict(list)
     for producer in walk.producers:
-        shape = tuple(producer.node.meta['val'].shape)
-        last = operator_name(producer.node) == 'linear'  # channels come last there
-        order, space = walk.order[producer.node], shape[1:-1] if last else shape[2:]
         roots, counts = np.unique(walk.ids.find(producer.ids), return_counts=True)
         for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
-            makers[root].append((order, producer.path, space, count))
+            makers[root].append((producer.order, producer.path, producer.resolution, count))
     return makers
 
 

@@ -1,10 +1,9 @@
-"""What the nodes of an exported graph say about themselves."""
+"""The exported graph of a model, without what its forward keeps or the exporter prints."""
 
 from __future__ import annotations
 
 import io
 import logging
-import operator
 import traceback
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -18,34 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from ..errors import TraceError
-from .eval_state import caching, eval_mode, overriding
-
-
-def module_stack(node: fx.Node) -> dict[str, str]:
-    """The modules a node was called in, outermost first: call key to module path."""
-    stack = node.meta.get('nn_module_stack') or {}
-    return {key: path for key, (path, _) in stack.items()}
-
-
-def caller(node: fx.Node) -> str:
-    """The path of the module whose own code called the operator."""
-    return next(reversed(module_stack(node).values()), '')
-
-
-def operator_name(node: fx.Node) -> str:
-    """The operator's name without namespace, overload and the mark of in-place variants."""
-    if node.target is operator.getitem:
-        return 'getitem'
-    schema = getattr(node.target, '_schema', None)
-    name = schema.name.split('::')[-1] if schema else getattr(node.target, '__name__', '?')
-    return name if name.startswith('__') else name.removesuffix('_')
-
-
-def output_shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's (first) output, from the trace."""
-    value = node.meta['val']
-    first = value[0] if isinstance(value, (tuple, list)) else value
-    return tuple(first.shape)
+from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
 
 
 @dataclass(frozen=True)
@@ -72,13 +44,16 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     Raises:
         TraceError: If the export fails; the message holds the exporter's own.
     """
-    live = caching(model)
-    # What a forward keeps in eval mode for the next one is worked out by the dense network too.
-    # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
-    asked = [m for m in overriding(model) if m._parameters and m not in live]
-    if asked:
-        live |= kept_by_forward(model, inputs).intersection(asked)
-    program = _export(model, inputs, live)
+    try:
+        live = kept_in_eval(model)
+        # What a forward keeps in eval mode for the next one is worked out by the dense network too.
+        # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
+        asked = [m for m in overriding(model) if m._parameters and m not in live]
+        if asked:
+            live |= kept_by_forward(model, inputs).intersection(asked)
+        program = _export(model, inputs, live)
+    except Exception as error:
+        raise TraceError(_failed(model, inputs, error)) from error
     _inline(program.graph_module)
     _drop_assertions(program.graph_module)
     names = tuple(
@@ -94,23 +69,6 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     )
 
 
-def kept_by_forward(model: nn.Module, inputs: Sequence[Tensor]) -> set[nn.Module]:
-    """The modules that keep tensors of a forward in eval mode for the next one.
-
-    They keep them: the exporter hides what a forward keeps, and traces how it is worked out.
-
-    Raises:
-        TraceError: If the forward fails.
-    """
-    try:
-        with eval_mode(model), torch.no_grad():
-            states = {module: _State(module) for module in model.modules()}
-            model(*inputs)
-            return {module for module, state in states.items() if state.changed()}
-    except Exception as error:
-        raise TraceError(_failed(model, inputs, error)) from error
-
-
 def _export(
     model: nn.Module, inputs: Sequence[Tensor], live: Collection[nn.Module]
 ) -> torch.export.ExportedProgram:
@@ -124,8 +82,6 @@ def _export(
             # of what forwards keep in attributes: `kept_by_forward` finds out
             warnings.simplefilter('ignore')
             return torch.export.export(model, tuple(inputs), strict=False)
-    except Exception as error:
-        raise TraceError(_failed(model, inputs, error)) from error
     finally:
         logging.disable(level)
 
@@ -136,11 +92,11 @@ def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
         f'{type(model).__name__} cannot be traced with inputs of shape '
         f'{[tuple(x.shape) for x in inputs]}: '
     )
-    torch_root = str(Path(torch.__file__).parent)
+    others = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(torch_root) and frame.filename != __file__
+        if not frame.filename.startswith(others)
     ]
     place = f' at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})' if frames else ''
     if 'data-dependent' in str(error):
@@ -155,7 +111,7 @@ def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
 def _inline(module: fx.GraphModule) -> None:
     """Puts regions of another autocast or gradient mode in place of the calls that wrap them."""
     for node in list(module.graph.nodes):
-        if node.op != 'call_function' or not operator_name(node).startswith('wrap_with_'):
+        if node.op != 'call_function' or not _is_region(node):
             continue
         region, *inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
         inner = module.get_submodule(str(region.target))
@@ -166,7 +122,7 @@ def _inline(module: fx.GraphModule) -> None:
         with module.graph.inserting_before(node):
             outputs = module.graph.graph_copy(inner.graph, copied)
         for user in list(node.users):  # a region returns a tuple
-            assert operator_name(user) == 'getitem' and isinstance(outputs, (tuple, list))
+            assert operator_name(user) == GETITEM and isinstance(outputs, (tuple, list))
             user.replace_all_uses_with(outputs[user.args[1]])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
@@ -176,37 +132,48 @@ def _inline(module: fx.GraphModule) -> None:
 def _drop_assertions(module: fx.GraphModule) -> None:
     """Takes out the exporter's checks of dtypes, which fail where the trace is run in float64."""
     for node in list(module.graph.nodes):
-        if node.op == 'call_function' and operator_name(node) == '_assert_tensor_metadata':
+        if node.op == 'call_function' and operator_name(node) == 'aten::_assert_tensor_metadata':
             module.graph.erase_node(node)
     module.recompile()
 
 
-class _State:
-    """What a module holds beside parameters and modules, buffers by identity."""
+# --- what nodes say about themselves --------------------------------------------------------------
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._held = {
-            name: dict(value) if type(value) is dict else value
-            for name, value in vars(module).items()
-            if self._is_state(name)
-        }
-
-    @staticmethod
-    def _is_state(name: str) -> bool:
-        return name == '_buffers' or not name.startswith('_')
-
-    def changed(self) -> list[str]:
-        """What now is, or holds, another tensor."""
-        return [
-            name
-            for name, value in vars(self._module).items()
-            if self._is_state(name) and _other_tensors(value, self._held.get(name))
-        ]
+GETITEM = '_operator::getitem'
 
 
-def _other_tensors(now: Any, before: Any) -> bool:
-    if type(now) is dict:
-        known = before if type(before) is dict else {}
-        return any(_other_tensors(value, known.get(key)) for key, value in now.items())
-    return isinstance(now, Tensor) and now is not before
+def operator_name(node: fx.Node) -> str:
+    """The qualified name of a node's operator: ``'aten::conv2d'``.
+
+    Without the overload, and without the mark of in-place variants (``'aten::relu_'``). A function
+    of Python is named after its module.
+    """
+    schema = getattr(node.target, '_schema', None)
+    if schema is None:
+        function: Any = node.target
+        return f'{getattr(function, "__module__", "")}::{getattr(function, "__name__", function)}'
+    namespace, _, name = schema.name.partition('::')
+    return f'{namespace}::{name if name.startswith("__") else name.removesuffix("_")}'
+
+
+def _is_region(node: fx.Node) -> bool:
+    """Whether the node runs a graph of its own, in another autocast or gradient mode."""
+    return operator_name(node).partition('::')[2].startswith('wrap_with_')
+
+
+def module_stack(node: fx.Node) -> dict[str, str]:
+    """The modules a node was called in, outermost first: call key to module path."""
+    stack = node.meta.get('nn_module_stack') or {}
+    return {key: path for key, (path, _) in stack.items()}
+
+
+def caller(node: fx.Node) -> str:
+    """The path of the module whose own code called the operator."""
+    return next(reversed(module_stack(node).values()), '')
+
+
+def output_shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's (first) output, from the trace."""
+    value = node.meta['val']
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    return tuple(first.shape)

@@ -1,106 +1,111 @@
-"""One trace of a model, walked once with channel ids."""
+"""The traces of a model, walked once with channel ids.
+
+A ResNet's ``y = bn2(conv2(relu(bn1(conv1(x))))) + x``, with 64 channels, in ids::
+
+    conv1.weight  (64, 64, 3, 3)   rows 0…63, columns 64…127
+    conv1's out   (1, 64, 56, 56)  0…63 along dimension 1      x's ids are tied to 64…127
+    bn1, relu     the same; bn1.weight's own ids are tied to 0…63
+    conv2.weight  (64, 64, 3, 3)   rows 128…191, columns tied to 0…63
+    + x           128…191 are tied to x's: the residual stream is one group
+
+Whatever is tied at the end is kept or dropped together.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .ids import ChannelIds, Ids, Value, plain, varying
-from .operators.table import HANDLERS
-from .trace import Trace, caller, operator_name
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """What one operator costs: the product of the sizes of ``dims``, times ``factor``."""
-
-    kind: str
-    node: fx.Node
-    dims: tuple[Ids, ...]
-    factor: int
+from .operators.table import OPERATORS
+from .records import ChannelReduction, Cost, SizedCall
+from .trace import Trace, caller, module_stack, operator_name
 
 
 @dataclass(frozen=True)
 class Producer:
-    """An operator that makes channels, the layer whose weight it takes, and their ids."""
-
-    node: fx.Node
-    path: str
-    ids: Ids
-
-
-@dataclass(frozen=True)
-class SizedNode:
-    """An operator that is given sizes; a module's Python code may hold them as numbers.
+    """An operator that makes channels.
 
     Attributes:
-        node: The operator.
-        sizes: Of the output's dimensions, or of the parts of a split.
-        ids: For each of the sizes the ids that it counts; None where there are none.
-        runs: Of a reshape: which dimensions of the input become which of the output.
+        path: The layer whose weight it takes.
+        ids: Of the channels.
+        order: Its place in the trace.
+        resolution: The spatial shape of its output; empty for vectors.
     """
 
-    node: fx.Node
-    sizes: tuple[int, ...]
-    ids: tuple[Ids | None, ...]
-    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    path: str
+    ids: Ids
+    order: int
+    resolution: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Renormalisation:
-    """An operator over channels: what it gives for one depends on which others there are.
+@dataclass
+class Walked:
+    """What was found on the way through one trace.
 
-    ``dims`` holds the ids along the dimensions of its first argument that it goes over.
+    Attributes:
+        trace: The trace.
+        costs: Of its operators.
+        calls: The operators that are given sizes, in order.
+        reductions: The operators over channels.
+        outputs: The values of the model's outputs.
     """
 
-    node: fx.Node
-    dims: Mapping[int, Ids]
+    trace: Trace
+    costs: list[Cost[Ids]] = field(default_factory=list)
+    calls: list[SizedCall[Ids]] = field(default_factory=list)
+    reductions: list[ChannelReduction[Ids]] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
 
 
 class Walk:
-    """Carries channel ids through a trace.
+    """Carries channel ids through the traces of a model, with inputs of several sizes.
+
+    Parameters have the same ids in every trace, so what one of them couples is coupled.
 
     Attributes:
         ids: The union-find.
-        order: The place of every node in the graph.
+        order: The place of every node in its graph.
         values: The value of every node; a tuple where the operator returns several tensors.
         tensors: The value of every parameter and buffer, by state-dict key.
-        outputs: The values of the model's outputs.
-        producers: Operators that make new channels.
-        rows: The cost of every operator.
-        sized: The operators that are given sizes of channels.
-        renormalised: The operators over channels.
+        aliases: Further state-dict keys of shared tensors, and the key each is known by.
+        producers: Operators of the first trace that make new channels.
+        walked: For every trace what was found on the way.
         unknown: Operators without a handler that channels reach, with the modules that call them.
     """
 
-    def __init__(self, model: nn.Module, traced: Trace, fix_outputs: bool = True) -> None:
+    def __init__(self, model: nn.Module, traces: Sequence[Trace], fix_outputs: bool = True) -> None:
         self.ids = ChannelIds()
+        self.order: dict[fx.Node, int] = {}
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.producers: list[Producer] = []
-        self.rows: list[CostRow] = []
-        self.sized: list[SizedNode] = []
-        self.renormalised: list[Renormalisation] = []
-        self.outputs: list[Value] = []
+        self.walked: list[Walked] = []
         self.unknown: dict[str, list[str]] = defaultdict(list)
         self._slices: dict[tuple[fx.Node, int], list[tuple[int, int, int]]] = defaultdict(list)
         self._keys: dict[int, str] = {}
-
         known = first_keys(model)
+        self.aliases = {key: first for key, first in known.items() if key != first}
+        for traced in traces:
+            self._follow(traced, known, fix_outputs)
+        self._tie_slices()
+        self.ids.rectangular(
+            [value for values in self.values.values() for value in _tensors(values)]
+        )
+
+    def _follow(self, traced: Trace, known: Mapping[str, str], fix_outputs: bool) -> None:
+        self.walked.append(Walked(traced))
         graph = traced.module.graph
-        self.order = {node: place for place, node in enumerate(graph.nodes)}
+        self.order.update((node, place) for place, node in enumerate(graph.nodes))
         placeholders = [node for node in graph.nodes if node.op == 'placeholder']
         for node, name in zip(placeholders, traced.names, strict=False):
-            value = Value(tuple(node.meta['val'].shape))
-            if name in known:
-                self._give_ids(value)
-                self.tensors[known[name]] = value
-                self._keys[id(value)] = known[name]
-            self.values[node] = value
+            shape = tuple(node.meta['val'].shape)
+            self.values[node] = self._tensor(known[name], shape) if name in known else Value(shape)
         for node in placeholders[len(traced.names) :]:
             self.values[node] = plain(node)
         for node in graph.nodes:
@@ -109,27 +114,27 @@ class Walk:
             elif node.op == 'get_attr':
                 self.values[node] = Value(())
             elif node.op == 'output':
-                self.outputs = _tensors(_replace(node.args, self.values))
-                for value in self.outputs if fix_outputs else ():
+                self.walked[-1].outputs = _tensors(_replace(node.args, self.values))
+                for value in self.walked[-1].outputs if fix_outputs else ():
                     self.ids.freeze_value(value, 'an output of the model')
-        self._tie_slices()
-        self.ids.rectangular(
-            [value for values in self.values.values() for value in _tensors(values)]
-        )
 
-    def _give_ids(self, value: Value) -> None:
-        rank = len(value.shape)
-        for dim, size in enumerate(value.shape):
-            if size > 1:
-                shape = [-1 if d == dim else 1 for d in range(rank)]
-                value.factors.append(self.ids.fresh(size).reshape(shape))
+    def _tensor(self, key: str, shape: tuple[int, ...]) -> Value:
+        """A parameter's or buffer's value, with ids of its own from the first trace on."""
+        if key not in self.tensors:
+            rank = len(shape)
+            self.tensors[key] = value = Value(shape)
+            for dim, size in enumerate(shape):
+                if size > 1:
+                    along = [-1 if d == dim else 1 for d in range(rank)]
+                    value.factors.append(self.ids.fresh(size).reshape(along))
+            self._keys[id(value)] = key
+        return self.tensors[key]
 
     def _call(self, node: fx.Node) -> Any:
         name = operator_name(node)
         args, kwargs = _replace(node.args, self.values), _replace(node.kwargs, self.values)
-        handler = HANDLERS.get(name)
-        if handler is not None:
-            return handler(self, node, *args, **kwargs)
+        if name in OPERATORS:
+            return OPERATORS[name].handler(self, node, *args, **kwargs)
         held = [value for value in _tensors((args, kwargs)) if value.factors]
         path = caller(node)
         if held and path not in self.unknown[name]:
@@ -147,25 +152,42 @@ class Walk:
             return None
         return self.ids.tie(factor, [d for d in varying(factor) if d != dim]).reshape(-1)
 
-    def produced(self, node: fx.Node, weight: Value, dim: int = 0) -> None:
-        """The operator makes new channels: dimension ``dim`` of ``weight``."""
+    def lines(self, value: Value, dim: int) -> list[Ids]:
+        """The same as a list, which is empty where there are none."""
+        line = self.line(value, dim)
+        return [] if line is None else [line]
+
+    def produced(self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1) -> None:
+        """The operator makes new channels.
+
+        Args:
+            node: The operator.
+            weight: The layer's weight.
+            dim: The dimension of ``weight`` that they are.
+            channels: The dimension of the output that they are.
+        """
+        line = self.line(weight, dim)
+        if line is None or len(self.walked) > 1:
+            return
         key = self._keys.get(id(weight))
         path = caller(node) if key is None else key.rpartition('.')[0]
-        if (line := self.line(weight, dim)) is not None:
-            self.producers.append(Producer(node, path, line))
+        shape = tuple(node.meta['val'].shape)
+        space = shape[2:] if channels == 1 else shape[1:-1]
+        self.producers.append(Producer(path, line, self.order[node], space))
 
     def cost(
         self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
     ) -> None:
         """Records a cost: the product of the sizes of ``dims``, times ``factor``."""
-        sizes: list[Ids] = []
+        counted: list[Ids] = []
         for value, dim in dims:
             ids = value.factor(dim)
             if ids is None:
                 factor *= value.shape[dim]
             else:
-                sizes.append(_vector(ids, dim))
-        self.rows.append(CostRow(kind, node, tuple(sizes), factor))
+                counted.append(_vector(ids, dim))
+        paths = tuple(module_stack(node).values())
+        self.walked[-1].costs.append(Cost(kind, factor, tuple(counted), paths))
 
     def elementwise_cost(self, node: fx.Node, kind: str, value: Value) -> None:
         """Records a cost of one per element of ``value``."""
@@ -178,15 +200,17 @@ class Walk:
         runs: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     ) -> None:
         """The operator is given these sizes: each that of a dimension of a value."""
-        self.sized.append(
-            SizedNode(
-                node,
+        supplies = OPERATORS[operator_name(node)].supplies
+        if supplies is None or node.target is torch.ops.aten.view.dtype:
+            return
+        dims = [None if (ids := v.factor(dim)) is None else _vector(ids, dim) for v, dim in sizes]
+        self.walked[-1].calls.append(
+            SizedCall(
+                supplies,
                 tuple(value.shape[dim] for value, dim in sizes),
-                tuple(
-                    None if (ids := value.factor(dim)) is None else _vector(ids, dim)
-                    for value, dim in sizes
-                ),
+                tuple(dims),
                 tuple((tuple(before), tuple(after)) for before, after in runs),
+                tuple((path, key) for key, path in module_stack(node).items()),
             )
         )
 
@@ -200,7 +224,7 @@ class Walk:
         x = self.ids.group_along(x, dims)
         along = {d: _vector(ids, d) for d in dims if (ids := x.factor(d)) is not None}
         if along:
-            self.renormalised.append(Renormalisation(node, along))
+            self.walked[-1].reductions.append(ChannelReduction(node, along))
         return x
 
     def sliced(self, node: fx.Node, dim: int, start: int, stop: int, step: int) -> None:
@@ -252,6 +276,6 @@ def _tensors(values: Any) -> list[Value]:
         return [values]
     if isinstance(values, dict):
         values = values.values()
-    if isinstance(values, (tuple, list)) or hasattr(values, '__iter__'):
-        return [] if isinstance(values, str) else [v for part in values for v in _tensors(part)]
-    return []
+    if isinstance(values, str) or not hasattr(values, '__iter__'):
+        return []
+    return [value for part in values for value in _tensors(part)]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..checkpoints import require_fit, require_pretrained
+from ..checkpoints import require_fit
 from ..config_fields import constructor_options
 from ..registry import MODELS, build_model
-from ..subnets.compact_spec import CompactPlan
+from ..subnets.compact_spec import CompactSpec
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
+from ..subnets.swap import Role, swap
+from .plan_file import read_plan
 
 
 @MODELS.register_module()
 def CompactBackbone(
     backbone: Mapping[str, Any],
-    plan: Mapping[str, Any],
+    plan: str | Mapping[str, Any],
+    plan_part: str = 'backbone',
     init_cfg: Mapping[str, Any] | None = None,
     fresh: Collection[str] = (),
     **options: Any,
@@ -32,7 +35,8 @@ def CompactBackbone(
 
     Args:
         backbone: The dense backbone's config.
-        plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
+        plan: The ``plan.json`` of an export, or a `mmstp.CompactSpec` as a dict.
+        plan_part: The backbone's name in that file.
         init_cfg: Replaces the dense backbone's, whose weights would not fit.
         fresh: Paths of modules that the classifier did not have, so that there are no weights for
             them: norms of further outputs.
@@ -42,7 +46,7 @@ def CompactBackbone(
             those that it lacks with these are passed over. ``norm_eval`` is one for every backbone.
 
     Raises:
-        CompactPlanError: If the plan does not fit the backbone.
+        CompactSpecError: If the plan does not fit the backbone.
         TypeError: If the dense backbone has no such option.
     """
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
@@ -56,45 +60,46 @@ def CompactBackbone(
         network = build_model({**dense, **options})
         optional |= _of_other_modules(network, plain) | _of_other_modules(plain, network)
         if norm_eval:
-            base: Any = type(network)
-            network.__class__ = _with_norm_eval(base)
-    _cut(network, CompactPlan.from_dict(plan), optional)
-    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
-    require_pretrained(network)
+            swap(network, NormEval())
+    _cut(network, read_plan(plan, plan_part), optional)
+    set_init_cfg(network, init_cfg)
     return network
 
 
-@functools.cache
-def _with_norm_eval(base: Any) -> type[nn.Module]:
-    """The class of a backbone without ``norm_eval``, as one with it."""
+@dataclass(frozen=True)
+class NormEval(Role):
+    """A backbone without ``norm_eval``, as one with it."""
 
-    def train(self: Any, mode: bool = True) -> Any:
-        base.train(self, mode)
-        for _, norm in norms_with_statistics(self):
-            norm.training = False
-        return self
+    def members(self, base: type[nn.Module]) -> dict[str, Any]:
+        def train(self: Any, mode: bool = True) -> Any:
+            base.train(self, mode)
+            for _, norm in norms_with_statistics(self):
+                norm.training = False
+            return self
 
-    members = {'train': train, '__module__': base.__module__, '__doc__': base.__doc__}
-    return type(base.__name__, (base,), members)
+        return {'train': train}
 
 
 @MODELS.register_module()
-def CompactPart(part: Mapping[str, Any], plan: Mapping[str, Any]) -> nn.Module:
+def CompactPart(
+    part: Mapping[str, Any], plan: str | Mapping[str, Any], plan_part: str = 'head'
+) -> nn.Module:
     """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`.
 
     Args:
         part: The dense part's config.
-        plan: `mmstp.CompactPlan` as a dict, as ``tools/export.py`` writes it.
+        plan: The ``plan.json`` of an export, or a `mmstp.CompactSpec` as a dict.
+        plan_part: The part's name in that file.
 
     Raises:
-        CompactPlanError: If the plan does not fit the part.
+        CompactSpecError: If the plan does not fit the part.
     """
     network = build_model(part)
-    _cut(network, CompactPlan.from_dict(plan), set())
+    _cut(network, read_plan(plan, plan_part), set())
     return network
 
 
-def _cut(network: nn.Module, plan: CompactPlan, optional: set[str]) -> None:
+def _cut(network: nn.Module, plan: CompactSpec, optional: set[str]) -> None:
     """Makes a dense network compact, and strict about its weights."""
     compact(network, plan.without(optional - network.state_dict().keys()))
 
@@ -107,6 +112,20 @@ def _cut(network: nn.Module, plan: CompactPlan, optional: set[str]) -> None:
         network, 'A compact network takes the weights of the export that it describes.', describe,
         optional,
     )  # fmt: skip
+
+
+def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:
+    """Replaces the ``init_cfg`` of a network, that of its dense config.
+
+    Raises:
+        TypeError: If the network would not load what it names.
+    """
+    if init_cfg is not None and not hasattr(network, 'init_weights'):
+        raise TypeError(
+            f'init_cfg={dict(init_cfg)!r}: {type(network).__name__} has no init_weights(), which '
+            'would load it; load the weights with torch'
+        )
+    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
 
 
 def _of_other_modules(network: nn.Module, other: nn.Module) -> set[str]:

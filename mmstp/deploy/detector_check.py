@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import initialize
 from torch import nn
 
 from ..analysis.eval_state import eval_mode
-from ..checkpoints import load_pretrained
 from ..errors import DetectorError
 from ..registry import build_model
 from .export import WEIGHTS, load_backbone
 
 SCOPE = 'mmdet'  # of types without one, in configs of detectors
-
-
 SIZE = (256, 320)  # height and width of the image
 
 
@@ -109,7 +107,7 @@ def _load_backbones(detector: nn.Module, export: Path) -> None:
         init_cfg = getattr(module, 'init_cfg', None)
         if not isinstance(init_cfg, dict) or init_cfg.get('checkpoint') != weights:
             continue
-        load_pretrained(module)
+        initialize(module, init_cfg)
         with eval_mode(module), eval_mode(reference):
             found, expected = list(module(images)), list(reference(images))
         if hasattr(module, 'out_indices'):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..architecture import Architecture
-from ..checkpoints import require_fit, require_pretrained
+from ..checkpoints import require_fit
 from ..config_fields import options_of, positive, refuse_unknown
 from ..errors import StatisticsError
 from ..registry import HOOKS, MODELS, build_model
@@ -23,6 +24,8 @@ from ..stp.hooks.statistics import calibrate_on
 from ..subnets.modules import DynamicMixin
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.supernet import Supernet
+from ..subnets.swap import Role, Swapped, swap
+from .compact_model import set_init_cfg
 
 STATISTICS = 'mmstp_statistics'  # where those of subnets lie in a checkpoint
 
@@ -61,7 +64,10 @@ class CalibrationHook(Hook):
     def _calibrate(self, runner: Runner) -> None:
         for path, backbone in dynamic_backbones(runner).items():
             architecture = backbone.architecture
-            if architecture in (backbone.supernet.space.largest, *backbone.supernet.statistics):
+            if architecture in (
+                backbone.supernet.space.largest,
+                *backbone.supernet.norm_statistics,
+            ):
                 continue
             dataloader = runner.train_dataloader
             number = min(self.num_images, len(dataloader.dataset))
@@ -72,14 +78,14 @@ class CalibrationHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATISTICS] = {
-            path: {str(a): own for a, own in backbone.supernet.statistics.items()}
+            path: {str(a): own for a, own in backbone.supernet.norm_statistics.items()}
             for path, backbone in dynamic_backbones(runner).items()
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         for path, backbone in dynamic_backbones(runner).items():
             for text, statistics in checkpoint.get(STATISTICS, {}).get(path, {}).items():
-                backbone.supernet.set_statistics(Architecture.parse(text), statistics)
+                backbone.supernet.set_norm_statistics(Architecture.parse(text), statistics)
 
 
 def dynamic_backbones(runner: Runner) -> dict[str, Any]:
@@ -186,44 +192,42 @@ def DynamicBackbone(
     refuse_unknown('backbone.space', space, options_of(SearchSpace))
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
     network: Any = build_model({**dense, **options})
-    vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
-    require_pretrained(network)
+    set_init_cfg(network, init_cfg)
     require_fit(
         network,
         'A dynamic backbone takes the weights of the dense one: in a checkpoint of an STP run '
         "those under prefix='model.backbone.'.",
     )
     supernet = Supernet(network, torch.zeros(1, *input_shape), fix_outputs=False, **space)
-    base: Any = type(network)
-    network.__class__ = _switchable(base)
-    vars(network).update(supernet=supernet, pad=pad, _architecture=None)
+    swap(network, Switchable(), supernet=supernet, pad=pad, _architecture=None)
     network.architecture = architecture
     return network
 
 
-@functools.cache
-def _switchable(base: Any) -> type[nn.Module]:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        architecture = self.architecture
-        if architecture == self.supernet.space.largest:
-            return base.forward(self, *args, **kwargs)
-        _check_statistics(self, architecture)
-        with self.supernet.activate(architecture):
-            outputs = base.forward(self, *args, **kwargs)
-        return self.supernet.pad(outputs, architecture) if self.pad else outputs
+@dataclass(frozen=True)
+class Switchable(Role):
+    """A backbone that runs as the subnet that its ``architecture`` names."""
 
-    members = {
-        'forward': forward,
-        'static_class': base,
-        'added': ('supernet', 'pad', '_architecture'),
-        '__module__': __name__,
-        '__doc__': base.__doc__,
-    }
-    return type(base.__name__, (DynamicBackboneMixin, base), members)
+    @property
+    def mixin(self) -> type[Swapped]:
+        return DynamicBackboneMixin
+
+    def members(self, base: type[nn.Module]) -> dict[str, Any]:
+        @functools.wraps(base.forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            architecture = self.architecture
+            if architecture == self.supernet.space.largest:
+                return base.forward(self, *args, **kwargs)
+            _check_statistics(self, architecture)
+            with self.supernet.activate(architecture):
+                outputs = base.forward(self, *args, **kwargs)
+            return self.supernet.pad(outputs, architecture) if self.pad else outputs
+
+        return {'forward': forward}
 
 
 def _check_statistics(network: Any, architecture: Architecture) -> None:
-    if architecture in network.supernet.statistics:
+    if architecture in network.supernet.norm_statistics:
         return
     for path, norm in norms_with_statistics(network):
         if not norm.training:

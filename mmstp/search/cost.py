@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.analysis import ChannelGraph, Cost
-from ..analysis.groups import LinearForm
+from ..analysis.analysis import ChannelGraph
+from ..analysis.groups import DimMap, LinearForm
+from ..analysis.records import Cost
 from ..architecture import Architecture
 from .space import SearchSpace
 
@@ -103,20 +104,22 @@ class _Table:
     """Products of linear forms over the units kept, summed; each within at most one block."""
 
     def __init__(
-        self, costs: Iterable[Cost], space: SearchSpace, weights: Mapping[str, int]
+        self, costs: Iterable[Cost[DimMap]], space: SearchSpace, weights: Mapping[str, int]
     ) -> None:
         self._space = space
+        min_depth = space.min_depth()
         forms: dict[LinearForm, int] = {}
         products: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
         for cost in costs:
             if weight := weights.get(cost.kind, 0):
                 factor, indices = cost.factor * weight, list[int]()
-                for form in cost.forms:
-                    if form.weights:
-                        indices.append(forms.setdefault(form, len(forms)))
+                for dim in cost.dims:
+                    if dim.form.weights:
+                        indices.append(forms.setdefault(dim.form, len(forms)))
                     else:
-                        factor *= form.constant
-                products[cost.block, tuple(sorted(indices))] += factor
+                        factor *= dim.form.constant
+                block = next((path for path in cost.paths if path in min_depth), '')
+                products[block, tuple(sorted(indices))] += factor
         groups = len(space.graph.groups)
         self._weights = np.zeros((groups, len(forms)))
         self._constants = np.zeros(len(forms))
@@ -124,7 +127,6 @@ class _Table:
             self._constants[column] = form.constant
             for group, weight in form.weights:
                 self._weights[group, column] = weight
-        min_depth = space.min_depth()
         by_block: dict[tuple[int, int], list[tuple[tuple[int, ...], int]]] = defaultdict(list)
         for (block, columns), factor in products.items():
             by_block[min_depth.get(block, (0, 0))].append((columns, factor))

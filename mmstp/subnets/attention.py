@@ -1,9 +1,9 @@
-"""Forwards for modules that cannot run narrow with their own.
+"""Attention, and other modules that cannot run narrow with their own forward.
 
 Most modules can: their layers narrow themselves, and sizes that their code holds are supplied
-(`mmstp.dynamic.calls`). What is left are modules that hand their numbers to a function as a whole
-and have it check them, such as `torch.nn.MultiheadAttention`. A forward registered here replaces
-the module's own while some of its tensors are narrower, in the supernet and in exports.
+(`mmstp.subnets.sized_calls`). What is left are modules that hand their numbers to a function as a
+whole and have it check them, such as `torch.nn.MultiheadAttention`. A forward registered here
+replaces the module's own while some of its tensors are narrower, in the supernet and in exports.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Forward = Callable[..., Any]
-
-
 FORWARDS: dict[type[nn.Module], Forward] = {}
 
 
@@ -41,14 +39,9 @@ def forward_of(module: nn.Module) -> Forward | None:
     return next((FORWARDS[kind] for kind in type(module).__mro__ if kind in FORWARDS), None)
 
 
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a block that is skipped hands on."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 @register_forward(nn.MultiheadAttention)
 def multihead_attention(
-    module: nn.MultiheadAttention,
+    self,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -60,48 +53,55 @@ def multihead_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.MultiheadAttention` with fewer heads of the same width.
 
-    torch's function takes the width of all heads together for the width of the embedding.
+    torch's function takes the width of all heads together for the width of the embedding. This one
+    can be scripted, as torch's module can.
 
     Raises:
         NotImplementedError: With ``add_bias_kv`` or ``add_zero_attn``, which no backbone uses.
     """
-    if module.bias_k is not None or module.add_zero_attn:
+    if self.bias_k is not None or self.add_zero_attn:
         raise NotImplementedError('attention with add_bias_kv or add_zero_attn cannot be narrowed')
     batched = query.dim() == 3
     if not batched:
-        query, key, value = query[None], key[None], value[None]
-    elif not module.batch_first:
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-    if module.in_proj_weight is not None:
-        weights = module.in_proj_weight.chunk(3)
+        query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+    elif not self.batch_first:
+        query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+    if self.in_proj_weight is not None:
+        q_weight, k_weight, v_weight = self.in_proj_weight.chunk(3)
     else:
-        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    joint = module.in_proj_bias
-    biases = (None, None, None) if joint is None else joint.chunk(3)
-    q, k, v = (
-        F.linear(x, weight, bias).unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
-        for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-    )
+        q_weight, k_weight, v_weight = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+    q_bias: Tensor | None = None
+    k_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+    if self.in_proj_bias is not None:
+        q_bias, k_bias, v_bias = self.in_proj_bias.chunk(3)
+    heads, width = self.num_heads, self.head_dim
+    q = F.linear(query, q_weight, q_bias).unflatten(-1, [heads, width]).transpose(1, 2)
+    k = F.linear(key, k_weight, k_bias).unflatten(-1, [heads, width]).transpose(1, 2)
+    v = F.linear(value, v_weight, v_bias).unflatten(-1, [heads, width]).transpose(1, 2)
     mask = _additive(attn_mask, q)
     if mask is not None and mask.dim() == 3:  # one for every sample and head of the dense module
-        mask = mask.unflatten(0, (len(q), -1))[:, : module.num_heads]
+        mask = mask.unflatten(0, [q.shape[0], -1])[:, :heads]
     padding = _additive(key_padding_mask, q)
     if padding is not None:
-        padding = padding.reshape(len(q), 1, 1, -1)
+        padding = padding.reshape(q.shape[0], 1, 1, -1)
         mask = padding if mask is None else mask + padding
-    rate = module.dropout if module.training else 0.0
-    shares = None
+    rate = self.dropout if self.training else 0.0
+    shares: Tensor | None = None
     if need_weights:
-        scores = q @ k.transpose(-1, -2) / module.head_dim**0.5
-        shares = F.dropout((scores if mask is None else scores + mask).softmax(-1), rate)
+        scores = q @ k.transpose(-1, -2) / width**0.5
+        if mask is not None:
+            scores = scores + mask
+        shares = F.dropout(scores.softmax(-1), rate)
         out = shares @ v
-        shares = shares.mean(1) if average_attn_weights else shares
+        if average_attn_weights:
+            shares = shares.mean(1)
     else:
         out = F.scaled_dot_product_attention(q, k, v, mask, rate)
-    out = F.linear(out.transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
+    out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
     if not batched:
         return out[0], None if shares is None else shares[0]
-    return out if module.batch_first else out.transpose(0, 1), shares
+    return out if self.batch_first else out.transpose(0, 1), shares
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:

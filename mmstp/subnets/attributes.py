@@ -1,104 +1,94 @@
-"""Numbers that static layers hold about their own channels.
+"""Attributes: the integers that static layers hold about their own channels.
 
 A layer's forward reads its weights' shapes, but some numbers (``groups``) are its own, and others
-(``in_channels``) are shown to people and read by other libraries. A rule computes them from the
-positions that a subnet keeps. Layers without a rule hold no such number.
+(``in_channels``) are shown to people and read by other libraries. A rule works them out from the
+shapes that the layer's tensors have in a subnet. Layers without a rule hold no such number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
+Shapes = Mapping[str, Sequence[int]]
+Attribute = int | tuple[int, ...]
+AttributeRule = Callable[[nn.Module, Shapes], dict[str, Attribute]]
+ATTRIBUTE_RULES: dict[type[nn.Module], AttributeRule] = {}
 
 
-Size = int | tuple[int, ...]
-
-
-SizeRule = Callable[[nn.Module, Kept], dict[str, Size]]
-
-
-SIZE_RULES: dict[type[nn.Module], SizeRule] = {}
-
-
-def register_sizes(*types: type[nn.Module]) -> Callable[[SizeRule], SizeRule]:
+def register_sizes(*types: type[nn.Module]) -> Callable[[AttributeRule], AttributeRule]:
     """Registers a rule for modules of these types and their subclasses.
 
-    The rule gets the module and, by parameter name and dimension, the positions kept, where not
-    all of them are; it returns the attributes that change.
+    The rule gets the module, whose attributes are the dense ones, and by name the shapes that its
+    own parameters and buffers have in a subnet. It returns the attributes that follow from them,
+    always the same ones.
     """
 
-    def register(rule: SizeRule) -> SizeRule:
+    def register(rule: AttributeRule) -> AttributeRule:
         for kind in types:
-            SIZE_RULES[kind] = rule
+            ATTRIBUTE_RULES[kind] = rule
         return rule
 
     return register
 
 
-def sizes_of(module: nn.Module, kept: Kept) -> dict[str, Size]:
-    """The attributes of a module when only ``kept`` is left of its tensors."""
+def attributes_of(module: nn.Module, shapes: Shapes | None = None) -> dict[str, Attribute]:
+    """The attributes of a module whose tensors have these shapes.
+
+    Args:
+        module: Its attributes are the dense ones.
+        shapes: By name; those that are not given are the module's own.
+    """
     for kind in type(module).__mro__:
-        if kind in SIZE_RULES:
-            return SIZE_RULES[kind](module, kept)
+        if kind in ATTRIBUTE_RULES:
+            return ATTRIBUTE_RULES[kind](module, {**own_shapes(module), **(shapes or {})})
     return {}
 
 
+def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a module's own parameters and buffers, by name."""
+    tensors = {**module._parameters, **module._buffers}
+    return {name: tuple(x.shape) for name, x in tensors.items() if x is not None}
+
+
 @register_sizes(_ConvNd)
-def _convolution(module: nn.Module, kept: Kept) -> dict[str, Size]:
+def _convolution(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     assert isinstance(module, _ConvNd)
-    dims = kept.get('weight', {})
+    rows, columns = shapes['weight'][:2]
     if module.transposed:  # grouped ones stay whole
-        inner = len(dims[0]) if 0 in dims else module.in_channels
-        outer = len(dims[1]) if 1 in dims else module.out_channels
-        return {'in_channels': inner, 'out_channels': outer}
-    rows = dims.get(0, np.arange(module.out_channels))
-    columns = len(dims[1]) if 1 in dims else module.weight.shape[1]
+        return {'in_channels': rows, 'out_channels': columns * module.groups}
     groups = module.groups
-    if groups > 1:  # a group all of whose output channels are gone is gone
-        groups = len(np.unique(rows // (module.out_channels // groups)))
-    return {'in_channels': columns * groups, 'out_channels': len(rows), 'groups': groups}
+    if groups > 1 and groups >= module.in_channels // groups:  # whole groups are dropped
+        groups = rows * groups // module.out_channels
+    return {'in_channels': columns * groups, 'out_channels': rows, 'groups': groups}
 
 
 @register_sizes(nn.Linear)
-def _linear(module: nn.Module, kept: Kept) -> dict[str, Size]:
-    assert isinstance(module, nn.Linear)
-    dims = kept.get('weight', {})
-    return {
-        'out_features': len(dims[0]) if 0 in dims else module.out_features,
-        'in_features': len(dims[1]) if 1 in dims else module.in_features,
-    }
+def _linear(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
+    rows, columns = shapes['weight']
+    return {'out_features': rows, 'in_features': columns}
 
 
 @register_sizes(_NormBase)
-def _norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
-    assert isinstance(module, _NormBase)
-    for name in ('weight', 'running_mean'):
-        if 0 in kept.get(name, {}):
-            return {'num_features': len(kept[name][0])}
-    return {'num_features': module.num_features}
+def _norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
+    known = shapes.get('weight') or shapes.get('running_mean')
+    return {} if known is None else {'num_features': known[0]}
 
 
 @register_sizes(nn.LayerNorm)
-def _layer_norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
-    assert isinstance(module, nn.LayerNorm)
-    dims = kept.get('weight', {})
-    shape = tuple(
-        len(dims[dim]) if dim in dims else size for dim, size in enumerate(module.normalized_shape)
-    )
-    return {'normalized_shape': shape}
+def _layer_norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
+    return {'normalized_shape': tuple(shapes['weight'])} if 'weight' in shapes else {}
 
 
 @register_sizes(nn.GroupNorm)
-def _group_norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
+def _group_norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     assert isinstance(module, nn.GroupNorm)
-    channels = len(kept.get('weight', {}).get(0, range(module.num_channels)))
+    if 'weight' not in shapes:
+        return {}
+    channels = shapes['weight'][0]
     if module.num_groups == 1:
         return {'num_channels': channels, 'num_groups': 1}
     groups = channels // (module.num_channels // module.num_groups)
@@ -106,14 +96,9 @@ def _group_norm(module: nn.Module, kept: Kept) -> dict[str, Size]:
 
 
 @register_sizes(nn.MultiheadAttention)
-def _multihead_attention(module: nn.Module, kept: Kept) -> dict[str, Size]:
+def _multihead_attention(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     assert isinstance(module, nn.MultiheadAttention)
-    joint = kept.get('in_proj_weight', {})
-    heads, width = module.num_heads, module.embed_dim
-    if 0 in joint:
-        heads = len(joint[0]) // (3 * module.head_dim)
-    elif 0 in kept.get('q_proj_weight', {}):
-        heads = len(kept['q_proj_weight'][0]) // module.head_dim
-    if 1 in joint:
-        width = len(joint[1])
-    return {'num_heads': heads, 'embed_dim': width}
+    if 'in_proj_weight' in shapes:
+        rows, width = shapes['in_proj_weight']
+        return {'num_heads': rows // (3 * module.head_dim), 'embed_dim': width}
+    return {'num_heads': shapes['q_proj_weight'][0] // module.head_dim}

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..analysis.analysis import ChannelGraph, Statistics
+from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import eval_mode
+from ..analysis.groups import DimMap
+from ..analysis.operators.table import OPERATORS
+from ..analysis.records import ChannelReduction
 from ..analysis.trace import operator_name
 from ..analysis.walk import first_keys
 from ..errors import VerificationError
@@ -35,19 +38,22 @@ class Verifier:
     Args:
         model: A model whose layers have been made dynamic; not touched.
         graph: Its analysis.
-        inputs: Example inputs.
+        inputs: Example inputs, of the size of the trace.
+        traced: Which of the analysis' traces it is held against.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor]) -> None:
-        self._graph = graph
-        self._name = type(model).__name__.removeprefix('Dynamic')
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor], traced: int = 0
+    ) -> None:
+        self._graph, self._traced = graph, graph.traced[traced]
+        self._name = type(model).__name__
         self._model = copy.deepcopy(model)
-        self._subnet = next(
-            (m._subnet for m in self._model.modules() if isinstance(m, DynamicMixin)),
+        self._subnet: ActiveSubnet = next(
+            (vars(m)['_subnet'] for m in self._model.modules() if isinstance(m, DynamicMixin)),
             ActiveSubnet(),
         )
         for path, module in self._model.named_modules():
-            module.training = path in graph.trace.live
+            module.training = path in self._traced.trace.live
         generator = torch.Generator().manual_seed(0)
         self._inputs = [_random_like(x, generator) for x in inputs]
         _randomize(self._model, generator)
@@ -71,9 +77,9 @@ class Verifier:
                 f'({reason}): its forward depends on values, on chance or on its own state'
             )
 
-    def difference(self, plan: SubnetPlan, units: Sequence[int]) -> str:
-        """How the two ways disagree for a subnet; '' where they agree."""
-        reason = ''
+    def difference(self, plan: SubnetPlan, units: Sequence[int]) -> str | None:
+        """How the two ways disagree for a subnet; None where they agree."""
+        reason = None
         for dtype in (torch.float32, torch.float64):
             self._model.to(dtype)
             inputs = [x.to(dtype) if x.is_floating_point() else x for x in self._inputs]
@@ -85,7 +91,7 @@ class Verifier:
     @torch.no_grad()
     def _difference(
         self, plan: SubnetPlan, units: Sequence[int], inputs: list[Tensor], tolerance: float
-    ) -> tuple[str, bool]:
+    ) -> tuple[str | None, bool]:
         """The difference, and whether more digits may make it go."""
         self._subnet.plan = plan
         try:
@@ -107,7 +113,7 @@ class Verifier:
             if not gap <= tolerance * scale or not math.isfinite(scale):
                 values = f'by {gap:.1e} where values reach {scale:.1e}'
                 return f'its narrowed output differs {values}', True
-        return '', False
+        return None, False
 
     def _masked_outputs(
         self, plan: SubnetPlan, units: Sequence[int], inputs: Sequence[Tensor]
@@ -115,10 +121,10 @@ class Verifier:
         """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
         parameters: dict[str, Tensor] = dict(self._model.named_parameters())
         dtype = next(iter(parameters.values())).dtype
-        others = {**self._graph.trace.constants, **dict(self._model.named_buffers())}
+        others = {**self._traced.trace.constants, **dict(self._model.named_buffers())}
         known = first_keys(self._model)  # the trace may name a shared tensor by another key
         lifted = []
-        for name in self._graph.trace.names:
+        for name in self._traced.trace.names:
             key = known.get(name, name)
             tensor = parameters.get(key)
             if tensor is None:
@@ -139,13 +145,13 @@ class Verifier:
             for block in run.skippable
             if block.path in plan.skipped
         }
-        statistics = [
+        reductions = [
             (one, {dim: torch.from_numpy(over.kept(units)) for dim, over in one.dims.items()})
-            for one in self._graph.statistics
+            for one in self._traced.reductions
         ]
-        outputs = _Masked(self._graph.trace.module, skipped, statistics).run(*lifted, *inputs)
+        outputs = _Masked(self._traced.trace.module, skipped, reductions).run(*lifted, *inputs)
         narrowed = []
-        for output, dims in zip(_tensors(outputs), self._graph.outputs, strict=True):
+        for output, dims in zip(_tensors(outputs), self._traced.outputs, strict=True):
             for dim, dim_map in dims.items():
                 index = torch.from_numpy(dim_map.kept(units)).to(output.device)
                 output = output.index_select(dim, index)
@@ -164,12 +170,12 @@ class _Masked(fx.Interpreter):
         self,
         module: fx.GraphModule,
         skipped: Mapping[fx.Node, Any],
-        statistics: Sequence[tuple[Statistics, Mapping[int, Tensor]]],
+        reductions: Sequence[tuple[ChannelReduction[DimMap], Mapping[int, Tensor]]],
     ) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._outputs = skipped
         self._inside = {node for block in skipped.values() for node in block.nodes}
-        self._over = {one.node: kept for one, kept in statistics}
+        self._over = {one.node: kept for one, kept in reductions}
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self._outputs:
@@ -190,13 +196,9 @@ def over_kept(
     x: Tensor = args[0]
     for dim, places in kept.items():
         args[0] = args[0].index_select(dim, places.to(x.device))
-    name = operator_name(node)
-    if name in ('layer_norm', 'rms_norm'):
-        rank = x.dim() - len(args[1])
-        args[1] = list(args[0].shape[rank:])
-        args[2:], kwargs = _narrow_parameters(args[2:], kwargs, kept, rank, len(args[1]))
-    elif name in ('group_norm', 'batch_norm'):
-        args[1:], kwargs = _narrow_parameters(args[1:], kwargs, {0: kept.get(1)}, 0, 1)
+    narrowed = OPERATORS[operator_name(node)].narrowed
+    if narrowed is not None:
+        args, kwargs = narrowed(args, kwargs, kept, x.dim())
     assert callable(node.target)
     out = node.target(*args, **kwargs)
     outs = [out] if isinstance(out, Tensor) else list(out)
@@ -208,26 +210,6 @@ def over_kept(
                 one = one.new_zeros(shape).index_copy(dim, places.to(x.device), one)
         outs[i] = one
     return outs[0] if isinstance(out, Tensor) else tuple(outs)
-
-
-def _narrow_parameters(
-    args: list[Any],
-    kwargs: dict[str, Any],
-    kept: Mapping[int, Tensor | None],
-    offset: int,
-    rank: int,
-) -> tuple[list[Any], dict[str, Any]]:
-    """The parameters of a norm, of ``rank`` dimensions that start at its input's ``offset``."""
-
-    def narrow(arg: Any) -> Any:
-        if not isinstance(arg, Tensor) or arg.dim() != rank:
-            return arg
-        for dim, places in kept.items():
-            if places is not None:
-                arg = arg.index_select(dim - offset, places.to(arg.device))
-        return arg
-
-    return [narrow(arg) for arg in args], {k: narrow(arg) for k, arg in kwargs.items()}
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -1,4 +1,7 @@
-"""A compact network described by what is smaller in it."""
+"""A compact network described by what is smaller in it than in its dense network.
+
+Attributes of layers follow from the shapes, so they are not written down.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..analysis.records import SizedCall
 from ..architecture import Architecture
-from ..errors import CompactPlanError
-from .attributes import Size
-from .sized_calls import Call
+from ..errors import CompactSpecError
+from .sized_calls import Ways
 
 
 @dataclass(frozen=True)
@@ -89,44 +92,39 @@ class StageShapes:
 
 
 @dataclass(frozen=True)
-class CompactPlan:
-    """What is smaller in a compact network; plain types only, as it goes into configs.
+class CompactSpec:
+    """What is smaller in a compact network; plain types only, as it goes into ``plan.json``.
 
     Attributes:
         shapes: Shapes of tensors, by state-dict key.
-        sizes: Attributes that hold numbers of channels, by module path and name.
-        calls: The sizes that the calls of a forward take, by module path, for each way through it.
+        calls: The sized calls of a forward, by module path, for each way through it.
         skipped: Paths of blocks that are the identity.
         stages: How the architecture is read off a network of this kind.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    sizes: Mapping[str, Mapping[str, Size]]
-    calls: Mapping[str, tuple[tuple[Call, ...], ...]]
+    calls: Mapping[str, Ways]
     skipped: tuple[str, ...]
     stages: tuple[StageShapes, ...] = ()
 
     @classmethod
-    def from_dict(cls, plan: Mapping[str, Any]) -> CompactPlan:
+    def from_dict(cls, plan: Mapping[str, Any]) -> CompactSpec:
         """Reads what `to_dict` writes.
 
         Raises:
-            CompactPlanError: If a field is missing or unknown.
+            CompactSpecError: If a field is missing or unknown.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
-        if set(plan) != set(fields):
-            raise CompactPlanError(
-                f'plan has the fields {sorted(plan)}; expected {", ".join(fields)}, as '
-                'tools/export.py writes them'
+        if not isinstance(plan, Mapping) or set(plan) != set(fields):
+            found = sorted(plan) if isinstance(plan, Mapping) else repr(plan)
+            raise CompactSpecError(
+                f'plan has the fields {found}; expected {", ".join(fields)}, as '
+                'tools/export.py writes them (an export of an earlier version: export it anew)'
             )
         return cls(
             {key: tuple(shape) for key, shape in plan['shapes'].items()},
             {
-                path: {name: _plain_size(size) for name, size in sizes.items()}
-                for path, sizes in plan['sizes'].items()
-            },
-            {
-                path: tuple(tuple(map(Call.from_list, way)) for way in ways)
+                path: tuple(tuple(map(SizedCall.from_list, way)) for way in ways)
                 for path, ways in plan['calls'].items()
             },
             tuple(plan['skipped']),
@@ -137,10 +135,6 @@ class CompactPlan:
         """Dicts, lists, strings and whole numbers."""
         return {
             'shapes': {key: list(shape) for key, shape in self.shapes.items()},
-            'sizes': {
-                path: {n: list(s) if isinstance(s, tuple) else s for n, s in sizes.items()}
-                for path, sizes in self.sizes.items()
-            },
             'calls': {
                 path: [[call.to_list() for call in way] for way in ways]
                 for path, ways in self.calls.items()
@@ -149,7 +143,7 @@ class CompactPlan:
             'stages': [stage.to_dict() for stage in self.stages],
         }
 
-    def within(self, prefix: str) -> CompactPlan:
+    def within(self, prefix: str) -> CompactSpec:
         """The part that concerns a submodule, with paths relative to it."""
         start = prefix + '.'
 
@@ -162,22 +156,15 @@ class CompactPlan:
 
         skipped = tuple(p.removeprefix(start) for p in self.skipped if p.startswith(start))
         stages = tuple(found for stage in self.stages if (found := stage.within(start)) is not None)
-        return CompactPlan(
-            inside(self.shapes), inside(self.sizes), inside(self.calls), skipped, stages
-        )
+        return CompactSpec(inside(self.shapes), inside(self.calls), skipped, stages)
 
-    def without(self, keys: Collection[str]) -> CompactPlan:
+    def without(self, keys: Collection[str]) -> CompactSpec:
         """For a network that lacks the modules of these tensors."""
         gone = {key.rpartition('.')[0] for key in keys}
-
-        def rest(mapping: Mapping[str, Any]) -> dict[str, Any]:
-            return {path: value for path, value in mapping.items() if path not in gone}
-
         return dataclasses.replace(
             self,
             shapes={key: shape for key, shape in self.shapes.items() if key not in keys},
-            sizes=rest(self.sizes),
-            calls=rest(self.calls),
+            calls={path: ways for path, ways in self.calls.items() if path not in gone},
         )
 
     def architecture(self, shapes: Mapping[str, Sequence[int]]) -> Architecture | None:
@@ -191,7 +178,3 @@ class CompactPlan:
         if None in depths or None in widths:
             return None
         return Architecture.from_nested((depths, widths))
-
-
-def _plain_size(size: Any) -> Size:
-    return tuple(size) if isinstance(size, (list, tuple)) else size

@@ -4,42 +4,65 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from ..analysis.analysis import ChannelGraph, same_groups
+from ..analysis.analysis import ChannelGraph
+from ..analysis.eval_state import kept_by_forward
 from ..analysis.groups import kind_of
-from ..analysis.trace import kept_by_forward, trace
-from ..analysis.walk import first_keys
+from ..analysis.trace import Trace, trace
 from ..errors import SupernetError, TraceError
 from ..search.space import SearchSpace
-from .attributes import sizes_of
+from .attention import forward_of
+from .attributes import attributes_of
 from .check import Verifier
-from .modules import ActiveSubnet, DynamicMixin, make_dynamic, make_static
-from .plan import SubnetPlan, plan_subnet, sized_calls
+from .modules import ActiveSubnet, DynamicMixin, make_dynamic
+from .plan import plan_subnet
+from .swap import unswap
 
 
-class Conversion:
+@dataclass(frozen=True)
+class Converted:
     """A model whose layers have become dynamic, with its analysis and its search space.
-
-    Args:
-        model: Any module that `torch.export` can follow; changed in place.
-        inputs: An example input or a tuple of them.
-        fix_outputs: Keep the channels of the model's outputs whole.
-        space: Options of `SearchSpace`.
 
     Attributes:
         inputs: The example inputs, on the device and in the precision of the parameters.
         graph: The analysis. Groups and blocks that fail the check are fixed in it.
         space: The architectures.
         active: Which subnet the dynamic modules are.
-        calls: Sizes that forwards give to operators, by module; see `sized_calls`.
-        aliases: Further state-dict keys of shared tensors, and the key each is known by.
-        one_size: Why subnets may not run at another size of the input; '' where they do.
+        one_size: Why subnets may not run at another size of the input; None where they do.
+    """
+
+    inputs: tuple[Tensor, ...]
+    graph: ChannelGraph
+    space: SearchSpace
+    active: ActiveSubnet
+    one_size: str | None
+
+
+def convert(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    fix_outputs: bool,
+    options: Mapping[str, Any],
+) -> Converted:
+    """Makes the layers of a model dynamic, in place.
+
+    Where Python gives sizes of channels to operators, a larger input is traced too: the forward
+    may make other calls there. Windows are shifted where there are several, positions
+    interpolated where they are not the trained ones.
+
+    Args:
+        model: Any module that `torch.export` can follow.
+        inputs: An example input or a tuple of them.
+        fix_outputs: Keep the channels of the model's outputs whole.
+        options: Of `SearchSpace`.
 
     Raises:
         TraceError: If the model cannot be traced.
@@ -47,171 +70,177 @@ class Conversion:
         SupernetError: If the model cannot be run as its subnets.
         VerificationError: If the trace does not compute what the model does.
     """
+    refuse(model)
+    inputs = _like_parameters(model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs))
+    settled = _settle(model, inputs, trace(model, inputs), fix_outputs, options)
+    one_size = None
+    if settled.graph.ways:
+        found = _at_larger_size(model, inputs, settled, fix_outputs)
+        settled, one_size = (settled, found) if isinstance(found, str) else (found, None)
+    active = ActiveSubnet()
+    _make_dynamic(model, settled.graph, settled.space, active)
+    return Converted(inputs, settled.graph, settled.space, active, one_size)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Tensor | Sequence[Tensor],
-        fix_outputs: bool,
-        space: Mapping[str, Any],
-    ) -> None:
-        refuse(model)
-        self.model = model
-        self.inputs = _like_parameters(
-            model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        )
-        traced = trace(model, self.inputs)
-        frozen: dict[str, str] = {}
-        while True:
-            self.graph = ChannelGraph.from_trace(model, traced, fix_outputs, frozen)
-            self.space = SearchSpace(self.graph, **space)
-            self.calls = sized_calls(model, self.graph.calls)
-            self.aliases = {
-                key: first
-                for key, first in first_keys(model).items()
-                if key != first and first in self.graph.dims
-            }
-            self.active = ActiveSubnet()
-            self._make_dynamic()
-            try:
-                failing = self._verify()
-            finally:
-                self._make_static()
-            if not failing:
-                break
-            if kept_by_forward(model, self.inputs):
-                traced, frozen = trace(model, self.inputs), {}
-            else:
-                frozen.update(failing)
-        self.one_size = self._other_ways(fix_outputs, frozen) if self.calls else ''
-        self._make_dynamic()
 
-    def _plan(self, units: Sequence[int], skipped: Iterable[str]) -> SubnetPlan:
-        return plan_subnet(self.model, self.graph, self.calls, self.aliases, units, skipped)
+@dataclass(frozen=True)
+class _Settled:
+    """An analysis that the model's narrow forward agrees with.
 
-    def _make_dynamic(self) -> None:
-        tensors: dict[str, set[str]] = {}
-        sizes: dict[str, set[str]] = {}
-        for key in [*self.graph.dims, *self.aliases]:
-            path, _, name = key.rpartition('.')
-            tensors.setdefault(path, set()).add(name)
-        for key, _ in self.model.named_buffers(remove_duplicate=False):
-            # also those that keep their size: a subnet's pass must not write to them
-            path, _, name = key.rpartition('.')
-            tensors.setdefault(path, set()).add(name)
-        for path in tensors:
-            sizes[path] = set(sizes_of(self.model.get_submodule(path), {}))
-        skippable = set(self.space.min_depth())
-        once = dict(self.model.named_modules())  # a shared module by its first path alone
-        for path in once.keys() & {
-            *tensors,
-            *sizes,
-            *skippable,
-            *self.calls,
-            *self.graph.trace.live,
-        }:
-            make_dynamic(
-                once[path],
-                path,
-                self.active,
-                tensors.get(path, ()),
-                sizes.get(path, ()),
-                path in skippable,
-                path in self.calls,
-                path in self.graph.trace.live,
-            )
+    Attributes:
+        graph: The analysis. Its ways are those of modules whose code gave sizes that were not a
+            subnet's; the others need not be supplied.
+        space: Its architectures.
+        frozen: What the check found to have to stay, with the reason.
+    """
 
-    def _make_static(self) -> None:
-        for module in self.model.modules():
-            make_static(module)
+    graph: ChannelGraph
+    space: SearchSpace
+    frozen: Mapping[str, str]
 
-    def _verify(self) -> dict[str, str]:
-        """Kinds of groups and blocks whose narrow forward is not that of the masked trace.
 
-        Where all are right, only modules whose code gave other sizes than the subnet's go on
-        being supplied with those.
-        """
-        verifier = Verifier(self.model, self.graph, self.inputs)
-        full = [group.units for group in self.graph.groups]
-        halved = self._halved()
-        blocks = sorted(self.space.min_depth())
-
-        def reason(units: Sequence[int], skipped: Iterable[str]) -> str:
-            return verifier.difference(self._plan(units, skipped), units)
-
-        if self.graph.trace.live:
-            verifier.check_dense()  # they were traced in another mode than they run in
-        together = reason(halved, ()) or (blocks and reason(halved, blocks))
-        if not together:
-            self.calls = {
-                path: calls for path, calls in self.calls.items() if path in verifier.supplied
-            }
-            return {}
-        verifier.check_dense()
-        failing = {}
-        narrow = [g for g, half in zip(self.graph.groups, halved, strict=True) if half < g.units]
-        for kind in sorted({group.kind for group in narrow}):
-            units = [
-                half if group.kind == kind else group.units
-                for group, half in zip(self.graph.groups, halved, strict=True)
-            ]
-            if found := reason(units, ()):
-                failing[kind] = found
-        for kind in sorted({kind_of(path) for path in blocks}):
-            alike = [path for path in blocks if kind_of(path) == kind]
-            if found := reason(full, alike):
-                alone = {path: why for path in alike if (why := reason(full, [path]))}
-                failing.update(alone or {kind: found})
+def _settle(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    traced: Trace,
+    fix_outputs: bool,
+    options: Mapping[str, Any],
+) -> _Settled:
+    """Analyses and checks until nothing fails; arguments as of `convert`."""
+    frozen: dict[str, str] = {}
+    while True:
+        graph = _analyse(model, [traced], fix_outputs, frozen)
+        space = SearchSpace(graph, **options)
+        with _dynamic(model, graph, space):
+            verifier = Verifier(model, graph, inputs)
+            failing = _failing(model, graph, space, verifier)
         if not failing:
-            raise SupernetError(
-                f'{type(self.model).__name__}: each kind of channels can be narrowed alone, all '
-                f'together not: {together}'
-            )
-        return failing
+            return _Settled(_with_ways(graph, verifier.supplied), space, frozen)
+        if kept_by_forward(model, inputs):
+            traced, frozen = trace(model, inputs), {}
+        else:
+            frozen.update(failing)
 
-    def _halved(self) -> list[int]:
-        """Half the units of every group that the space narrows."""
-        narrowed = {index for stage in self.space.stages for index in stage.groups}
-        return [
-            (group.units + 1) // 2 if index in narrowed else group.units
-            for index, group in enumerate(self.graph.groups)
+
+def _at_larger_size(
+    model: nn.Module, inputs: Sequence[Tensor], known: _Settled, fix_outputs: bool
+) -> _Settled | str:
+    """The analysis with a trace of a larger input beside the first, or why there is none."""
+    larger = _larger(inputs)
+    if larger is None:
+        return 'its input is no image'
+    where = f'with inputs of shape {tuple(larger[0].shape)}'
+    try:
+        # of a copy: there are forwards that keep what they worked out for a size
+        further = trace(copy.deepcopy(model), larger)
+    except TraceError as error:
+        return f'the dense network takes no other size: {error}'
+    traces = [known.graph.traced[0].trace, further]
+    graph = _with_ways(_analyse(model, traces, fix_outputs, known.frozen), known.graph.ways)
+    if graph.dims != known.graph.dims:
+        return f'{where} its channels are coupled otherwise'
+    with _dynamic(model, graph, known.space):
+        verifier = Verifier(model, graph, larger, traced=1)
+        halved = _halved(graph, known.space)
+        reason = verifier.difference(plan_subnet(model, graph, halved, ()), halved)
+    if reason is not None:
+        return f'{where} {reason}'
+    return replace(known, graph=graph)
+
+
+def _with_ways(graph: ChannelGraph, paths: Collection[str]) -> ChannelGraph:
+    return replace(graph, ways={path: way for path, way in graph.ways.items() if path in paths})
+
+
+def _analyse(
+    model: nn.Module, traces: Sequence[Trace], fix_outputs: bool, frozen: Mapping[str, str]
+) -> ChannelGraph:
+    own = {path for path, module in model.named_modules() if forward_of(module) is not None}
+    return ChannelGraph.from_traces(model, traces, fix_outputs, frozen, own)
+
+
+def _make_dynamic(
+    model: nn.Module, graph: ChannelGraph, space: SearchSpace, active: ActiveSubnet
+) -> None:
+    tensors: dict[str, set[str]] = {}
+    for key in [*graph.dims, *graph.aliases]:
+        path, _, name = key.rpartition('.')
+        tensors.setdefault(path, set()).add(name)
+    for key, _ in model.named_buffers(remove_duplicate=False):
+        # also those that keep their size: a subnet's pass must not write to them
+        path, _, name = key.rpartition('.')
+        tensors.setdefault(path, set()).add(name)
+    skippable, live = space.min_depth(), graph.traced[0].trace.live
+    for path, module in model.named_modules():  # a shared module by its first path alone
+        if path in tensors or path in skippable or path in graph.ways or path in live:
+            make_dynamic(
+                module,
+                path,
+                active,
+                tensors=tuple(sorted(tensors.get(path, ()))),
+                attributes=tuple(sorted(attributes_of(module))) if path in tensors else (),
+                skippable=path in skippable,
+                calls=path in graph.ways,
+                live=path in live,
+            )
+
+
+@contextmanager
+def _dynamic(model: nn.Module, graph: ChannelGraph, space: SearchSpace) -> Iterator[None]:
+    """Inside, the model is dynamic, so that copies of it are."""
+    _make_dynamic(model, graph, space, ActiveSubnet())
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            unswap(module, DynamicMixin)
+
+
+def _failing(
+    model: nn.Module, graph: ChannelGraph, space: SearchSpace, verifier: Verifier
+) -> dict[str, str]:
+    """Kinds of groups and blocks whose narrow forward is not that of the masked trace."""
+    full = [group.units for group in graph.groups]
+    halved = _halved(graph, space)
+    blocks = sorted(space.min_depth())
+
+    def reason(units: Sequence[int], skipped: Sequence[str]) -> str | None:
+        return verifier.difference(plan_subnet(model, graph, units, skipped), units)
+
+    if graph.traced[0].trace.live:
+        verifier.check_dense()  # they were traced in another mode than they run in
+    together = reason(halved, ()) or (reason(halved, blocks) if blocks else None)
+    if together is None:
+        return {}
+    verifier.check_dense()
+    failing = {}
+    narrow = [g for g, half in zip(graph.groups, halved, strict=True) if half < g.units]
+    for kind in sorted({group.kind for group in narrow}):
+        units = [
+            half if group.kind == kind else group.units
+            for group, half in zip(graph.groups, halved, strict=True)
         ]
+        if found := reason(units, ()):
+            failing[kind] = found
+    for kind in sorted({kind_of(path) for path in blocks}):
+        alike = [path for path in blocks if kind_of(path) == kind]
+        if found := reason(full, alike):
+            alone = {path: why for path in alike if (why := reason(full, [path]))}
+            failing.update(alone or {kind: found})
+    if not failing:
+        raise SupernetError(
+            f'{type(model).__name__}: each kind of channels can be narrowed alone, all together '
+            f'not: {together}'
+        )
+    return failing
 
-    def _other_ways(self, fix_outputs: bool, frozen: Mapping[str, str]) -> str:
-        """Follows a larger input as well: its forward may make other calls.
 
-        Windows are shifted where there are several, positions interpolated where they are not
-        the trained ones. Returns why subnets do not run there; '' where they do.
-        """
-        inputs = _larger(self.inputs)
-        if inputs is None:
-            return 'its input is no image'
-        try:
-            # of a copy: there are forwards that keep what they worked out for a size
-            traced = trace(copy.deepcopy(self.model), inputs)
-        except TraceError as error:
-            return f'the dense network takes no other size: {error}'
-        graph = ChannelGraph.from_trace(self.model, traced, fix_outputs, frozen)
-        known = same_groups(self.graph, graph)
-        if known is None:
-            return (
-                f'with inputs of shape {tuple(inputs[0].shape)} its channels are coupled otherwise'
-            )
-        before = self.calls
-        calls = tuple(call.with_groups(known) for call in graph.calls)
-        found = sized_calls(self.model, self.graph.calls, calls)
-        self.calls = {path: found.get(path, ways) for path, ways in before.items()}
-        self._make_dynamic()
-        try:
-            verifier = Verifier(self.model, graph, inputs)
-            halved = self._halved()
-            reason = verifier.difference(self._plan(halved, ()), [halved[group] for group in known])
-        finally:
-            self._make_static()
-        if reason:
-            self.calls = before
-            return f'with inputs of shape {tuple(inputs[0].shape)} {reason}'
-        return ''
+def _halved(graph: ChannelGraph, space: SearchSpace) -> list[int]:
+    """Half the units of every group that the space narrows."""
+    narrowed = {index for stage in space.stages for index in stage.groups}
+    return [
+        (group.units + 1) // 2 if index in narrowed else group.units
+        for index, group in enumerate(graph.groups)
+    ]
 
 
 def _larger(inputs: Sequence[Tensor]) -> tuple[Tensor] | None:

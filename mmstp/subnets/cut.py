@@ -1,13 +1,16 @@
 """Cutting a subnet out of its dense network: a plain static network with smaller tensors.
 
-A compact network is described by its dense network's config and a `CompactPlan`: the shapes of the
-tensors that are smaller, the numbers that layers hold about them and the blocks that are gone. So
-it can be rebuilt without tracing anything.
+A compact network is described by its dense network's config and a `CompactSpec`: the shapes of the
+tensors that are smaller, the sized calls and the blocks that are gone. So it can be rebuilt without
+tracing anything.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,44 +18,49 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..analysis.eval_state import eval_mode, renew
-from ..errors import CompactPlanError
-from .attention import forward_of
-from .compact_spec import CompactPlan
-from .static import Skipped, replace_forward, supply_sizes
+from ..errors import CompactSpecError
+from .attention import Forward, forward_of
+from .attributes import Attribute, attributes_of
+from .compact_spec import CompactSpec
+from .modules import Dynamic, FixedSubnet, first_argument
+from .plan import SubnetPlan
+from .swap import Role, Swapped, swap
 
 
 def compact(
-    model: nn.Module, plan: CompactPlan, tensors: Mapping[str, Tensor] | None = None
+    model: nn.Module, spec: CompactSpec, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
     """Makes a static dense network compact, in place.
 
     Args:
         model: The dense network.
-        plan: What is smaller.
+        spec: What is smaller.
         tensors: The smaller tensors, by key; without them, each starts as the first part of the
             dense one (an initialisation of the right shape).
 
     Raises:
-        CompactPlanError: If the plan names a module or tensor that the model does not have, or a
+        CompactSpecError: If the spec names a module or tensor that the model does not have, or a
             shape that is not within the dense one.
     """
-    for path in plan.skipped:
+    for path in spec.skipped:
         parent = _module(model, path.rpartition('.')[0], path)
-        setattr(parent, path.rpartition('.')[2], Skipped(_module(model, path, path)))
+        setattr(parent, path.rpartition('.')[2], _skipped(_module(model, path, path)))
+    shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
-    for key, shape in plan.shapes.items():
-        if any(key.startswith(path + '.') for path in plan.skipped):
+    stores: list[tuple[dict[str, Any], str, Tensor]] = []
+    for key, shape in spec.shapes.items():
+        if any(key.startswith(path + '.') for path in spec.skipped):
             continue
         path, _, name = key.rpartition('.')
         module = _module(model, path, key)
         store: dict[str, Any] = (
             module._parameters if name in module._parameters else module._buffers
         )
-        if store.get(name) is None:
-            raise CompactPlanError(f'{type(model).__name__} has no tensor {key!r}')
-        dense = store[name]
+        dense = store.get(name)
+        if dense is None:
+            raise CompactSpecError(f'{type(model).__name__} has no tensor {key!r}')
         if len(shape) != dense.dim() or any(a > b for a, b in zip(shape, dense.shape, strict=True)):
-            raise CompactPlanError(
+            raise CompactSpecError(
                 f'{key}: shape {shape} is not within the dense {tuple(dense.shape)}'
             )
         if dense not in narrow:
@@ -63,26 +71,96 @@ def compact(
             if isinstance(dense, nn.Parameter):
                 data = nn.Parameter(data, requires_grad=dense.requires_grad)
             narrow[dense] = data
-        store[name] = narrow[dense]
-    for path, sizes in plan.sizes.items():
-        if any(path == p or path.startswith(p + '.') for p in plan.skipped):
-            continue
-        module = _module(model, path, f'{path}.{next(iter(sizes))}')
-        for name, size in sizes.items():
-            setattr(module, name, size)
-    for path, module in model.named_modules():
-        if (forward := forward_of(module)) is not None:
-            replace_forward(module, forward if path in plan.sizes else type(module).forward)
-    for path, ways in plan.calls.items():
-        supply_sizes(_module(model, path, path), path, ways)
+        stores.append((store, name, narrow[dense]))
+        shapes[path][name] = shape
+    attributes: dict[str, Mapping[str, Attribute]] = {}
+    for path, narrowed in shapes.items():
+        if found := attributes_of(model.get_submodule(path), narrowed):
+            attributes[path] = found
+    for store, name, data in stores:
+        store[name] = data
+    for path, changed in attributes.items():
+        for name, value in changed.items():
+            setattr(model.get_submodule(path), name, value)
+    _supply(model, SubnetPlan({}, attributes, spec.calls, frozenset()))
     renew(model)
+
+
+@dataclass(frozen=True)
+class Cut(Dynamic):
+    """A module of a compact network that asks its plan, which is always the same."""
+
+    state = ('_cut', '_path_when_cut')
+
+    @property
+    def mixin(self) -> type[Swapped]:
+        return Swapped
+
+    def unscriptable(self, module: nn.Module) -> str:
+        return (
+            f'{type(module).__name__} is given the sizes of a subnet while its Python code runs, '
+            'which TorchScript cannot do: use torch.jit.trace, torch.export or ONNX'
+        )
+
+
+@dataclass(frozen=True)
+class OtherForward(Role):
+    """A module whose forward is another than its class's."""
+
+    forward: Forward
+
+    def members(self, base: type[nn.Module]) -> dict[str, Any]:
+        return {'forward': self.forward}
+
+
+def _supply(model: nn.Module, plan: SubnetPlan) -> None:
+    """Has modules run with the sizes of a subnet, or another forward than their class's."""
+    subnet = FixedSubnet(plan)
+    for path in plan.calls:
+        module = _module(model, path, path)
+        swap(module, Cut(calls=True), **Cut.named(subnet, path))
+    for path, module in model.named_modules():
+        if (own := forward_of(module)) is None:
+            continue
+        if any(_is_inside(path, parent) for parent in plan.calls):
+            # calls inside it are none of those that are supplied
+            swap(module, Cut(own=own), **Cut.named(subnet, path))
+        elif path in plan.attributes:
+            swap(module, OtherForward(own))
+
+
+def _is_inside(path: str, parent: str) -> bool:
+    return not parent or path.startswith(parent + '.')
+
+
+class Skipped(nn.Identity):
+    """Stands where a block was left out that is called with more than one argument."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Hands on the first of what it is called with."""
+        return first_argument(args, kwargs)
+
+
+def _skipped(block: nn.Module) -> nn.Module:
+    """What stands where a block was left out.
+
+    It keeps the block's numbers and names, which the code around it may read, but is no instance of
+    its class, whose layers others would look for.
+    """
+    parameters = list(inspect.signature(block.forward).parameters.values())
+    alone = len(parameters) == 1 and parameters[0].kind is parameters[0].POSITIONAL_OR_KEYWORD
+    identity = nn.Identity() if alone else Skipped()
+    for name, value in vars(block).items():
+        if not name.startswith('_') and isinstance(value, (bool, int, float, str, tuple)):
+            vars(identity)[name] = value
+    return identity
 
 
 def _module(model: nn.Module, path: str, wanted: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise CompactPlanError(f'{type(model).__name__} has no {wanted!r}: {error}') from error
+        raise CompactSpecError(f'{type(model).__name__} has no {wanted!r}: {error}') from error
 
 
 def count_parameters(model: nn.Module) -> int:

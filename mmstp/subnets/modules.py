@@ -1,23 +1,28 @@
 """Dynamic modules: the static module with a narrower view of its own weights.
 
-A module becomes dynamic by swapping its class for a subclass whose parameters, buffers and sizes
-are properties. While no subnet is active they give what the module has; while one is, they give the
-subnet's part. The module's own forward runs in both cases: nothing is wrapped, no key and no
-Parameter object changes, and one mechanism serves every layer type.
+A module becomes dynamic by another class (`mmstp.subnets.swap`) whose parameters, buffers and
+attributes are properties. While no subnet is active they give what the module has; while one is,
+they give the subnet's part. The module's own forward runs in both cases: nothing is wrapped, no key
+and no Parameter object changes, and one mechanism serves every layer type.
+
+An exported network keeps that class where its plain modules would not do: with no tensor left to
+narrow, and one subnet that is always active.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from .attention import Forward, first_argument, forward_of
-from .attributes import Size
+from .attention import Forward, forward_of
+from .attributes import Attribute
 from .plan import SubnetPlan
 from .sized_calls import SuppliedSizes, unsupplied
+from .swap import Role, Swapped, swap
 
 
 class ActiveSubnet:
@@ -25,103 +30,146 @@ class ActiveSubnet:
 
     ``supplied`` collects the paths of modules whose code gave sizes that were not the subnet's.
 
-    A deep copy starts with none active: a copy made inside ``with supernet.activate(...)`` would
-    otherwise stay narrow for good.
+    A copy, a pickled one too, starts with none active: a copy made inside
+    ``with supernet.activate(...)`` would otherwise stay narrow for good.
     """
 
     def __init__(self) -> None:
         self.plan: SubnetPlan | None = None
         self.supplied: set[str] = set()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ActiveSubnet:
-        memo[id(self)] = copied = ActiveSubnet()
-        return copied
+    def __reduce__(self) -> Any:
+        return type(self), ()
 
 
-class DynamicMixin:
-    """Marks a class that replaces a module's own while it is dynamic.
+class FixedSubnet(ActiveSubnet):
+    """The subnet that an exported network is."""
+
+    def __init__(self, plan: SubnetPlan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.plan,)
+
+
+class DynamicMixin(Swapped):
+    """Marks a module that runs as a part of itself."""
+
+
+@dataclass(frozen=True)
+class Dynamic(Role):
+    """A module that runs as a part of itself.
 
     Attributes:
-        static_class: The class that it replaces.
-        added: Names of the attributes that its instances have in addition.
+        tensors: Names of the parameters and buffers that get narrower.
+        attributes: Names of the attributes that change with them.
+        skippable: Whether the module is a block that may be the identity.
+        calls: Whether its forward gives operators sizes that change.
+        live: Whether it keeps something in eval mode that is wrong for a part of it.
+        own: The forward that runs while it is narrow, where the class's cannot.
     """
 
-    static_class: ClassVar[Any]
-    added: ClassVar[tuple[str, ...]]
-    _subnet: ActiveSubnet
-    _path: str
+    tensors: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    skippable: bool = False
+    calls: bool = False
+    live: bool = False
+    own: Forward | None = None
+
+    state: ClassVar[tuple[str, str]] = ('_subnet', '_path')  # where a module has its own
+
+    @classmethod
+    def named(cls, subnet: ActiveSubnet, path: str) -> dict[str, Any]:
+        """The state of a module: which subnet its model is, and its path there."""
+        return dict(zip(cls.state, (subnet, path), strict=True))
+
+    @property
+    def mixin(self) -> type[Swapped]:
+        return DynamicMixin
+
+    def unscriptable(self, module: nn.Module) -> str:
+        """Why it cannot be scripted, and what to do."""
+        return f'{type(module).__name__} is part of a supernet: script an exported subnet'
+
+    def members(self, base: type[nn.Module]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            **{name: _narrow_tensor(name, _computes(base)) for name in self.tensors},
+            **{name: _narrow_attribute(name) for name in self.attributes},
+            '__prepare_scriptable__': functools.partialmethod(_refuse_scripting, self),
+        }
+        if self.skippable or self.calls or self.live or self.own is not None:
+            found['forward'] = _forward(base.forward, self)
+        return found
 
 
-def make_dynamic(
-    module: nn.Module,
-    path: str,
-    subnet: ActiveSubnet,
-    tensors: Iterable[str] = (),
-    sizes: Iterable[str] = (),
-    skippable: bool = False,
-    calls: bool = False,
-    live: bool = False,
-) -> None:
+def _refuse_scripting(module: nn.Module, role: Dynamic) -> None:
+    """Called by `torch.jit.script`, which would follow the dense class's code.
+
+    Raises:
+        NotImplementedError: With what to do.
+    """
+    raise NotImplementedError(role.unscriptable(module))
+
+
+def make_dynamic(module: nn.Module, path: str, subnet: ActiveSubnet, **role: Any) -> None:
     """Turns a module into a dynamic one, in place.
 
     Args:
         module: Any module.
         path: Its path in the model.
         subnet: The model's state.
-        tensors: Names of the parameters and buffers that get narrower.
-        sizes: Names of the integer attributes that change with them.
-        skippable: Whether the module is a block that may be the identity.
-        calls: Whether its forward gives operators sizes that change.
-        live: Whether it keeps something in eval mode that is wrong for a part of it.
+        **role: Of `Dynamic`; a registered forward is found.
     """
-    base: Any = type(module)
-    own = forward_of(module)
-    cls = _dynamic_class(
-        base, tuple(sorted(tensors)), tuple(sorted(sizes)), skippable, calls, live, own
-    )
-    vars(module)['_subnet'] = subnet
-    vars(module)['_path'] = path
-    module.__class__ = cls
+    swap(module, Dynamic(**role, own=forward_of(module)), **Dynamic.named(subnet, path))
 
 
-def make_static(module: nn.Module) -> None:
-    """Gives a dynamic module its own class back; does nothing to a static one."""
-    while isinstance(module, DynamicMixin):
-        for name in module.added:
-            del vars(module)[name]
-        module.__class__ = module.static_class
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a block that is skipped hands on."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
-@functools.cache
-def _dynamic_class(
-    base: type[nn.Module],
-    tensors: tuple[str, ...],
-    sizes: tuple[str, ...],
-    skippable: bool,
-    calls: bool,
-    live: bool,
-    own: Forward | None,
-) -> type[nn.Module]:
-    members: dict[str, Any] = {
-        **{name: _narrow_tensor(name, _computes(base)) for name in tensors},
-        **{name: _narrow_size(name) for name in sizes},
-        'static_class': base,
-        'added': ('_subnet', '_path'),
-        '__module__': __name__,
-        '__doc__': f'{base.__name__} of which a subnet may use a part.',
-    }
-    forward = base.forward
-    if own is not None:
-        forward = _forward_when_narrow(forward, own)
-    if calls:
-        forward = _supplied_forward(forward)
-    if live:
-        forward = _live_forward(forward)
-    if skippable:
-        forward = _skippable_forward(forward)
-    if forward is not base.forward:
-        members['forward'] = forward
-    return type(f'Dynamic{base.__name__}', (DynamicMixin, base), members)
+def _forward(base: Callable[..., Any], role: Dynamic) -> Callable[..., Any]:
+    """The forward that asks the plan: skipped, with another forward, with other sizes, or as is."""
+    subnet_name, path_name = role.state
+
+    @functools.wraps(base)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        subnet, path = vars(self)[subnet_name], vars(self)[path_name]
+        plan = subnet.plan
+        if plan is None:
+            return base(self, *args, **kwargs)
+        if role.skippable and path in plan.skipped:
+            return first_argument(args, kwargs)
+        if (tracer := _tracer(args, kwargs)) is not None and tracer.root is not self:
+            # what its code makes of a proxy's shape is not the subnet's: a leaf for `torch.fx`
+            return tracer.create_proxy('call_module', tracer.path_of_module(self), args, kwargs)
+        if role.own is not None:
+            with unsupplied():
+                return (role.own if path in plan.attributes else base)(self, *args, **kwargs)
+        training = self.training
+        self.training = training or role.live
+        try:
+            ways = plan.calls.get(path) if role.calls else None
+            if ways is None:
+                return base(self, *args, **kwargs)
+            with SuppliedSizes(path, ways) as sizes:
+                out = base(self, *args, **kwargs)
+            if sizes.changed:
+                subnet.supplied.add(path)
+            return out
+        finally:
+            self.training = training
+
+    return forward
+
+
+def _tracer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Tracer | None:
+    """What traces this call symbolically, where something does."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, fx.Proxy) and isinstance(value.tracer, fx.Tracer):
+            return value.tracer
+    return None
 
 
 def _computes(base: type[nn.Module]) -> bool:
@@ -139,10 +187,11 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         tensor = (self._buffers if is_buffer else self._parameters)[name]
         plan = self._subnet.plan
         if plan is None or tensor is None:
-            return tensor
+            found: Any = nn.Module.__getattr__(self, name)  # as `torch.fx` has it
+            return found
         key = f'{self._path}.{name}' if self._path else name
-        if key in plan.statistics:
-            return plan.statistics[key]  # which a subnet in training goes on updating
+        if key in plan.norm_statistics:
+            return plan.norm_statistics[key]  # which a subnet in training goes on updating
         whole = tensor
         tensor = plan.narrow(key, tensor)
         if contiguous:
@@ -156,61 +205,13 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
     return property(get)
 
 
-def _narrow_size(name: str) -> property:
-    def get(self: Any) -> Size:
+def _narrow_attribute(name: str) -> property:
+    def get(self: Any) -> Attribute:
         plan = self._subnet.plan
-        own: Size = vars(self)[name]
-        return own if plan is None else plan.sizes.get(self._path, {}).get(name, own)
+        own: Attribute = vars(self)[name]
+        return own if plan is None else plan.attributes.get(self._path, {}).get(name, own)
 
-    def set_(self: Any, value: Size) -> None:
+    def set_(self: Any, value: Attribute) -> None:
         vars(self)[name] = value
 
     return property(get, set_)
-
-
-def _skippable_forward(base: Forward) -> Forward:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self._subnet.plan
-        if plan is not None and self._path in plan.skipped:
-            return first_argument(args, kwargs)
-        return base(self, *args, **kwargs)
-
-    return forward
-
-
-def _supplied_forward(base: Forward) -> Forward:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self._subnet.plan
-        ways = None if plan is None else plan.calls.get(self._path)
-        if ways is None:
-            return base(self, *args, **kwargs)
-        with SuppliedSizes(self._path, ways) as sizes:
-            out = base(self, *args, **kwargs)
-        if sizes.changed:
-            self._subnet.supplied.add(self._path)
-        return out
-
-    return forward
-
-
-def _live_forward(base: Forward) -> Forward:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._subnet.plan is None:
-            return base(self, *args, **kwargs)
-        training, self.training = self.training, True
-        try:
-            return base(self, *args, **kwargs)
-        finally:
-            self.training = training
-
-    return forward
-
-
-def _forward_when_narrow(base: Forward, own: Forward) -> Forward:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        plan = self._subnet.plan
-        narrow = plan is not None and self._path in plan.sizes
-        with unsupplied():
-            return (own if narrow else base)(self, *args, **kwargs)
-
-    return forward

@@ -19,73 +19,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from ..analysis.operators.table import OPERATORS
+from ..analysis.records import SizedCall
 from ..errors import CallError
 
-
-@dataclass(frozen=True)
-class Call:
-    """The sizes that an operator takes in one architecture; plain types, as it goes into configs.
-
-    Attributes:
-        name: ``'reshape'``, ``'unflatten'``, ``'expand'``, ``'repeat'``, ``'split'`` or
-            ``'layer_norm'``.
-        dense: Sizes in the dense network: of the output's dimensions, or of the parts of a split.
-        kept: Those in the subnet; None where the size does not count channels.
-        runs: Of a reshape: which dimensions of the input become which of the output.
-    """
-
-    name: str
-    dense: tuple[int, ...] = ()
-    kept: tuple[int | None, ...] = ()
-    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-
-    def alike(self, other: Call) -> bool:
-        """Whether both supply the same sizes; batch and space may differ, as in two traces."""
-        return (self.name, self.kept, self.runs) == (other.name, other.kept, other.runs) and all(
-            a == b or kept is None
-            for a, b, kept in zip(self.dense, other.dense, self.kept, strict=True)
-        )
-
-    def fits(self, given: _Given) -> bool:
-        """Whether a call with these arguments can be this one."""
-        if not self.kept or self.name == 'split':
-            return True
-        rank = len(given.sizes)
-        if self.name == 'unflatten':
-            rank += given.tensor.dim() - 1
-        return rank == len(self.kept)
-
-    @classmethod
-    def from_list(cls, fields: Sequence[Any]) -> Call:
-        """Reads what `to_list` writes."""
-        name, dense, kept, runs = fields
-        pairs = tuple((tuple(before), tuple(after)) for before, after in runs)
-        return cls(name, tuple(dense), tuple(kept), pairs)
-
-    def to_list(self) -> list[Any]:
-        """Lists, strings and whole numbers."""
-        runs = [[list(before), list(after)] for before, after in self.runs]
-        return [self.name, list(self.dense), list(self.kept), runs]
-
-
-Ways = Sequence[Sequence[Call]]  # sequences of calls, one of which a forward makes
-
-
-# functions of the Python interface, by `__name__`: how a trace calls them
-_NAMES = {
-    'view': 'reshape',
-    'reshape': 'reshape',
-    'unflatten': 'unflatten',
-    'expand': 'expand',
-    'repeat': 'repeat',
-    'split': 'split',
-    'split_with_sizes': 'split',
-    'layer_norm': 'layer_norm',
+# sequences of calls, one of which a forward makes
+Ways = Sequence[Sequence[SizedCall[int]]]
+# functions of the Python interface, by ``__name__``, which is the operator's in a trace
+_SUPPLIED = {
+    operator.name.removeprefix('aten::'): operator.supplies
+    for operator in OPERATORS.values()
+    if operator.supplies is not None
 }
-
-
-# ... and operators of a trace
-SIZED_OPERATORS = {**_NAMES, '_unsafe_view': 'reshape'}
 
 
 class SuppliedSizes(TorchFunctionMode):
@@ -113,23 +58,23 @@ class SuppliedSizes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _NAMES.get(getattr(func, '__name__', ''))
+        name = _SUPPLIED.get(getattr(func, '__name__', ''))
         if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)
         call = self._following(name, given)
-        if not call.kept:
+        if not call.counts and not call.runs:
             return func(*args, **kwargs)
-        sizes = _SUPPLY[name](call, given, self._path)
+        sizes = SUPPLY[name](call, given, self._path)
         self.changed |= tuple(sizes) != tuple(given.sizes)
         return func(given.tensor, *given.with_sizes(sizes), **given.others)
 
-    def _following(self, name: str, given: _Given) -> Call:
+    def _following(self, name: str, given: _Given) -> SizedCall[int]:
         """The call that is made now, on the ways that are still open."""
         going_on = [way for way in self._ways if len(way) > self._made]
-        ways = [way for way in going_on if way[self._made].name == name]
+        ways = [way for way in going_on if way[self._made].supplies == name]
         if len(ways) > 1:  # they part where one takes sizes of another number of dimensions
-            ways = [way for way in ways if way[self._made].fits(given)] or ways
+            ways = [way for way in ways if _fits(way[self._made], given)] or ways
         if not ways:
             raise CallError(
                 f'{self._path or "the model"} calls {name!r} where its trace does not: its '
@@ -150,7 +95,7 @@ class SuppliedSizes(TorchFunctionMode):
         if exc_type is None and all(len(way) > self._made for way in self._ways):
             raise CallError(
                 f'{self._path or "the model"} ends before it calls '
-                f'{self._ways[0][self._made].name!r}, which its trace does'
+                f'{self._ways[0][self._made].supplies!r}, which its trace does'
             )
 
 
@@ -205,11 +150,21 @@ class _Given:
         return (*self.before, *given, *self.after)
 
 
-def _reshape(call: Call, given: _Given, path: str) -> list[int]:
+def _fits(call: SizedCall[int], given: _Given) -> bool:
+    """Whether a call with these arguments can be this one."""
+    if not call.dims or call.supplies == 'split':
+        return True
+    rank = len(given.sizes)
+    if call.supplies == 'unflatten':
+        rank += given.tensor.dim() - 1
+    return rank == len(call.dims)
+
+
+def _reshape(call: SizedCall[int], given: _Given, path: str) -> list[int]:
     return _reshaped(call, given.tensor.shape, list(given.sizes), path)
 
 
-def _unflatten(call: Call, given: _Given, path: str) -> list[int]:
+def _unflatten(call: SizedCall[int], given: _Given, path: str) -> list[int]:
     shape, (dim,) = given.tensor.shape, given.before
     assert isinstance(dim, int)
     dim %= len(shape)
@@ -217,15 +172,15 @@ def _unflatten(call: Call, given: _Given, path: str) -> list[int]:
     return _reshaped(call, shape, sizes, path)[dim : dim + len(given.sizes)]
 
 
-def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> list[int]:
+def _reshaped(call: SizedCall[int], shape: Sequence[int], sizes: list[int], path: str) -> list[int]:
     given = list(sizes)
-    if len(given) != len(call.dense):
+    if len(given) != len(call.sizes):
         raise CallError(
             f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its trace has '
-            f'{call.dense}'
+            f'{call.sizes}'
         )
     for before, after in call.runs:
-        counted = {d: size for d in after if (size := call.kept[d]) is not None}
+        counted = {d: size for d in after if (size := call.dims[d]) is not None}
         for d, size in counted.items():
             sizes[d] = given[d] if given[d] == -1 else size
         if any(sizes[d] == -1 for d in after):
@@ -235,41 +190,41 @@ def _reshaped(call: Call, shape: Sequence[int], sizes: list[int], path: str) -> 
             continue
         # a batch that is folded into a dimension of channels: B * heads
         folded = total // product if total % product == 0 else 0
-        into = [d for d in counted if given[d] in (folded * call.dense[d], folded * counted[d])]
+        into = [d for d in counted if given[d] in (folded * call.sizes[d], folded * counted[d])]
         # channels that stay, where the code takes their number from others that do not
         other = [
-            d for d in after if d not in counted and total * sizes[d] == product * call.dense[d]
+            d for d in after if d not in counted and total * sizes[d] == product * call.sizes[d]
         ]
         if other:
-            sizes[other[0]] = call.dense[other[0]]
+            sizes[other[0]] = call.sizes[other[0]]
             continue
         if not into:
             raise CallError(
                 f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
-                f'trace has {call.dense}: the subnet has {call.kept} there'
+                f'trace has {call.sizes}: the subnet has {call.dims} there'
             )
         sizes[into[0]] *= folded
     return sizes
 
 
-def _expand(call: Call, given: _Given, path: str) -> list[int]:
+def _expand(call: SizedCall[int], given: _Given, path: str) -> list[int]:
     return [
         size if kept is None or size == -1 else kept
-        for size, kept in zip(given.sizes, call.kept, strict=True)
+        for size, kept in zip(given.sizes, call.dims, strict=True)
     ]
 
 
-def _split(call: Call, given: _Given, path: str) -> list[int]:
-    parts = [own if kept is None else kept for own, kept in zip(call.dense, call.kept, strict=True)]
+def _split(call: SizedCall[int], given: _Given, path: str) -> list[int]:
+    parts = [own if kept is None else kept for own, kept in zip(call.sizes, call.dims, strict=True)]
     equal = given.single and len(set(parts)) == 1
     return parts[:1] if equal else parts
 
 
-def _layer_norm(call: Call, given: _Given, path: str) -> list[int]:
+def _layer_norm(call: SizedCall[int], given: _Given, path: str) -> list[int]:
     return list(given.tensor.shape[-len(given.sizes) :])
 
 
-_SUPPLY: dict[str, Callable[[Call, _Given, str], list[int]]] = {
+SUPPLY: dict[str, Callable[[SizedCall[int], _Given, str], list[int]]] = {
     'reshape': _reshape,
     'unflatten': _unflatten,
     'expand': _expand,

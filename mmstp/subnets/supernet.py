@@ -18,20 +18,21 @@ from ..architecture import Architecture
 from ..errors import SupernetError
 from ..search.cost import CostModel
 from ..search.stages import Stage
-from .compact_spec import CompactPlan, StageShapes
-from .convert import Conversion
+from .compact_spec import CompactSpec, StageShapes
+from .convert import convert
 from .cut import compact
 from .importance import channel_orders, reordered
-from .modules import DynamicMixin, make_static
+from .modules import DynamicMixin
 from .norm_statistics import calibrate, norms_with_statistics
 from .plan import Selection, SubnetPlan, plan_subnet
+from .swap import unswap
 
 
 class Supernet:
     """Weight sharing: the dense model is the main network, its first blocks and channels subnets.
 
-    Layers of ``model`` become dynamic in place (`mmstp.dynamic`); its state-dict keys, Parameter
-    objects, modes and outputs do not change.
+    Layers of ``model`` become dynamic in place (`mmstp.subnets.modules`); its state-dict keys,
+    Parameter objects, modes and outputs do not change.
 
     Args:
         model: Any module that `torch.export` can follow.
@@ -44,9 +45,9 @@ class Supernet:
         model: The model.
         space: The architectures that can be chosen.
         cost: Their multiply-adds and parameters.
-        statistics: Running statistics of norm layers that subnets have for themselves, by
+        norm_statistics: Running statistics of norm layers that subnets have for themselves, by
             state-dict key; those of the main network serve the others. See `calibrate`.
-        one_size: Why subnets may not run on inputs of another size than the example's; '' where
+        one_size: Why subnets may not run on inputs of another size than the example's; None where
             they do, wherever the dense model does.
 
     Raises:
@@ -72,12 +73,12 @@ class Supernet:
         fix_outputs: bool = True,
         **space: Any,
     ) -> None:
-        made = Conversion(model, inputs, fix_outputs, space)
+        made = convert(model, inputs, fix_outputs, space)
         self.model, self.inputs = model, made.inputs
         self.graph, self.space, self.one_size = made.graph, made.space, made.one_size
-        self._active, self._calls, self._aliases = made.active, made.calls, made.aliases
         self.cost = CostModel(self.graph, self.space)
-        self.statistics: dict[Architecture, dict[str, Tensor]] = {}
+        self.norm_statistics: dict[Architecture, dict[str, Tensor]] = {}
+        self._active = made.active
         self._plan = self._cached_plans()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
@@ -85,7 +86,7 @@ class Supernet:
         memo[id(self)] = copied = copy.copy(self)
         copied.model = copy.deepcopy(self.model, memo)
         copied._active = copy.deepcopy(self._active, memo)
-        copied.statistics = copy.deepcopy(self.statistics, memo)
+        copied.norm_statistics = copy.deepcopy(self.norm_statistics, memo)
         copied._plan = copied._cached_plans()
         return copied
 
@@ -93,11 +94,10 @@ class Supernet:
         return functools.lru_cache(maxsize=64)(self._make_plan)
 
     def _make_plan(self, architecture: Architecture) -> SubnetPlan:
-        plan = plan_subnet(
-            self.model, self.graph, self._calls, self._aliases, self._units(architecture),
-            self.space.skipped(architecture),
-        )  # fmt: skip
-        return replace(plan, statistics=self.statistics.get(architecture, {}))
+        units, skipped = self._units(architecture), self.space.skipped(architecture)
+        with self._active_plan(None):  # the dense attributes are asked for
+            plan = plan_subnet(self.model, self.graph, units, skipped)
+        return replace(plan, norm_statistics=self.norm_statistics.get(architecture, {}))
 
     def _units(self, architecture: Architecture) -> list[int]:
         units: list[int] = self.space.group_units(self.space.encode(architecture)[None])[0].tolist()
@@ -110,20 +110,23 @@ class Supernet:
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
         """
-        plan = self._plan(architecture)
+        with self._active_plan(self._plan(architecture)):
+            yield self.model
+
+    @contextmanager
+    def _active_plan(self, plan: SubnetPlan | None) -> Iterator[None]:
         before, self._active.plan = self._active.plan, plan
         try:
-            yield self.model
+            yield
         finally:
             self._active.plan = before
 
-    def compact_plan(self, architecture: Architecture) -> CompactPlan:
+    def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""
         plan = self._plan(architecture)
         tensors = dict(self._tensors())
-        return CompactPlan(
+        return CompactSpec(
             {key: tuple(plan.narrow(key, tensors[key]).shape) for key in plan.tensors},
-            {path: dict(sizes) for path, sizes in plan.sizes.items()},
             dict(plan.calls),
             tuple(sorted(plan.skipped)),
             tuple(map(self._stage_shapes, self.space.stages)),
@@ -161,14 +164,14 @@ class Supernet:
         plan = self._plan(architecture)
         network = copy.deepcopy(self.model)
         for module in network.modules():
-            make_static(module)
+            unswap(module, DynamicMixin)
         tensors = {
             key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
             for key, tensor in self._tensors()
             if key in plan.tensors
         }
-        compact(network, self.compact_plan(architecture), tensors)
-        for key, own in plan.statistics.items():
+        compact(network, self.compact_spec(architecture), tensors)
+        for key, own in plan.norm_statistics.items():
             network.get_buffer(key).copy_(own)
         return network
 
@@ -196,7 +199,7 @@ class Supernet:
         """
         network = self.export(architecture)
         count = calibrate(network, batches, forward and functools.partial(forward, network))
-        self.set_statistics(
+        self.set_norm_statistics(
             architecture,
             {
                 f'{path}.{name}' if path else name: buffer
@@ -206,14 +209,16 @@ class Supernet:
         )
         return count
 
-    def set_statistics(self, architecture: Architecture, statistics: dict[str, Tensor]) -> None:
+    def set_norm_statistics(
+        self, architecture: Architecture, statistics: dict[str, Tensor]
+    ) -> None:
         """Gives a subnet running statistics that were estimated before.
 
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
         """
         self.space.check(architecture)
-        self.statistics[architecture] = statistics
+        self.norm_statistics[architecture] = statistics
         self._plan = self._cached_plans()
 
     def pad(self, outputs: Any, architecture: Architecture) -> Any:
@@ -226,7 +231,7 @@ class Supernet:
         units = self._units(architecture)
         leaves, spec = pytree.tree_flatten(outputs)
         tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        for i, dims in zip(tensors, self.graph.outputs, strict=True):
+        for i, dims in zip(tensors, self.graph.traced[0].outputs, strict=True):
             for dim, dim_map in dims.items():
                 selection = Selection(dim, dim_map.kept(units))
                 leaves[i] = selection.pad(leaves[i], len(dim_map.group))

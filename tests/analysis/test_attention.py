@@ -263,7 +263,7 @@ def test_attention_of_channels():
 
     graph = analyse(layers, function)
     assert {g.makers: g.units for g in graph.groups} == {('q',): 16, ('k', 'v'): 24}
-    assert len(graph.statistics) == 1  # the softmax goes over what k makes
+    assert len(graph.traced[0].reductions) == 1  # the softmax goes over what k makes
     runs_as_subnet(layers, function, others=[(1, 3, 6, 5)])
 
 
@@ -358,7 +358,7 @@ def test_norm_of_every_head():
     graph = analyse(layers, function, SHAPE)
     assert shapes(graph) == {'qkv': (HEADS, 3 * WIDTH)}
     assert 'norm.weight' not in graph.dims
-    assert graph.statistics == ()  # every head is normalised on its own
+    assert graph.traced[0].reductions == ()  # every head is normalised on its own
     runs_as_subnet(layers, function, SHAPE, OTHERS)
 
 

@@ -259,14 +259,14 @@ def test_frozen_kinds_stay():
     model = Net(body, lambda b, x: b['b'](b['a'](x).tanh()))
     assert len(runs(model)) == 2
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
-    graph = ChannelGraph.from_trace(model, traced, freeze={'body.a.*': 'why'})
+    graph = ChannelGraph.from_traces(model, [traced], freeze={'body.a.*': 'why'})
     assert [run.paths for run in graph.runs] == [('body.b.0', 'body.b.1')]
 
 
 def test_frozen_kinds_of_layers_stay():
     model = Net(nn.Sequential(nn.Conv2d(16, 24, 1), nn.Conv2d(24, 16, 1))).eval()
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
-    graph = ChannelGraph.from_trace(model, traced, freeze={'body.*': 'why'})
+    graph = ChannelGraph.from_traces(model, [traced], freeze={'body.*': 'why'})
     assert [group.name for group in graph.groups] == ['stem']
     assert (graph.fixed['body.0'], graph.fixed['body.1']) == ('why', 'why')
 

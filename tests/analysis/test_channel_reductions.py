@@ -24,7 +24,7 @@ def over(graph):
     half = [group.units // 2 for group in graph.groups]
     return [
         (str(one.node.target), {dim: len(dims.kept(half)) for dim, dims in one.dims.items()})
-        for one in graph.statistics
+        for one in graph.traced[0].reductions
     ]
 
 
@@ -65,7 +65,7 @@ def test_layer_norm_as_a_function(norm):
     function = lambda m, x: m.b(norm(m, m.a(x)))  # noqa: E731
     graph = analyse(layers, function, (1, 4, 3))
     assert shapes(graph) == {'a': (16, 1)}
-    assert len(graph.statistics) == 1
+    assert len(graph.traced[0].reductions) == 1
     runs_as_subnet(layers, function, (1, 4, 3), [(2, 7, 3)])
 
 
@@ -85,7 +85,7 @@ def test_layer_norm_over_space_alone_is_none_over_channels():
     function = lambda m, x: m.b(m.norm(m.a(x)))  # noqa: E731
     graph = analyse(layers, function)
     assert shapes(graph) == {'a': (16, 1)}
-    assert graph.statistics == ()
+    assert graph.traced[0].reductions == ()
     runs_as_subnet(layers, function)
 
 
@@ -117,7 +117,7 @@ def test_instance_norm(options):
     graph = analyse(layers, function)
     assert graph.unknown == {}
     assert shapes(graph) == {'a': (16, 1)}
-    assert graph.statistics == ()
+    assert graph.traced[0].reductions == ()
     assert ('norm.weight' in graph.dims) == ('affine' in options)
     supernet = runs_as_subnet(layers, function)
     norm = supernet.export(supernet.space.smallest).norm
@@ -177,7 +177,7 @@ def test_channels_that_operators_go_over_are_free(operator):
     graph = analyse(layers, function)
     assert graph.unknown == {}
     assert shapes(graph) == {'a': (16, 1)}
-    assert len(graph.statistics) == 1
+    assert len(graph.traced[0].reductions) == 1
     runs_as_subnet(layers, function, others=[(2, 3, 5, 6)])
 
 
@@ -209,7 +209,7 @@ def test_softmax_over_one_of_two_factors():
     graph = analyse(layers, function)
     assert {g.makers: g.units for g in graph.groups} == {('a', 'b', 'up'): 16, ('down',): 12}
     assert kept(graph, 'up.weight', 0, 'a', 2) == [0, 1, 16, 17]
-    assert graph.statistics == ()
+    assert graph.traced[0].reductions == ()
     runs_as_subnet(layers, function)
 
 
@@ -256,7 +256,7 @@ def test_standardised_weights(cls):
     assert graph.unknown == {}
     assert shapes(graph) == {'a': (16, 1), 'ws': (24, 1)}
     assert kept(graph, 'ws.weight', 1, 'a', 2) == [0, 1]
-    assert graph.statistics
+    assert graph.traced[0].reductions
     # a batch norm adds up what lies apart in memory in another order
     runs_as_subnet(layers, function, exact=cls is not ByBatchNorm)
 
@@ -297,7 +297,7 @@ def test_statistics_of_what_stays_are_not_kept():
     function = lambda m, x: m.c(m.b(m.a(x)).relu()).softmax(1)  # noqa: E731
     graph = analyse(layers, function)
     assert shapes(graph) == {'a': (16, 1), 'b': (24, 1)}
-    assert graph.statistics == ()
+    assert graph.traced[0].reductions == ()
 
 
 def test_statistics_over_several_parts():
@@ -309,7 +309,7 @@ def test_statistics_over_several_parts():
 
     graph = analyse(layers, function)
     assert shapes(graph) == {'a': (16, 1), 'b': (24, 1)}
-    (one,) = graph.statistics
+    (one,) = graph.traced[0].reductions
     assert one.dims[3].kept([2, 3]).tolist() == [0, 1, 16, 17, 18, 19, 20, 21]
     assert (one.dims[3].group[16:19] == WHOLE).all()
     runs_as_subnet(layers, function)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmstp import Supernet
-from mmstp.analysis.eval_state import caching, eval_mode, overriding, renew
+from mmstp.analysis.eval_state import eval_mode, kept_in_eval, overriding, renew
 from tests.analysis.small import Net, conv
 
 
@@ -130,15 +130,15 @@ def test_what_is_kept_in_eval_mode_comes_and_goes(training):
     assert hasattr(model[0], 'bias') == (not training)
 
 
-# --- caching --------------------------------------------------------------------------------------
+# --- what is kept in eval mode ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_caching_modules_are_found(training):
+def test_modules_that_keep_something_are_found(training):
     model = nn.Sequential(Table(), nn.Sequential(Table(), Counting()), FrozenNorm(nn.ReLU()))
     model.train(training)
     before = modes(model)
-    assert caching(model) == {model[0], model[1][0]}
+    assert kept_in_eval(model) == {model[0], model[1][0]}
     assert modes(model) == before
     assert hasattr(model[0], 'bias') == (not training)
 
@@ -149,12 +149,12 @@ def network():
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_caching_modules_are_pruned(training):
+def test_modules_that_keep_something_are_pruned(training):
     """What they keep is the dense network's: a subnet works its own out."""
     model, x = network().train(training), torch.randn(2, 3, 4, 4)
     supernet = Supernet(model, torch.randn(1, 3, 4, 4), stem=True)
     assert modes(model) == [training] * len(modes(model))
-    assert supernet.graph.trace.live == {'table'}
+    assert supernet.graph.traced[0].trace.live == {'table'}
     assert [g.name for g in supernet.graph.groups] == ['a']
     assert set(supernet.graph.dims['table.table']) == {1}
     architecture = supernet.space.smallest

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmstp import Supernet, register_handler
-from mmstp.analysis.operators.table import HANDLERS
+from mmstp.analysis.operators.table import OPERATORS
 from mmstp.errors import SpaceError
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
@@ -655,7 +655,9 @@ class Kronecker(nn.Module):
         return torch.kron(x, torch.ones(1, 1, 2, 2))
 
 
-@pytest.mark.parametrize(('name', 'layer'), [('halve', Halve()), ('kron', Kronecker())])
+@pytest.mark.parametrize(
+    ('name', 'layer'), [('mmstp_tests::halve', Halve()), ('aten::kron', Kronecker())]
+)
 def test_unknown_operators_are_named_and_their_channels_stay(name, layer):
     layers = dict(a=conv(3, 16), odd=nn.Sequential(layer), b=conv(16, 20), c=conv(20, 5))
     function = lambda m, x: m.c(m.b(m.odd(m.a(x))))  # noqa: E731
@@ -667,9 +669,10 @@ def test_unknown_operators_are_named_and_their_channels_stay(name, layer):
 
 
 def test_a_registered_handler_makes_them_free(monkeypatch):
-    monkeypatch.setitem(HANDLERS, 'halve', None)  # to be undone
+    monkeypatch.setitem(OPERATORS, 'mmstp_tests::halve', None)  # to be undone
+    del OPERATORS['mmstp_tests::halve']
 
-    @register_handler('halve')
+    @register_handler('mmstp_tests::halve')
     def halved(walk, node, x):
         return walk.ids.combine([x], x.shape)
 

@@ -12,6 +12,7 @@ from torch import nn
 from mmstp.deploy.detector_check import running
 from mmstp.deploy.detector_config import write_detector
 from mmstp.deploy.export import BACKBONE, DESCRIPTION, WEIGHTS, load_backbone, reload, write_export
+from mmstp.deploy.plan_file import PLAN
 from mmstp.errors import CheckpointError, DetectorError
 from mmstp.registry import build_model
 from tests import tiny
@@ -36,7 +37,7 @@ def exported(stp, tmp_path_factory):
 @pytest.fixture
 def folder(exported, tmp_path):
     """A copy, so that what a test writes there is its own."""
-    for name in (BACKBONE, WEIGHTS, DESCRIPTION, 'compact.py'):
+    for name in (BACKBONE, WEIGHTS, DESCRIPTION, PLAN, 'compact.py'):
         (tmp_path / name).write_bytes((exported / name).read_bytes())
     return tmp_path
 

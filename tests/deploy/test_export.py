@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmstp import Architecture
 from mmstp.cli.launch import build_stp
 from mmstp.deploy.export import (
+    BACKBONE,
     CONFIG,
     DESCRIPTION,
     WEIGHTS,
@@ -16,9 +17,10 @@ from mmstp.deploy.export import (
     reload,
     write_export,
 )
-from mmstp.errors import CheckpointError, CompactPlanError, ExportError
+from mmstp.deploy.plan_file import PLAN
+from mmstp.errors import CheckpointError, CompactSpecError, ExportError
 from mmstp.registry import MODELS
-from mmstp.subnets.compact_spec import CompactPlan
+from mmstp.subnets.compact_spec import CompactSpec
 from mmstp.subnets.modules import DynamicMixin
 from tests import tiny
 
@@ -79,6 +81,25 @@ def test_config_needs_neither_supernet_nor_search(folder):
     assert config.default_hooks.checkpoint.save_best == 'accuracy/top1'
 
 
+@pytest.mark.parametrize('name', [CONFIG, BACKBONE])
+def test_a_person_can_read_the_configs(name, stp, architecture, tmp_path):
+    """A page: what it is, and nothing that is for machines."""
+    network, cfg = stp.export(architecture), tiny.config()
+    write_export(tmp_path, network, cfg, stp, architecture, 'epoch_12.pth')
+    text = (tmp_path / name).read_text()
+    assert text.startswith(f'# {architecture}: ')
+    assert 'of epoch_12.pth by mmstp' in text
+    assert len(text.splitlines()) < 180
+    assert 'layer1.0' not in text
+
+
+def test_the_plan_is_versioned(folder):
+    content = json.loads((folder / PLAN).read_text())
+    assert content['version'] == 1
+    assert Architecture.parse(content['architecture']).depths
+    assert list(content['parts']) == ['backbone']
+
+
 def test_backbone_alone_takes_its_part_of_the_weights(folder):
     config = Config.fromfile(folder / CONFIG)
     backbone = MODELS.build(
@@ -111,12 +132,12 @@ def test_weights_of_another_architecture_are_an_error(stp, folder):
 def test_plan_of_another_network_is_an_error(folder):
     config = Config.fromfile(folder / CONFIG).model.backbone
     config.backbone.depth = 50
-    with pytest.raises(CompactPlanError, match=r'is not within the dense|has no'):
+    with pytest.raises(CompactSpecError, match=r'is not within the dense|has no'):
         MODELS.build(config)
     with pytest.raises(
-        CompactPlanError, match=r"\['shapes'\]; expected shapes, sizes, calls, skipped, stages"
+        CompactSpecError, match=r"\['shapes'\]; expected shapes, calls, skipped, stages"
     ):
-        CompactPlan.from_dict({'shapes': {}})
+        CompactSpec.from_dict({'shapes': {}})
 
 
 def test_the_config_of_another_network_is_an_error(tmp_path, stp, architecture):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmstp import Supernet
 from mmstp.subnets.attention import FORWARDS, forward_of, multihead_attention, register_forward
-from mmstp.subnets.attributes import SIZE_RULES, register_sizes
+from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
 from tests.analysis.small import Net, analyse, conv, kept, runs_as_subnet
 
 HEADS, WIDTH, KEPT = 4, 6, 3
@@ -204,7 +204,7 @@ class Halves(nn.Module):
 def registries(monkeypatch):
     """As they were, when the test is over."""
     monkeypatch.setattr('mmstp.subnets.attention.FORWARDS', dict(FORWARDS))
-    monkeypatch.setattr('mmstp.subnets.attributes.SIZE_RULES', dict(SIZE_RULES))
+    monkeypatch.setattr('mmstp.subnets.attributes.ATTRIBUTE_RULES', dict(ATTRIBUTE_RULES))
 
 
 def test_a_registered_forward_runs_while_the_module_is_narrow(registries):
@@ -217,9 +217,8 @@ def test_a_registered_forward_runs_while_the_module_is_narrow(registries):
     runs = []
 
     @register_sizes(Halves)
-    def sizes(module, kept):
-        rows = kept.get('weight', {}).get(0)
-        return {'channels': module.channels if rows is None else len(rows)}
+    def sizes(module, shapes):
+        return {'channels': shapes['weight'][0]}
 
     @register_forward(Halves)
     def forward(module, x):

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from mmstp import Architecture, Supernet
-from mmstp.subnets.attributes import SIZE_RULES, register_sizes
-from mmstp.subnets.modules import DynamicMixin, make_static
+from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
+from mmstp.subnets.modules import DynamicMixin
 from mmstp.subnets.plan import Selection
+from mmstp.subnets.swap import unswap
 from tests.networks import TINY_INPUT, tiny
 
 SMALL = Architecture((1, 1), (0.5, 0.3))
@@ -235,7 +236,7 @@ def test_optimizer_step_changes_the_next_subnet(supernet, x):
 def test_static_again(supernet, x):
     dense, *_ = outputs(supernet, x)
     for module in supernet.model.modules():
-        make_static(module)
+        unswap(module)
     for (name, module), (_, expected) in zip(
         supernet.model.named_modules(), tiny().named_modules(), strict=True
     ):
@@ -301,14 +302,13 @@ class WithSlopes(nn.Module):
 
 
 def test_registered_rule_keeps_a_number_in_step(monkeypatch, x):
-    monkeypatch.setattr('mmstp.subnets.attributes.SIZE_RULES', dict(SIZE_RULES))
+    monkeypatch.setattr('mmstp.subnets.attributes.ATTRIBUTE_RULES', dict(ATTRIBUTE_RULES))
     fixed = Supernet(WithSlopes(), x).space.fixed
     assert 'its forward fails when narrowed' in fixed['inner']
 
     @register_sizes(Slopes)
-    def slopes(module, kept):
-        rows = kept.get('weight', {}).get(0)
-        return {'count': module.count if rows is None else len(rows)}
+    def slopes(module, shapes):
+        return {'count': shapes['weight'][0]}
 
     model = WithSlopes()
     supernet = Supernet(model, x)

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from mmstp import Architecture, CompactPlan, Supernet
+from mmstp import Architecture, CompactSpec, Supernet
 from mmstp.subnets.cut import compact, count_macs, count_parameters
 
 WINDOW, HEADS, WIDTH, CHANNELS = 2, 4, 4, 16
@@ -171,8 +171,8 @@ def test_rebuilt_from_its_description(shape, supernet):
     x = torch.randn(shape)
     for architecture in some(supernet):
         export = supernet.export(architecture)
-        plan = supernet.compact_plan(architecture)
-        read = CompactPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+        plan = supernet.compact_spec(architecture)
+        read = CompactSpec.from_dict(json.loads(json.dumps(plan.to_dict())))
         assert read == plan
         network = Windows().eval()
         compact(network, read)
@@ -211,7 +211,7 @@ def test_costs_are_those_of_the_export(supernet):
 
 def test_a_part_is_described_on_its_own(supernet):
     architecture = supernet.space.smallest
-    plan, export = supernet.compact_plan(architecture), supernet.export(architecture)
+    plan, export = supernet.compact_spec(architecture), supernet.export(architecture)
     part = build().stage1
     compact(part, plan.within('stage1'))
     part.load_state_dict(export.stage1.state_dict())
@@ -270,7 +270,7 @@ def made_swin(kind):
 def test_windows_are_shifted_where_there_are_several(kind, size):
     """The trace has one window, without a mask; a supernet traced at the size itself agrees."""
     supernet = made_swin(kind)
-    assert supernet.one_size == ''
+    assert supernet.one_size is None
     x = torch.randn(2, 3, *size)
     there = Supernet(swin(kind), torch.zeros(1, 3, *size), fix_outputs=False)
     largest, smallest = supernet.space.largest, supernet.space.smallest
@@ -281,8 +281,8 @@ def test_windows_are_shifted_where_there_are_several(kind, size):
         with supernet.activate(architecture):
             assert torch.equal(found, supernet.model(x)[0])
         rebuilt = swin(kind)
-        plan = supernet.compact_plan(architecture).to_dict()
-        compact(rebuilt, CompactPlan.from_dict(json.loads(json.dumps(plan))))
+        plan = supernet.compact_spec(architecture).to_dict()
+        compact(rebuilt, CompactSpec.from_dict(json.loads(json.dumps(plan))))
         rebuilt.load_state_dict(network.state_dict(), strict=False)
         assert torch.equal(found, rebuilt(x)[0])
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmstp.analysis.records import SizedCall
 from mmstp.errors import CallError
-from mmstp.subnets.sized_calls import Call, SuppliedSizes, unsupplied
+from mmstp.subnets.sized_calls import SuppliedSizes, unsupplied
 
 # (batch, tokens, 4 heads of 6) of which 2 heads stay
-APART = Call('reshape', (1, 5, 4, 6), (None, None, 2, None), (((2,), (2, 3)),))
-TOGETHER = Call('reshape', (1, 5, 24), (None, None, 12), (((2, 3), (2,)),))
+APART = SizedCall('reshape', (1, 5, 4, 6), (None, None, 2, None), (((2,), (2, 3)),))
+TOGETHER = SizedCall('reshape', (1, 5, 24), (None, None, 12), (((2, 3), (2,)),))
 # (1, 4, 5, 6) to (4, 5, 6): heads in the batch
-FOLDED = Call('reshape', (4, 5, 6), (2, None, None), (((0, 1), (0,)),))
-NOTHING = Call('reshape')
+FOLDED = SizedCall('reshape', (4, 5, 6), (2, None, None), (((0, 1), (0,)),))
+NOTHING = SizedCall('reshape')
 
 
 def supplied(function, *calls):
@@ -48,7 +49,7 @@ def supplied(function, *calls):
 def test_ways_to_reshape(reshape):
     """Of another batch and number of tokens than traced."""
     x = torch.randn(2, 7, 12)
-    call = Call('reshape', (1, 5, 4, 6), (None, None, 2, None), (((2,), (2, 3)),))
+    call = SizedCall('reshape', (1, 5, 4, 6), (None, None, 2, None), (((2,), (2, 3)),))
     with SuppliedSizes('block', [[call]]):
         out = reshape(x)
     assert torch.equal(out, x.reshape(2, 7, 2, 6))
@@ -67,7 +68,7 @@ def test_ways_to_reshape(reshape):
 )
 def test_ways_to_unflatten(unflatten):
     x = torch.randn(2, 7, 12)
-    call = Call('unflatten', APART.dense, APART.kept, APART.runs)
+    call = SizedCall('unflatten', APART.sizes, APART.dims, APART.runs)
     assert torch.equal(supplied(lambda: unflatten(x), call), x.reshape(2, 7, 2, 6))
 
 
@@ -86,7 +87,7 @@ def test_ways_to_unflatten(unflatten):
 )
 def test_ways_to_split(split):
     x = torch.randn(2, 11, 3)
-    left, right = supplied(lambda: split(x), Call('split', (8, 16), (3, 8)))
+    left, right = supplied(lambda: split(x), SizedCall('split', (8, 16), (3, 8)))
     assert torch.equal(left, x[:, :3])
     assert torch.equal(right, x[:, 3:])
 
@@ -94,13 +95,13 @@ def test_ways_to_split(split):
 @pytest.mark.parametrize('split', [lambda x: x.split(8, 1), lambda x: x.split([8, 8, 8], 1)])
 def test_splits_into_equal_parts(split):
     x = torch.randn(2, 15)
-    parts = supplied(lambda: split(x), Call('split', (8, 8, 8), (5, 5, 5)))
+    parts = supplied(lambda: split(x), SizedCall('split', (8, 8, 8), (5, 5, 5)))
     assert all(map(torch.equal, parts, x.chunk(3, 1)))
 
 
 def test_some_parts_of_a_split_stay():
     x = torch.randn(2, 9)
-    parts = supplied(lambda: x.split([4, 12], 1), Call('split', (4, 12), (None, 5)))
+    parts = supplied(lambda: x.split([4, 12], 1), SizedCall('split', (4, 12), (None, 5)))
     assert [part.shape[1] for part in parts] == [4, 5]
 
 
@@ -116,13 +117,13 @@ def test_some_parts_of_a_split_stay():
 def test_ways_to_expand(expand):
     """The batch is the code's, the channels are supplied."""
     x = torch.randn(1, 1, 4)
-    call = Call('expand', (1, 16, 4), (None, 5, None))
+    call = SizedCall('expand', (1, 16, 4), (None, 5, None))
     assert torch.equal(supplied(lambda: expand(x), call), x.expand(3, 5, 4))
 
 
 def test_sizes_that_the_code_leaves_open_stay_open():
     x = torch.randn(1, 5, 4)
-    with SuppliedSizes('block', [[Call('expand', (1, 16, 4), (None, 5, None))]]) as sizes:
+    with SuppliedSizes('block', [[SizedCall('expand', (1, 16, 4), (None, 5, None))]]) as sizes:
         out = x.expand(3, -1, -1)
     assert out.shape == (3, 5, 4)
     assert not sizes.changed
@@ -138,7 +139,7 @@ def test_sizes_that_the_code_leaves_open_stay_open():
 )
 def test_ways_to_repeat(repeat):
     x = torch.randn(1, 1, 4)
-    call = Call('repeat', (1, 16, 4), (None, 5, None))
+    call = SizedCall('repeat', (1, 16, 4), (None, 5, None))
     assert torch.equal(supplied(lambda: repeat(x), call), x.repeat(3, 5, 1))
 
 
@@ -153,7 +154,7 @@ def test_ways_to_repeat(repeat):
 )
 def test_ways_to_normalise(norm):
     x = torch.randn(2, 5)
-    call = Call('layer_norm', (16,), (5,))
+    call = SizedCall('layer_norm', (16,), (5,))
     assert torch.equal(supplied(lambda: norm(x), call), F.layer_norm(x, (5,)))
 
 
@@ -163,7 +164,7 @@ def test_heads_folded_into_the_batch(batch, tokens):
     x = torch.randn(batch, 2, tokens, 6)
     out = supplied(lambda: x.reshape(batch * 4, tokens, 6), FOLDED)
     assert torch.equal(out, x.flatten(0, 1))
-    back = Call('reshape', (1, 4, 5, 6), (None, 2, None, None), (((0,), (0, 1)),))
+    back = SizedCall('reshape', (1, 4, 5, 6), (None, 2, None, None), (((0,), (0, 1)),))
     assert torch.equal(supplied(lambda: out.view(batch, 4, tokens, 6), back), x)
     assert torch.equal(supplied(lambda: out.view(-1, 4, tokens, 6), back), x)
 
@@ -171,7 +172,7 @@ def test_heads_folded_into_the_batch(batch, tokens):
 def test_windows_folded_into_the_batch():
     """Space may be any number of them."""
     x = torch.randn(2 * 6, 2, 4, 4)  # 2 images of 6 windows, where 9 were traced
-    call = Call('reshape', (1, 9, 4, 4, 4), (None, None, 2, None, None), (((1,), (2,)),))
+    call = SizedCall('reshape', (1, 9, 4, 4, 4), (None, None, 2, None, None), (((1,), (2,)),))
     out = supplied(lambda: x.view(2, 6, 4, 4, 4), call)
     assert torch.equal(out, x.unflatten(0, (2, 6)))
 
@@ -210,11 +211,13 @@ def test_gradients_pass():
 # --- several ways through a forward ---------------------------------------------------------------
 
 # the windows of an image apart, as for a mask, and together again
-MASKED = Call(
+MASKED = SizedCall(
     'reshape', (1, 3, 5, 4, 6), (None, None, None, 2, None),
     (((0,), (0, 1)), ((1,), (2,)), ((2,), (3,)), ((3,), (4,))),
 )  # fmt: skip
-BACK = Call('reshape', (3, 5, 24), (None, None, 12), (((0, 1), (0,)), ((2,), (1,)), ((3, 4), (2,))))
+BACK = SizedCall(
+    'reshape', (3, 5, 24), (None, None, 12), (((0, 1), (0,)), ((2,), (1,)), ((3, 4), (2,)))
+)
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -243,7 +246,7 @@ def test_ways_that_end_early_are_ways():
 
 
 def test_ways_that_cannot_be_told_apart_are_refused():
-    other = Call('reshape', (1, 5, 4, 6), (None, None, None, 3), (((2,), (2, 3)),))
+    other = SizedCall('reshape', (1, 5, 4, 6), (None, None, None, 3), (((2,), (2, 3)),))
     with (
         pytest.raises(CallError, match=r"'reshape' with \(1, 5, 4, 6\), where the ways that were"),
         SuppliedSizes('block', [[APART], [other]]),
@@ -252,7 +255,7 @@ def test_ways_that_cannot_be_told_apart_are_refused():
 
 
 def test_batch_and_space_do_not_make_another_way():
-    larger = Call('reshape', (9, 7, 4, 6), APART.kept, APART.runs)
+    larger = SizedCall('reshape', (9, 7, 4, 6), APART.dims, APART.runs)
     with SuppliedSizes('block', [[APART, TOGETHER], [larger]]):
         assert torch.randn(2, 7, 12).view(2, 7, 4, 6).shape == (2, 7, 2, 6)
 
@@ -282,7 +285,7 @@ def test_fewer_calls_are_refused():
     x = torch.randn(1, 5, 12)
     with (
         pytest.raises(CallError, match=r"^the model ends before it calls 'split', which its"),
-        SuppliedSizes('', [[APART, Call('split', (4, 4), (2, 2))]]),
+        SuppliedSizes('', [[APART, SizedCall('split', (4, 4), (2, 2))]]),
     ):
         x.view(1, 5, 4, 6)
 
@@ -362,7 +365,13 @@ def test_modules_inside_a_forward_of_its_own_are_supplied():
 
 @pytest.mark.parametrize(
     'call',
-    [APART, FOLDED, NOTHING, Call('split', (4, 12), (None, 5)), Call('layer_norm', (16,), (5,))],
+    [
+        APART,
+        FOLDED,
+        NOTHING,
+        SizedCall('split', (4, 12), (None, 5)),
+        SizedCall('layer_norm', (16,), (5,)),
+    ],
 )
 def test_calls_go_through_json(call):
-    assert Call.from_list(json.loads(json.dumps(call.to_list()))) == call
+    assert SizedCall.from_list(json.loads(json.dumps(call.to_list()))) == call

@@ -331,7 +331,7 @@ def test_only_modules_that_hold_sizes_are_supplied_with_them():
     x = torch.randn(2, 3, 8, 8)
     for cls, supplied in ((Literal, {''}), (Inferred, set())):
         supernet = Supernet(cls().eval(), x)
-        assert supernet.compact_plan(supernet.space.smallest).calls.keys() == supplied
+        assert supernet.compact_spec(supernet.space.smallest).calls.keys() == supplied
 
 
 def test_a_forward_that_makes_other_calls_is_refused():
@@ -385,7 +385,7 @@ def test_a_module_that_is_called_twice_makes_its_calls_each_time():
     x = torch.randn(2, 3, 5, 6)
     with supernet.activate(architecture):
         assert torch.equal(model(x), network(x))
-    calls = supernet.compact_plan(architecture).calls
+    calls = supernet.compact_spec(architecture).calls
     lengths = {path: [len(way) for way in ways] for path, ways in calls.items()}
     assert lengths == {'': [6], 'mix': [2]}
 
@@ -540,7 +540,7 @@ def test_statistics_and_gradients_are_not_touched():
 )
 def test_other_spaces_architectures_are_refused(architecture, message):
     supernet = Supernet(tiny(), TINY_INPUT)
-    for use in (supernet.export, supernet.compact_plan, lambda a: supernet.activate(a).__enter__()):
+    for use in (supernet.export, supernet.compact_spec, lambda a: supernet.activate(a).__enter__()):
         with pytest.raises(ArchitectureError, match=message):
             use(architecture)
 

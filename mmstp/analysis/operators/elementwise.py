@@ -8,12 +8,13 @@ from typing import Any
 from torch import fx
 
 from ..ids import Value, plain
-from ..trace import output_shape
-from .table import register_handler
+from ..trace import GETITEM, output_shape
+from .table import Walker, register_handler
 
 
-@register_handler('add', 'sub', 'rsub')
-def addition(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
+@register_handler('add', passes=True)
+@register_handler('sub', 'rsub')
+def addition(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     out = elementwise(walk, node, *args, **kwargs)
     walk.elementwise_cost(node, 'add', out)
     return out
@@ -26,21 +27,22 @@ def addition(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     *'floor_divide true_divide isnan isinf nan_to_num lerp ceil tan atan log2 exp2'.split(),
     *'bitwise_and bitwise_or fmod'.split(),
 )
-def elementwise(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
+def elementwise(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
     return walk.ids.combine(operands, output_shape(node))
 
 
+@register_handler(*'dropout feature_dropout clone contiguous detach alias to'.split(), passes=True)
 @register_handler(
-    *'dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy'.split(),
+    *'alpha_dropout _to_copy'.split(),
     *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity zero fill'.split(),
 )
-def same(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+def same(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     return Value(x.shape, x.factors)
 
 
 @register_handler('copy')
-def copy(walk: Any, node: fx.Node, target: Value, source: Value, *args: Any) -> Value:
+def copy(walk: Walker, node: fx.Node, target: Value, source: Value, *args: Any) -> Value:
     return walk.ids.combine([target, source], target.shape)
 
 
@@ -49,11 +51,11 @@ def copy(walk: Any, node: fx.Node, target: Value, source: Value, *args: Any) -> 
     *'new_zeros new_ones new_full new_empty new_tensor rand_like randn_like bernoulli'.split(),
     *'meshgrid _assert_scalar sym_size sym_constrain_range_for_size'.split(),
 )
-def constant(walk: Any, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+def constant(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """Made anew, of fixed size."""
     return plain(node)
 
 
-@register_handler('getitem')
-def getitem(walk: Any, node: fx.Node, values: Sequence[Value], index: int) -> Value:
+@register_handler(GETITEM, passes=True)
+def getitem(walk: Walker, node: fx.Node, values: Sequence[Value], index: int) -> Value:
     return values[index]

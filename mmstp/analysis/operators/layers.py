@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from ..ids import Value, varying
 from ..trace import output_shape
 from .products import product
-from .table import _lines, register_handler
+from .table import Walker, register_handler
 
 # --- layers with weights ------------------------------------------------------------------------
 
 
 @register_handler('conv1d', 'conv2d', 'conv3d')
 def convolution(
-    walk: Any,
+    walk: Walker,
     node: fx.Node,
     x: Value,
     weight: Value,
@@ -56,7 +56,7 @@ def convolution(
         _tie_lines(walk, channels, columns)
     walk.produced(node, weight)
     shape = output_shape(node)
-    factors = [factor.reshape(-1, *[1] * (len(shape) - 2)) for factor in _lines(walk, weight, 0)]
+    factors = [factor.reshape(-1, *[1] * (len(shape) - 2)) for factor in walk.lines(weight, 0)]
     batch = [factor for factor in x.factors if varying(factor) == [0]]
     out = ids.value(shape, [*batch, *(factor[None] for factor in factors)])
     if bias is not None:
@@ -68,7 +68,7 @@ def convolution(
 
 @register_handler('conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d')
 def transposed_convolution(
-    walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
+    walk: Walker, node: fx.Node, x: Value, weight: Value, bias: Value | None = None,
     stride: object = None, padding: object = None, output_padding: object = None,
     groups: int = 1, *args: Any,
 ) -> Value:  # fmt: skip
@@ -84,7 +84,7 @@ def transposed_convolution(
         return Value(shape)
     _tie_lines(walk, walk.line(x, 1), walk.line(weight, 0))
     walk.produced(node, weight, 1)
-    rows = [line.reshape(1, -1, *[1] * len(space)) for line in _lines(walk, weight, 1)]
+    rows = [line.reshape(1, -1, *[1] * len(space)) for line in walk.lines(weight, 1)]
     out = ids.value(shape, rows)
     if bias is not None:
         out = _add_bias(walk, node, out, bias, 1)
@@ -94,15 +94,48 @@ def transposed_convolution(
 
 
 @register_handler('linear')
-def linear(walk: Any, node: fx.Node, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    walk.produced(node, weight)
+def linear(
+    walk: Walker, node: fx.Node, x: Value, weight: Value, bias: Value | None = None
+) -> Value:
+    walk.produced(node, weight, channels=-1)
     transposed = walk.ids.permute(weight, [1, 0], weight.shape[::-1])
     out = product(walk, node, x, transposed)
     return out if bias is None else _add_bias(walk, node, out, bias, len(out.shape) - 1)
 
 
-@register_handler('batch_norm')
-def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+def _narrow_per_channel(
+    args: list[Any], kwargs: dict[str, Any], kept: Mapping[int, Tensor], rank: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """The parameters of a norm with one number per channel (dimension 1)."""
+    return _narrow_tensors(args, kwargs, {0: kept[1]} if 1 in kept else {}, 1)
+
+
+def _narrow_layer_norm(
+    args: list[Any], kwargs: dict[str, Any], kept: Mapping[int, Tensor], rank: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """The shape and the parameters of a norm over the last dimensions."""
+    over = len(args[1])
+    args[1] = list(args[0].shape[rank - over :])
+    own = {dim - (rank - over): places for dim, places in kept.items()}
+    return _narrow_tensors(args, kwargs, own, over)
+
+
+def _narrow_tensors(
+    args: list[Any], kwargs: dict[str, Any], kept: Mapping[int, Tensor], rank: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """Tensors of this rank behind the first argument, at the positions kept."""
+
+    def narrow(arg: Any) -> Any:
+        if isinstance(arg, Tensor) and arg.dim() == rank:
+            for dim, places in kept.items():
+                arg = arg.index_select(dim, places.to(arg.device))
+        return arg
+
+    return [args[0], *map(narrow, args[1:])], {k: narrow(arg) for k, arg in kwargs.items()}
+
+
+@register_handler('batch_norm', narrowed=_narrow_per_channel)
+def batch_norm(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
     training = args[4]  # true where it standardises a weight
     if training:
         x = walk.over_channels(node, x, [d for d in range(len(x.shape)) if d != 1])
@@ -110,15 +143,17 @@ def batch_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
 
 
 @register_handler('instance_norm')
-def instance_norm(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+def instance_norm(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
     """Every channel on its own."""
     out = _per_channel(walk, x, [arg for arg in args if isinstance(arg, Value)])
     walk.elementwise_cost(node, 'norm', out)
     return out
 
 
-@register_handler('group_norm')
-def group_norm(walk: Any, node: fx.Node, x: Value, groups: int, *args: Any, **kwargs: Any) -> Value:
+@register_handler('group_norm', narrowed=_narrow_per_channel)
+def group_norm(
+    walk: Walker, node: fx.Node, x: Value, groups: int, *args: Any, **kwargs: Any
+) -> Value:
     if groups == 1:
         x = walk.over_channels(node, x, [1])
     elif groups < x.shape[1]:  # whole groups are dropped: the others' statistics stay as they are
@@ -128,9 +163,10 @@ def group_norm(walk: Any, node: fx.Node, x: Value, groups: int, *args: Any, **kw
     return instance_norm(walk, node, x, *args)
 
 
-@register_handler('layer_norm', 'rms_norm')
+@register_handler('layer_norm', supplies='layer_norm', narrowed=_narrow_layer_norm)
+@register_handler('rms_norm', narrowed=_narrow_layer_norm)
 def layer_norm(
-    walk: Any, node: fx.Node, x: Value, normalized_shape: Sequence[int], *args: Any, **kw: Any
+    walk: Walker, node: fx.Node, x: Value, normalized_shape: Sequence[int], *args: Any, **kw: Any
 ) -> Value:
     dims = list(range(len(x.shape)))[-len(normalized_shape) :]
     x = walk.over_channels(node, x, dims)
@@ -145,17 +181,19 @@ def layer_norm(
 
 
 @register_handler(
-    *'relu relu6 hardtanh leaky_relu elu celu selu sigmoid hardsigmoid hardswish silu mish'.split(),
-    *'softplus tanh gelu prelu threshold log_sigmoid softsign'.split(),
+    *'relu relu6 hardtanh leaky_relu elu hardswish silu mish gelu'.split(), passes=True
 )
-def activation(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+@register_handler(
+    *'celu selu sigmoid hardsigmoid softplus tanh prelu threshold log_sigmoid softsign'.split()
+)
+def activation(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     params = [arg for arg in args if isinstance(arg, Value)]  # PReLU's slopes
     out = _per_channel(walk, x, params) if params else Value(x.shape, x.factors)
     walk.elementwise_cost(node, 'activation', out)
     return out
 
 
-def _tie_lines(walk: Any, first: Any, second: Any) -> None:
+def _tie_lines(walk: Walker, first: Any, second: Any) -> None:
     """Ties two rows of ids of one length; what has no partner has to stay."""
     if first is not None and second is not None:
         walk.ids.unite(first.reshape(-1), second.reshape(-1))
@@ -165,7 +203,7 @@ def _tie_lines(walk: Any, first: Any, second: Any) -> None:
             walk.ids.freeze(line, 'meets a tensor of fixed size')
 
 
-def _per_channel(walk: Any, x: Value, params: Iterable[Value]) -> Value:
+def _per_channel(walk: Walker, x: Value, params: Iterable[Value]) -> Value:
     """One number per channel (dimension 1) for every position."""
     shape = (1, -1, *[1] * (len(x.shape) - 2))
     lifted = [
@@ -178,7 +216,7 @@ def _per_channel(walk: Any, x: Value, params: Iterable[Value]) -> Value:
     return walk.ids.combine([x, *lifted], x.shape)
 
 
-def _add_bias(walk: Any, node: fx.Node, out: Value, bias: Value, dim: int) -> Value:
+def _add_bias(walk: Walker, node: fx.Node, out: Value, bias: Value, dim: int) -> Value:
     shape = [1] * len(out.shape)
     shape[dim] = -1
     lifted = Value(

@@ -10,15 +10,15 @@ from torch import fx
 
 from ..ids import Value, align
 from ..trace import output_shape
-from .table import register_handler
+from .table import Walker, register_handler
 
 
 @register_handler('matmul', 'mm', 'bmm')
-def product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
-    return walk.ids.reshape(_matrix_product(walk, node, a, b), output_shape(node))
+def product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
+    return walk.ids.reshape(matrix_product(walk, node, a, b), output_shape(node))
 
 
-def _matrix_product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
+def matrix_product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
     """``a @ b``, with as many leading dimensions as either has."""
     rank = max(len(a.shape), len(b.shape), 2)
     if len(a.shape) == 1:
@@ -36,14 +36,16 @@ def _matrix_product(walk: Any, node: fx.Node, a: Value, b: Value) -> Value:
 
 
 @register_handler('addmm', 'baddbmm')
-def add_product(walk: Any, node: fx.Node, added: Value, a: Value, b: Value, **kwargs: Any) -> Value:
+def add_product(
+    walk: Walker, node: fx.Node, added: Value, a: Value, b: Value, **kwargs: Any
+) -> Value:
     out = product(walk, node, a, b)
     return walk.ids.combine([out, added], out.shape)
 
 
 @register_handler('einsum')
 def einsum(
-    walk: Any, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
+    walk: Walker, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
 ) -> Value:
     """Any product of operands; dimensions are named by letters."""
     inputs, _, output = equation.replace(' ', '').partition('->')
@@ -78,7 +80,7 @@ def einsum(
     return walk.ids.squeeze(every, summed)
 
 
-def _by_letters(walk: Any, x: Value, term: str, letters: str) -> Value:
+def _by_letters(walk: Walker, x: Value, term: str, letters: str) -> Value:
     """A tensor with a dimension for every letter, of size 1 where it has none."""
     if len(set(term)) < len(term):  # a diagonal
         walk.ids.freeze_value(x, 'the diagonal of a product')
@@ -92,7 +94,7 @@ def _by_letters(walk: Any, x: Value, term: str, letters: str) -> Value:
 
 @register_handler('scaled_dot_product_attention')
 def attention(
-    walk: Any, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None = None,
+    walk: Walker, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None = None,
     *args: Any, scale: float | None = None, **kwargs: Any,
 ) -> Value:  # fmt: skip
     ids, rank = walk.ids, len(query.shape)
@@ -103,7 +105,7 @@ def attention(
         )
     order = [*range(rank - 2), rank - 1, rank - 2]
     keys = ids.permute(key, order, [key.shape[d] for d in order])
-    scores = _matrix_product(walk, node, query, keys)
+    scores = matrix_product(walk, node, query, keys)
     if mask is not None:
         scores = ids.combine([scores, mask], scores.shape)
-    return _matrix_product(walk, node, scores, value)
+    return matrix_product(walk, node, scores, value)

@@ -10,11 +10,11 @@ from torch import fx
 
 from ..ids import Value, align, aligned_runs, plain, varying
 from ..trace import operator_name, output_shape
-from .table import _dims, _lines, register_handler
+from .table import Walker, over_dims, register_handler
 
 
 @register_handler('view_as_complex', 'view_as_real')
-def as_complex(walk: Any, node: fx.Node, x: Value) -> Value:
+def as_complex(walk: Walker, node: fx.Node, x: Value) -> Value:
     """The last dimension holds the two parts of a number."""
     rank = len(x.shape)
     if len(output_shape(node)) > rank:
@@ -26,10 +26,12 @@ def as_complex(walk: Any, node: fx.Node, x: Value) -> Value:
 # --- shapes -------------------------------------------------------------------------------------
 
 
-@register_handler(
-    *'view reshape _unsafe_view flatten unflatten squeeze unsqueeze reshape_as view_as'.split()
-)
-def reshape(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+@register_handler('view', 'reshape', passes=True, supplies='reshape')
+@register_handler('_unsafe_view', supplies='reshape')
+@register_handler('unflatten', passes=True, supplies='unflatten')
+@register_handler('flatten', 'squeeze', 'unsqueeze', passes=True)
+@register_handler('reshape_as', 'view_as')
+def reshape(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     shape = output_shape(node)
     out = walk.ids.reshape(x, shape)
     runs = [
@@ -42,48 +44,51 @@ def reshape(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Va
 
 
 @register_handler('narrow')
-def narrow(walk: Any, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
+def narrow(walk: Walker, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
     return slice_(walk, node, x, dim, start, start + length)
 
 
 @register_handler('movedim', 'moveaxis')
 def move(
-    walk: Any, node: fx.Node, x: Value, source: int | Sequence[int], target: int | Sequence[int]
+    walk: Walker, node: fx.Node, x: Value, source: int | Sequence[int], target: int | Sequence[int]
 ) -> Value:
-    sources, targets = _dims(x, source), _dims(x, target)
+    sources, targets = over_dims(x, source), over_dims(x, target)
     order = [dim for dim in range(len(x.shape)) if dim not in sources]
     for place, dim in sorted(zip(targets, sources, strict=True)):
         order.insert(place, dim)
     return walk.ids.permute(x, order, output_shape(node))
 
 
-@register_handler('permute')
-def permute(walk: Any, node: fx.Node, x: Value, order: Sequence[int]) -> Value:
+@register_handler('permute', passes=True)
+def permute(walk: Walker, node: fx.Node, x: Value, order: Sequence[int]) -> Value:
     rank = len(x.shape)
     return walk.ids.permute(x, [dim % rank for dim in order], output_shape(node))
 
 
-@register_handler('transpose', 'swapaxes')
-def transpose(walk: Any, node: fx.Node, x: Value, first: int, second: int) -> Value:
+@register_handler('transpose', passes=True)
+@register_handler('swapaxes')
+def transpose(walk: Walker, node: fx.Node, x: Value, first: int, second: int) -> Value:
     order = list(range(len(x.shape)))
     order[first], order[second] = order[second], order[first]
     return walk.ids.permute(x, order, output_shape(node))
 
 
 @register_handler('t')
-def matrix_transpose(walk: Any, node: fx.Node, x: Value) -> Value:
+def matrix_transpose(walk: Walker, node: fx.Node, x: Value) -> Value:
     return walk.ids.permute(x, list(range(len(x.shape)))[::-1], output_shape(node))
 
 
-@register_handler('expand', 'expand_as')
-def expand(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+@register_handler('expand', supplies='expand')
+@register_handler('expand_as')
+def expand(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     out = spread(walk, align(x, len(output_shape(node))), output_shape(node))
     walk.sizes(node, [(out, dim) for dim in range(len(out.shape))])
     return out
 
 
-@register_handler('repeat', 'tile')
-def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
+@register_handler('repeat', supplies='repeat')
+@register_handler('tile')
+def repeat(walk: Walker, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
     shape = output_shape(node)
     x = align(x, len(shape))
     counts = [size // own for size, own in zip(shape, x.shape, strict=True)]
@@ -97,7 +102,7 @@ def repeat(walk: Any, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
     return out
 
 
-def spread(walk: Any, x: Value, shape: Sequence[int]) -> Value:
+def spread(walk: Walker, x: Value, shape: Sequence[int]) -> Value:
     """Copies along dimensions of size 1; as many as whatever they meet has, so they get ids."""
     grown = [d for d, (own, size) in enumerate(zip(x.shape, shape, strict=True)) if own < size]
     rank = len(shape)
@@ -110,7 +115,7 @@ def spread(walk: Any, x: Value, shape: Sequence[int]) -> Value:
 
 @register_handler('repeat_interleave')
 def repeat_interleave(
-    walk: Any, node: fx.Node, x: Value, count: int | Value, dim: int | None = None, **kwargs: Any
+    walk: Walker, node: fx.Node, x: Value, count: int | Value, dim: int | None = None, **kwargs: Any
 ) -> Value:
     if dim is None or isinstance(count, Value):
         walk.ids.freeze_value(x, 'repeated in a way that is not followed')
@@ -123,24 +128,24 @@ def repeat_interleave(
 
 
 @register_handler('channel_shuffle')
-def channel_shuffle(walk: Any, node: fx.Node, x: Value, groups: int) -> Value:
+def channel_shuffle(walk: Walker, node: fx.Node, x: Value, groups: int) -> Value:
     ids, (batch, channels, *space) = walk.ids, x.shape
     apart = ids.reshape(x, (batch, groups, channels // groups, *space))
     order = [0, 2, 1, *range(3, len(apart.shape))]
     swapped = ids.permute(apart, order, [apart.shape[d] for d in order])
-    for line in _lines(walk, x, 1):  # every group keeps the same, as a view of two dimensions
+    for line in walk.lines(x, 1):  # every group keeps the same, as a view of two dimensions
         ids.tie(line.reshape(groups, -1), [0])
     return ids.reshape(swapped, x.shape)
 
 
 @register_handler('cat', 'concat')
-def concatenate(walk: Any, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
+def concatenate(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
     shape = output_shape(node)
     return walk.ids.concatenate(tensors, dim % len(shape), shape)
 
 
 @register_handler('stack')
-def stack(walk: Any, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
+def stack(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
     shape = output_shape(node)
     dim %= len(shape)
     one = (*shape[:dim], 1, *shape[dim + 1 :])
@@ -148,16 +153,19 @@ def stack(walk: Any, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> V
     return walk.ids.concatenate(lifted, dim, shape)
 
 
-@register_handler('chunk', 'split', 'split_with_sizes', 'tensor_split')
+@register_handler('split', 'split_with_sizes', supplies='split')
+@register_handler('chunk', 'tensor_split')
 def split(
-    walk: Any, node: fx.Node, x: Value, sizes: int | Sequence[int], dim: int = 0
+    walk: Walker, node: fx.Node, x: Value, sizes: int | Sequence[int], dim: int = 0
 ) -> tuple[Value, ...]:
     shapes = [tuple(part.shape) for part in node.meta['val']]
     dim %= len(x.shape)
     lengths = [shape[dim] for shape in shapes]
-    by_size = operator_name(node).startswith('split')  # the sizes of unequal parts are supplied
+    by_size = operator_name(node).startswith(
+        'aten::split'
+    )  # the sizes of unequal parts are supplied
     if not by_size or (isinstance(sizes, int) and len(set(lengths)) == 1):
-        x = _tie_equal_parts(walk, x, dim, lengths)
+        x = tie_equal_parts(walk, x, dim, lengths)
     parts, start = [], 0
     for shape in shapes:
         parts.append(walk.ids.take(x, dim, start, start + shape[dim]))
@@ -167,16 +175,16 @@ def split(
 
 
 @register_handler('unbind')
-def unbind(walk: Any, node: fx.Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
+def unbind(walk: Walker, node: fx.Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
     dim %= len(x.shape)
-    x = _tie_equal_parts(walk, x, dim, [1] * x.shape[dim])
+    x = tie_equal_parts(walk, x, dim, [1] * x.shape[dim])
     parts = [walk.ids.take(x, dim, i, i + 1) for i in range(x.shape[dim])]
     return tuple(walk.ids.squeeze(part, [dim]) for part in parts)
 
 
 @register_handler('slice')
 def slice_(
-    walk: Any, node: fx.Node, x: Value, dim: int = 0, start: int | None = None,
+    walk: Walker, node: fx.Node, x: Value, dim: int = 0, start: int | None = None,
     end: int | None = None, step: int = 1,
 ) -> Value:  # fmt: skip
     dim %= len(x.shape)
@@ -188,7 +196,7 @@ def slice_(
 
 
 @register_handler('select')
-def select(walk: Any, node: fx.Node, x: Value, dim: int, index: int) -> Value:
+def select(walk: Walker, node: fx.Node, x: Value, dim: int, index: int) -> Value:
     dim, index = dim % len(x.shape), index % x.shape[dim]
     if x.factor(dim) is not None:
         walk.sliced(node, dim, index, index + 1, 1)
@@ -196,7 +204,7 @@ def select(walk: Any, node: fx.Node, x: Value, dim: int, index: int) -> Value:
 
 
 @register_handler('index')
-def index(walk: Any, node: fx.Node, x: Value, places: Sequence[Value | None]) -> Value:
+def index(walk: Walker, node: fx.Node, x: Value, places: Sequence[Value | None]) -> Value:
     """Elements looked up along some dimensions, those of a table of positions for example."""
     dims = [dim for dim, place in enumerate(places) if place is not None]
     for place in places:
@@ -216,24 +224,24 @@ def index(walk: Any, node: fx.Node, x: Value, places: Sequence[Value | None]) ->
 
 
 @register_handler('index_select')
-def index_select(walk: Any, node: fx.Node, x: Value, dim: int, places: Value) -> Value:
+def index_select(walk: Walker, node: fx.Node, x: Value, dim: int, places: Value) -> Value:
     dim %= len(x.shape)
     return index(walk, node, x, [places if d == dim else None for d in range(dim + 1)])
 
 
 @register_handler('embedding')
-def embedding(walk: Any, node: fx.Node, table: Value, places: Value, *args: Any) -> Value:
+def embedding(walk: Walker, node: fx.Node, table: Value, places: Value, *args: Any) -> Value:
     return index(walk, node, table, [places])
 
 
 @register_handler('gather')
-def gather(walk: Any, node: fx.Node, x: Value, dim: int, places: Value, *args: Any) -> Value:
+def gather(walk: Walker, node: fx.Node, x: Value, dim: int, places: Value, *args: Any) -> Value:
     walk.ids.freeze_value(x, 'looked up by index')
     walk.ids.freeze_value(places, 'an index')
     return plain(node)
 
 
-def _tie_equal_parts(walk: Any, x: Value, dim: int, sizes: Sequence[int]) -> Value:
+def tie_equal_parts(walk: Walker, x: Value, dim: int, sizes: Sequence[int]) -> Value:
     """Parts of one size keep the same channels: Python goes on splitting by equal sizes."""
     factor = x.factor(dim)
     if factor is None:

@@ -10,7 +10,7 @@ from torch import fx
 
 from ..ids import Value, varying
 from ..trace import output_shape
-from .table import _lines, register_handler
+from .table import Walker, register_handler
 
 # --- over space ---------------------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ from .table import _lines, register_handler
     *'adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d'.split(),
     *'adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d'.split(),
 )
-def pooling(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
+def pooling(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     walk.elementwise_cost(node, 'pool', x)
     out = resize(walk, node, x)
     several = isinstance(node.meta['val'], (tuple, list))  # with the places of the largest
@@ -32,7 +32,7 @@ def pooling(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> An
     *'upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d'.split(),
     *'upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d'.split(),
 )
-def resize(walk: Any, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+def resize(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     # pooling over the last dimensions takes inputs without a batch too: count from the end
     space = range(max(len(x.shape) - _space(node), 1), len(x.shape))
     x = walk.ids.keep_whole(x, space, 'varies over space that is resized')
@@ -45,14 +45,14 @@ def _space(node: fx.Node) -> int:
 
 
 @register_handler('grid_sampler')
-def sample(walk: Any, node: fx.Node, x: Value, grid: Value, *args: Any) -> Value:
+def sample(walk: Walker, node: fx.Node, x: Value, grid: Value, *args: Any) -> Value:
     walk.ids.freeze_value(grid, 'a position')
     x = walk.ids.keep_whole(x, range(2, len(x.shape)), 'varies over space that is sampled')
     return walk.ids.value(output_shape(node), [f for f in x.factors if varying(f) == [1]])
 
 
 @register_handler('constant_pad_nd', 'pad')
-def pad(walk: Any, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, **kw: Any) -> Value:
+def pad(walk: Walker, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, **kw: Any) -> Value:
     out = x
     for k in range(0, len(pads), 2):
         dim = len(x.shape) - 1 - k // 2
@@ -71,7 +71,7 @@ def pad(walk: Any, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, **k
 
 
 @register_handler('unfold')
-def windows(walk: Any, node: fx.Node, x: Value, dim: int, size: int, step: int) -> Value:
+def windows(walk: Walker, node: fx.Node, x: Value, dim: int, size: int, step: int) -> Value:
     """Windows of a dimension, in one that is added behind."""
     dim %= len(x.shape)
     x = walk.ids.keep_whole(x, [dim], 'varies along what is cut into windows')
@@ -79,32 +79,32 @@ def windows(walk: Any, node: fx.Node, x: Value, dim: int, size: int, step: int) 
 
 
 @register_handler('im2col')
-def unfold(walk: Any, node: fx.Node, x: Value, kernel: Sequence[int], *args: Any) -> Value:
+def unfold(walk: Walker, node: fx.Node, x: Value, kernel: Sequence[int], *args: Any) -> Value:
     """Every channel becomes one per position of the kernel."""
     x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is unfolded')
     shape = output_shape(node)
-    lines = [np.repeat(line, shape[1] // x.shape[1]) for line in _lines(walk, x, 1)]
+    lines = [np.repeat(line, shape[1] // x.shape[1]) for line in walk.lines(x, 1)]
     return walk.ids.value(shape, [line.reshape(1, -1, 1) for line in lines])
 
 
 @register_handler('col2im')
-def fold(walk: Any, node: fx.Node, x: Value, *args: Any) -> Value:
+def fold(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
     """The positions of the kernel become one channel again."""
     shape = output_shape(node)
     x = walk.ids.keep_whole(x, [2], 'varies over space that is folded')
-    lines = [walk.ids.tie(f.reshape(shape[1], -1), [1]) for f in _lines(walk, x, 1)]
+    lines = [walk.ids.tie(f.reshape(shape[1], -1), [1]) for f in walk.lines(x, 1)]
     return walk.ids.value(shape, [line.reshape(1, -1, 1, 1) for line in lines])
 
 
 @register_handler('pixel_shuffle')
-def pixel_shuffle(walk: Any, node: fx.Node, x: Value, factor: int) -> Value:
+def pixel_shuffle(walk: Walker, node: fx.Node, x: Value, factor: int) -> Value:
     x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
-    lines = [walk.ids.tie(line.reshape(-1, factor**2), [1]) for line in _lines(walk, x, 1)]
+    lines = [walk.ids.tie(line.reshape(-1, factor**2), [1]) for line in walk.lines(x, 1)]
     return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])
 
 
 @register_handler('pixel_unshuffle')
-def pixel_unshuffle(walk: Any, node: fx.Node, x: Value, factor: int) -> Value:
+def pixel_unshuffle(walk: Walker, node: fx.Node, x: Value, factor: int) -> Value:
     x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
-    lines = [np.repeat(line, factor**2) for line in _lines(walk, x, 1)]
+    lines = [np.repeat(line, factor**2) for line in walk.lines(x, 1)]
     return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])

@@ -1,50 +1,115 @@
-"""What each operator does to channel ids, and what it costs.
+"""The table of operators: all that mmstp knows about one stands in one record.
 
-One handler per operator of the exported graph (the extension point of the paper's Appendix A5). A
-handler is called as ``handler(walk, node, *args, **kwargs)`` with the node's arguments, every
-tensor among them replaced by its `Value`, and returns the output's `Value` (or a tuple of them). It
-ties ids through ``walk.ids`` and reports its cost through ``walk.cost``. An operator without a
-handler makes the channels that reach it stay, and is named in the report.
+The extension point of the paper's Appendix A5. A record's *handler* is called as
+``handler(walk, node, *args, **kwargs)`` with the node's arguments, every tensor among them replaced
+by its `Value`, and returns the output's `Value` (or a tuple of them). It ties ids through
+``walk.ids`` and reports its cost through ``walk.cost``. Channels that reach an operator which is
+not in the table stay, and the report names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from ..ids import Value
+from torch import Tensor, fx
+
+from ...errors import OperatorError
+from ..ids import ChannelIds, Ids, Value
+
+
+class Walker(Protocol):
+    """What handlers see of a `mmstp.analysis.walk.Walk`; its methods say what they do there."""
+
+    ids: ChannelIds
+
+    def line(self, value: Value, dim: int) -> Ids | None: ...
+    def lines(self, value: Value, dim: int) -> list[Ids]: ...
+    def produced(self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1) -> None: ...
+    def cost(
+        self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
+    ) -> None: ...
+    def elementwise_cost(self, node: fx.Node, kind: str, value: Value) -> None: ...
+    def sizes(
+        self,
+        node: fx.Node,
+        sizes: Sequence[tuple[Value, int]],
+        runs: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+    ) -> None: ...
+    def over_channels(self, node: fx.Node, x: Value, dims: Sequence[int]) -> Value: ...
+    def sliced(self, node: fx.Node, dim: int, start: int, stop: int, step: int) -> None: ...
+
 
 Handler = Callable[..., Any]
+# arguments, keywords, positions kept by dimension of the first argument, its rank -> the first two
+Narrowed = Callable[
+    [list[Any], dict[str, Any], Mapping[int, Tensor], int], tuple[list[Any], dict[str, Any]]
+]
 
 
-HANDLERS: dict[str, Handler] = {}
+@dataclass(frozen=True)
+class Operator:
+    """What is known of an operator.
+
+    Attributes:
+        name: Its qualified name, without overload and the mark of in-place variants:
+            ``'aten::relu'``.
+        handler: What it does to channel ids, and what it costs.
+        passes: Whether it hands every element on in its place, added to or activated. A path of
+            such operators alone makes a block one that may be skipped.
+        supplies: Where Python gives it sizes of channels, how: a key of
+            `mmstp.subnets.sized_calls.SUPPLY`.
+        narrowed: Of an operator over channels with parameters or sizes of its own: makes them fit
+            a first argument of which only some positions are kept. For the check of a supernet.
+    """
+
+    name: str
+    handler: Handler
+    passes: bool = False
+    supplies: str | None = None
+    narrowed: Narrowed | None = None
 
 
-def register_handler(*names: str) -> Callable[[Handler], Handler]:
-    """Registers a handler for operators by their ATen names without overload: ``'conv2d'``.
+OPERATORS: dict[str, Operator] = {}
 
-    An in-place variant (``'relu_'``) is handled as its functional one.
+
+def register_handler(
+    *names: str,
+    passes: bool = False,
+    supplies: str | None = None,
+    narrowed: Narrowed | None = None,
+) -> Callable[[Handler], Handler]:
+    """Registers a handler for operators, and what else is known of them; see `Operator`.
+
+    Args:
+        *names: Qualified names: ``'example::soft_threshold'``. Without a namespace ATen's is meant:
+            ``'conv2d'``.
+        passes: See `Operator`.
+        supplies: See `Operator`.
+        narrowed: See `Operator`.
+
+    Raises:
+        OperatorError: If one of the operators is in the table already.
     """
 
     def register(handler: Handler) -> Handler:
         for name in names:
-            HANDLERS[name] = handler
+            qualified = name if '::' in name else f'aten::{name}'
+            if qualified in OPERATORS:
+                raise OperatorError(
+                    f'operator {qualified!r} is registered already, with '
+                    f'{OPERATORS[qualified].handler.__qualname__}; '
+                    'take it out of mmstp.analysis.operators.table.OPERATORS first'
+                )
+            OPERATORS[qualified] = Operator(qualified, handler, passes, supplies, narrowed)
         return handler
 
     return register
 
 
-def _dims(x: Value, dims: int | Sequence[int] | None) -> list[int]:
+def over_dims(x: Value, dims: int | Sequence[int] | None) -> list[int]:
     """Dimensions as an operator is given them; all, where it is given none."""
     if dims is None or (not isinstance(dims, int) and not dims):
         return list(range(len(x.shape)))
     return [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)]
-
-
-# --- shared by several --------------------------------------------------------------------------
-
-
-def _lines(walk: Any, value: Value, dim: int) -> list[Any]:
-    """The ids along one dimension as a list that is empty where there are none."""
-    line = walk.line(value, dim)
-    return [] if line is None else [line]

@@ -1,0 +1,118 @@
+"""What a walk writes down about the operators of a trace.
+
+While a trace is walked, a record says of each size which *ids* it counts. When the groups are
+known, `resolve` gives the same record with what became of the ids: a `DimMap`. A sized call is
+resolved once more for every subnet, to numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import fx
+
+D = TypeVar('D')
+E = TypeVar('E')
+
+
+@dataclass(frozen=True)
+class Cost(Generic[D]):
+    """The cost of an operator or the size of a parameter: ``factor`` times the sizes of ``dims``.
+
+    Attributes:
+        kind: ``'matmul'``, ``'bias'``, ``'norm'``, ``'activation'``, ``'add'``, ``'pool'`` in
+            elements or multiply-adds of one forward of the traced inputs; ``'parameter'``.
+        factor: The product of the sizes that hold no channels.
+        dims: What the other sizes count.
+        paths: The modules in whose forward it arises, outermost first; of a parameter the module
+            that has it.
+    """
+
+    kind: str
+    factor: int
+    dims: tuple[D, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    def resolve(self, of: Callable[[D], E]) -> Cost[E]:
+        """The same with ``of(dim)`` for every dim."""
+        return Cost(self.kind, self.factor, tuple(map(of, self.dims)), self.paths)
+
+
+@dataclass(frozen=True)
+class SizedCall(Generic[D]):
+    """A call of an operator that Python gives sizes: ``x.reshape(n, heads, c // heads)``.
+
+    In a subnet it is plain types, as it goes into files (`to_list`).
+
+    Attributes:
+        supplies: How the sizes are given: a key of `mmstp.subnets.sized_calls.SUPPLY`, such as
+            ``'reshape'``.
+        sizes: In the dense network: of the output's dimensions, or of the parts of a split.
+        dims: For each of the sizes what it counts, in a subnet how many that are; None where it
+            counts no channels.
+        runs: Of a reshape: which dimensions of the input become which of the output.
+        modules: The modules in whose forward it is made, outermost first, with a key for each of
+            their calls.
+    """
+
+    supplies: str
+    sizes: tuple[int, ...] = ()
+    dims: tuple[D | None, ...] = ()
+    runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
+
+    def resolve(self, of: Callable[[D], E | None]) -> SizedCall[E]:
+        """The same with ``of(dim)`` for every dim."""
+        dims = tuple(None if dim is None else of(dim) for dim in self.dims)
+        return SizedCall(self.supplies, self.sizes, dims, self.runs, self.modules)
+
+    @property
+    def counts(self) -> bool:
+        """Whether one of the sizes counts channels."""
+        return any(dim is not None for dim in self.dims)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the modules, outermost first."""
+        return tuple(path for path, _ in self.modules)
+
+    def alike(self, other: SizedCall[D]) -> bool:
+        """Whether both take the same sizes in every architecture; batch and space may differ."""
+        return (self.supplies, self.dims, self.runs) == (
+            other.supplies, other.dims, other.runs,
+        ) and all(
+            a == b or dim is None
+            for a, b, dim in zip(self.sizes, other.sizes, self.dims, strict=False)
+        )  # fmt: skip
+
+    def to_list(self) -> list[Any]:
+        """Lists, strings and whole numbers; the modules are left out."""
+        runs = [[list(before), list(after)] for before, after in self.runs]
+        return [self.supplies, list(self.sizes), list(self.dims), runs]
+
+    @classmethod
+    def from_list(cls, fields: Sequence[Any]) -> SizedCall[int]:
+        """Reads what `to_list` writes."""
+        supplies, sizes, dims, runs = fields
+        pairs = tuple((tuple(before), tuple(after)) for before, after in runs)
+        return SizedCall(supplies, tuple(sizes), tuple(dims), pairs)
+
+
+@dataclass(frozen=True)
+class ChannelReduction(Generic[D]):
+    """An operator over channels: what it gives for one depends on which others there are.
+
+    Attributes:
+        node: Its node.
+        dims: What the dimensions of its first argument hold that it goes over.
+    """
+
+    node: fx.Node
+    dims: Mapping[int, D]
+
+    def resolve(self, of: Callable[[D], E | None]) -> ChannelReduction[E]:
+        """The same with the dims for which ``of(dim)`` is not None."""
+        found = {place: kept for place, dim in self.dims.items() if (kept := of(dim)) is not None}
+        return ChannelReduction(self.node, found)

@@ -1,0 +1,190 @@
+"""The configs that an export holds: the dense network's, changed where it has to be."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from ..analysis.eval_state import eval_mode
+from ..architecture import Architecture
+from ..checkpoints import differences
+from ..errors import ExportError
+from ..registry import build_model, scoped
+from ..stp.algorithm import STP
+from ..subnets.compact_spec import CompactSpec
+from ..subnets.supernet import Supernet
+from .feature_maps import feature_maps, pyramid, with_maps
+from .plan_file import PLAN
+
+WEIGHTS = 'compact.pth'
+HERE = '{{ fileDirname }}/'  # the folder of a config, as MMEngine writes it
+SCOPE = 'mmpretrain'  # of types without one, in configs of classifiers
+
+
+def compact_classifier(
+    classifier: Mapping[str, Any], spec: CompactSpec, network: nn.Module
+) -> tuple[dict[str, Any], dict[str, CompactSpec]]:
+    """The config of a subnet as a classifier of its own, and the parts of its plan.
+
+    The backbone becomes a `CompactBackbone`. In the neck and the head, ``in_channels`` follow the
+    layer that reads the narrower features; where that does not do (a head with hidden layers), the
+    part becomes a `CompactPart`.
+
+    Args:
+        classifier: The dense classifier's config.
+        spec: What is smaller in the subnet.
+        network: The subnet, cut out.
+    """
+    config = copy.deepcopy(dict(classifier))
+    config.pop('init_cfg', None)
+    backbone = dict(config['backbone'])
+    backbone.pop('init_cfg', None)
+    config['backbone'] = dict(
+        type='mmstp.CompactBackbone', backbone=scoped(backbone, SCOPE), plan=HERE + PLAN
+    )
+    parts = {'backbone': spec.within('backbone')}
+
+    def compact_part(name: str, own: dict[str, Any]) -> dict[str, Any]:
+        inside = spec.within(name)
+        if not inside.shapes and not inside.calls:
+            return own
+        if filled := _with_in_channels(own, inside, network.get_submodule(name)):
+            return filled
+        parts[name] = inside
+        return dict(type='mmstp.CompactPart', part=own, plan=HERE + PLAN, plan_part=name)
+
+    for part in ('neck', 'head'):
+        own = config.get(part)
+        if isinstance(own, dict):
+            config[part] = compact_part(part, own)
+        elif isinstance(own, (list, tuple)):  # built as one part behind the other
+            config[part] = [compact_part(f'{part}.{i}', one) for i, one in enumerate(own)]
+    return config, parts
+
+
+def _with_in_channels(
+    config: Mapping[str, Any], spec: CompactSpec, network: nn.Module
+) -> dict[str, Any] | None:
+    """The config of a neck or head, where nothing but the features that it reads is narrower."""
+    readers = [
+        module.in_features
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and f'{path}.weight' in spec.shapes
+    ]
+    if len(readers) != 1 or 'in_channels' not in config or spec.calls:
+        return None
+    filled = {**config, 'in_channels': readers[0]}
+    return None if differences(build_model(filled, SCOPE), network.state_dict()) else filled
+
+
+def compact_backbone(
+    compact_config: Config,
+    config: Config,
+    stp: STP,
+    architecture: Architecture,
+    parts: dict[str, CompactSpec],
+) -> dict[str, Any]:
+    """What configs of detectors take from an export: a backbone that returns feature maps.
+
+    Args:
+        compact_config: The compact classifier's config.
+        config: The config of the STP run.
+        stp: The algorithm.
+        architecture: The subnet's.
+        parts: Of the plan. Where the backbone has layers that the classifier's has not (norms of
+            further outputs), it gets a part of its own, ``'feature_maps'``.
+
+    Returns:
+        ``compact_backbone``, its config, with an output at each stride; ``compact_channels`` and
+        ``compact_strides`` of these outputs; ``compact_preprocessor``, the classifier's
+        normalisation as a detector's data preprocessor takes it.
+
+    Raises:
+        FeatureError: If the backbone returns no feature maps.
+        ExportError: If the backbone with these outputs is not the classifier's.
+    """
+    own = compact_config.model.backbone.backbone.to_dict()
+    shape = tuple(stp.supernet.inputs[0].shape[1:])
+    dense = with_maps(own)
+    maps = pyramid(dense, shape)
+    if maps[0].index is not None:
+        dense['out_indices'] = tuple(one.index for one in maps)
+    before, network = build_model(own), build_model(dense)
+    known = dict(before.named_modules())
+    fresh = [
+        path
+        for path, module in network.named_modules()
+        if path not in known and module.state_dict() and not list(module.children())
+    ]
+    backbone = dict(type='mmstp.CompactBackbone', backbone=dense, plan=HERE + PLAN)
+    if fresh:
+        space = dict(config.model.get('space', {}))
+        parts['feature_maps'] = _with_layers(network, shape, space, stp, architecture, parts)
+        backbone.update(plan_part='feature_maps', fresh=fresh)
+    normalise = config.model.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    built = build_model(inline(backbone, parts))
+    return {
+        'compact_backbone': {
+            **backbone,
+            'init_cfg': dict(type='Pretrained', checkpoint=HERE + WEIGHTS, prefix='backbone.'),
+        },
+        'compact_channels': [one.channels for one in feature_maps(built, shape)],
+        'compact_strides': [one.stride for one in maps],
+        'compact_preprocessor': {
+            'mean': normalise.get('mean'),
+            'std': normalise.get('std'),
+            'bgr_to_rgb': bool(normalise.get('to_rgb', False)),
+        },
+    }
+
+
+def _with_layers(
+    network: nn.Module,
+    shape: Sequence[int],
+    space: Mapping[str, Any],
+    stp: STP,
+    architecture: Architecture,
+    parts: Mapping[str, CompactSpec],
+) -> CompactSpec:
+    """The plan of a backbone that has layers which the classifier's has not."""
+    # at the path that it has in the classifier, by which stages and layers are named
+    model = nn.Sequential(OrderedDict(backbone=network))
+    with eval_mode(model):
+        supernet = Supernet(model, torch.zeros(1, *shape), fix_outputs=False, **space)
+    chosen = {
+        stage.name: (depth, width)
+        for stage, depth, width in zip(
+            stp.supernet.space.stages, architecture.depths, architecture.widths, strict=True
+        )
+    }
+    choices = [
+        chosen.get(stage.name, (stage.depths[-1], stage.widths[-1]))
+        for stage in supernet.space.stages
+    ]
+    depths, widths = zip(*choices, strict=True)
+    found = supernet.compact_spec(Architecture(depths, widths)).within('backbone')
+    for key, size in parts['backbone'].shapes.items():
+        if found.shapes.get(key, size) != size:
+            raise ExportError(
+                f'with all its outputs the backbone would be another: {key} would have shape '
+                f'{found.shapes[key]}, not {size}'
+            )
+    return found
+
+
+def inline(config: Any, parts: Mapping[str, CompactSpec]) -> Any:
+    """A config with the parts of the plan in place of the file that is to hold them."""
+    if isinstance(config, (list, tuple)):
+        return [inline(one, parts) for one in config]
+    if not isinstance(config, Mapping):
+        return config
+    found = {key: inline(value, parts) for key, value in config.items()}
+    if found.get('plan') == HERE + PLAN:
+        found['plan'] = parts[found.get('plan_part', 'backbone')].to_dict()
+    return found

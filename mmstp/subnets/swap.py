@@ -1,0 +1,110 @@
+"""Another class for a module that is there already, and its own class back.
+
+A swapped class has its own class for a base, and keeps its name and module: registries, `repr`,
+tracers that ask where a class comes from see the own one. It cannot be imported by that name, so
+its instances pickle and copy as the own class, the roles and their state; the class is made anew
+where they are loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+class Role:
+    """What a swapped class does beside what its own class does.
+
+    A frozen dataclass: equal roles of one class share the class that is made, and a role pickles.
+    """
+
+    def members(self, base: type[nn.Module]) -> dict[str, Any]:
+        """Attributes of the class that is made."""
+        raise NotImplementedError
+
+    @property
+    def mixin(self) -> type[Swapped]:
+        """A further base of the class that is made."""
+        return Swapped
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Role:
+        return self
+
+
+class Swapped:
+    """Marks a class that was swapped in.
+
+    Attributes:
+        own_class: The class that it stands for.
+        role: What it does beside.
+        added: Names of the attributes that its instances have in addition.
+    """
+
+    own_class: ClassVar[Any]
+    role: ClassVar[Role]
+    added: ClassVar[tuple[str, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        make, args, *rest = reduced
+        cls: Any = type(self)
+        if not args or args[0] is not cls:
+            return (make, args, *rest)  # a class with a way of its own to be copied
+        roles: list[tuple[Role, tuple[str, ...]]] = []
+        while issubclass(cls, Swapped):
+            roles.insert(0, (cls.role, cls.added))
+            cls = cls.own_class
+        # a class may have an idea of its own of what its state is (`__getstate__`)
+        state = rest[0] if rest and isinstance(rest[0], dict) else {}
+        left_out = {
+            name: vars(self)[name] for _, added in roles for name in added if name not in state
+        }
+        return (_rebuild, (cls, tuple(roles), left_out, args[1:]), *rest)
+
+
+def _rebuild(
+    cls: Any, roles: tuple[tuple[Role, tuple[str, ...]], ...], state: dict[str, Any], args: Any
+) -> Any:
+    for role, added in roles:
+        cls = _swapped_class(cls, role, added)
+    module = cls.__new__(cls, *args)
+    vars(module).update(state)
+    return module
+
+
+def swap(module: nn.Module, role: Role, **state: Any) -> None:
+    """Gives a module another class, in place.
+
+    Args:
+        module: Any module; it may be swapped already.
+        role: What the class does.
+        **state: Attributes that the role needs.
+    """
+    vars(module).update(state)
+    base: Any = type(module)
+    module.__class__ = _swapped_class(base, role, tuple(sorted(state)))
+
+
+def unswap(module: nn.Module, mixin: type[Swapped] = Swapped) -> None:
+    """Gives a module back the class that it had before it got roles with this mixin."""
+    while isinstance(module, mixin):
+        for name in module.added:
+            vars(module).pop(name, None)
+        module.__class__ = module.own_class
+
+
+@functools.cache
+def _swapped_class(base: Any, role: Role, added: tuple[str, ...]) -> Any:
+    bases = (base,) if issubclass(base, role.mixin) else (role.mixin, base)
+    members = {
+        **role.members(base),
+        'own_class': base,
+        'role': role,
+        'added': added,
+        '__module__': base.__module__,
+        '__qualname__': base.__qualname__,
+        '__doc__': base.__doc__,
+    }
+    return type(base.__name__, bases, members)

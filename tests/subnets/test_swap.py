@@ -1,0 +1,241 @@
+"""Swapped classes copy, pickle, script and trace as the modules' own do."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torchvision
+from einops.layers.torch import Rearrange
+from torch import fx, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_fx
+
+from mmstp import Supernet
+from mmstp.subnets.modules import DynamicMixin
+from mmstp.subnets.swap import Role, Swapped, swap, unswap
+from tests.networks import TINY_INPUT, equal, tiny
+
+# convolutions with skipped blocks, shuffled channels; heads with a forward of their own (ViT) or
+# with sizes that are supplied (Swin)
+NETWORKS = ['resnet18', 'shufflenet_v2_x0_5', 'vit_tiny', 'swin_tiny']
+
+
+def build(name):
+    torch.manual_seed(0)
+    if name == 'vit_tiny':
+        model = torchvision.models.VisionTransformer(32, 8, 4, 4, 48, 96, num_classes=5)
+        nn.init.normal_(model.heads.head.weight)
+    elif name == 'swin_tiny':
+        model = torchvision.models.SwinTransformer(
+            [2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=5
+        )
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=5)
+    return model.eval()
+
+
+def images(count=2):
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope='module')
+def made():
+    """By name: the dense network, the supernet and its smallest subnet, exported."""
+    found = {}
+    for name in NETWORKS:
+        supernet = Supernet(build(name), torch.zeros(1, 3, 32, 32))
+        found[name] = build(name), supernet, supernet.export(supernet.space.smallest)
+    return found
+
+
+def through_pickle(network):
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@torch.no_grad()
+def same(first, second, x=None):
+    x = images() if x is None else x
+    return torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('way', [copy.deepcopy, through_pickle])
+def test_exports_are_copied_and_saved(way, name, made):
+    _, _, export = made[name]
+    assert same(way(export), export)
+    assert same(way(way(export)), export)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('way', [copy.deepcopy, through_pickle])
+def test_the_model_of_a_supernet_is_copied_and_saved(way, name, made):
+    """While a subnet is active too: what comes out is the whole network."""
+    dense, supernet, export = made[name]
+    with supernet.activate(supernet.space.smallest):
+        network = way(supernet.model)
+        assert same(supernet.model, export)
+    assert same(network, dense)
+    assert [type(m).__name__ for m in network.modules()] == [
+        type(m).__name__ for m in dense.modules()
+    ]
+    assert any(isinstance(module, DynamicMixin) for module in network.modules())
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exports_are_loaded_in_another_process(name, made, tmp_path):
+    _, supernet, export = made[name]
+    torch.save(export, tmp_path / 'export.pth')
+    torch.save(supernet.model, tmp_path / 'model.pth')
+    code = (
+        'import sys, torch\n'
+        "x, out = torch.load('x.pth'), []\n"
+        'with torch.no_grad():\n'
+        "    for name in ('export.pth', 'model.pth'):\n"
+        '        out.append(torch.load(name, weights_only=False)(x))\n'
+        "torch.save(out, 'out.pth')\n"
+    )
+    torch.save(images(), tmp_path / 'x.pth')
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, timeout=300)
+    with torch.no_grad():
+        expected = [export(images()), supernet.model(images())]
+    assert all(map(torch.equal, torch.load(tmp_path / 'out.pth'), expected))
+
+
+def test_exports_are_spawned(made, tmp_path):
+    _, _, export = made['swin_tiny']
+    path = tmp_path / 'out.pth'
+    torch.multiprocessing.spawn(run_and_save, (export, images(), str(path)), nprocs=1)
+    with torch.no_grad():
+        assert torch.equal(torch.load(path), export(images()))
+
+
+def run_and_save(rank, network, x, path):
+    with torch.no_grad():
+        torch.save(network(x), path)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exports_are_scripted_where_the_dense_network_is(name, made):
+    dense, _, export = made[name]
+    torch.jit.script(dense)
+    if name == 'swin_tiny':
+        with pytest.raises(NotImplementedError, match=r'use torch\.jit\.trace'):
+            torch.jit.script(export)
+        assert same(torch.jit.trace(export, images()), export)
+        return
+    scripted = torch.jit.script(export)
+    assert same(scripted, export)
+    assert same(scripted, export, images(3))
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    assert same(torch.jit.load(file), export)
+
+
+def test_the_model_of_a_supernet_is_not_scripted(made):
+    """What would come out is the dense network for good."""
+    with pytest.raises(NotImplementedError, match=r'Conv2d is part of a supernet: script an expor'):
+        torch.jit.script(made['resnet18'][1].model)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exports_are_traced_symbolically_where_the_dense_network_is(name, made):
+    dense, supernet, export = made[name]
+    assert same(fx.symbolic_trace(dense), dense)
+    traced = fx.symbolic_trace(export)
+    assert same(traced, export)
+    assert same(traced, export, images(3))
+    assert same(fx.symbolic_trace(supernet.model), dense)
+
+
+@pytest.mark.filterwarnings('ignore:torch.ao.quantization is deprecated')
+@pytest.mark.filterwarnings('ignore:Please use quant_min')
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exports_are_prepared_for_quantization(name, made):
+    export = copy.deepcopy(made[name][2])
+    mapping = get_default_qconfig_mapping('fbgemm')
+    prepared = prepare_fx(export, mapping, (images(),))
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(images()), export(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exports_have_a_dynamic_batch(name, made):
+    export = made[name][2]
+    batch = torch.export.Dim('batch', min=2, max=64)
+    program = torch.export.export(export, (images(),), dynamic_shapes=({0: batch},))
+    with torch.no_grad():
+        for count in (2, 5):
+            torch.testing.assert_close(program.module()(images(count)), export(images(count)))
+
+
+# --- the mechanism -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Times(Role):
+    factor: int
+
+    def members(self, base):
+        def forward(module, x):
+            return self.factor * base.forward(module, x) + module.extra
+
+        return {'forward': forward}
+
+
+def test_names_and_modules_stay():
+    module = nn.Linear(2, 2)
+    swap(module, Times(2), extra=1)
+    assert isinstance(module, Swapped)
+    assert (type(module).__name__, type(module).__module__) == ('Linear', nn.Linear.__module__)
+    assert repr(module) == repr(nn.Linear(2, 2))
+    other = nn.Linear(2, 2)
+    swap(other, Times(2), extra=5)
+    assert type(other) is type(module)
+
+
+def test_roles_are_stacked_and_taken_off():
+    module, x = nn.Linear(2, 2), torch.randn(1, 2)
+    expected = module(x)
+    attributes = set(vars(module))
+    swap(module, Times(2), extra=0)
+    swap(module, Times(3), extra=0)
+    for found in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.testing.assert_close(found(x), 6 * expected)
+    unswap(module)
+    assert type(module) is nn.Linear
+    assert set(vars(module)) == attributes
+
+
+def test_a_class_with_its_own_state_keeps_the_role_s():
+    """einops' layers pickle their pattern alone."""
+    module = Rearrange('b (h c) -> b c h', h=2)
+    swap(module, Times(2), extra=1)
+    x = torch.randn(1, 6)
+    for found in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(found(x), module(x))
+
+
+def test_state_that_leads_back_to_the_module():
+    module = nn.Linear(2, 2)
+    swap(module, Times(2), extra=0)
+    vars(module)['itself'] = [module]
+    for found in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert found.itself[0] is found
+
+
+def test_a_supernet_s_own_copy_shares_one_subnet():
+    supernet = Supernet(tiny(), TINY_INPUT)
+    network = through_pickle(supernet.model)
+    subnets = {id(vars(m)['_subnet']) for m in network.modules() if isinstance(m, DynamicMixin)}
+    assert len(subnets) == 1
+    assert equal(network(TINY_INPUT), supernet.model(TINY_INPUT))
