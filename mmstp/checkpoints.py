@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .foreign import before_loading
 
 
 def require_fit(
@@ -52,11 +53,8 @@ def require_fit(
             lines.append(f'Their keys begin with {start!r}: load them with prefix={start!r}.')
         raise CheckpointError('\n'.join([*lines, hint]).rstrip())
 
-    # as OpenMMLab does; one before the network's own hooks, one behind them
-    first = module._register_load_state_dict_pre_hook(note, with_module=True)
-    hooks: Any = module._load_state_dict_pre_hooks
-    hooks.move_to_end(first.id, last=False)
-    module._register_load_state_dict_pre_hook(check, with_module=True)
+    before_loading(module, note, first=True)
+    before_loading(module, check)
 
 
 def _prefix_of(module: nn.Module, given: Mapping[str, Any], optional: Collection[str]) -> str:

@@ -1,67 +1,100 @@
-"""The errors that mmstp raises."""
+"""The errors that mmstp raises. Each is also the built-in error that it is a case of."""
 
 from __future__ import annotations
 
+__all__ = [
+    'ArchitectureError',
+    'BudgetError',
+    'CallError',
+    'CheckpointError',
+    'CompactSpecError',
+    'DetectorError',
+    'ExportError',
+    'FeatureError',
+    'FieldError',
+    'LaunchError',
+    'MmstpError',
+    'OperatorError',
+    'SpaceError',
+    'StatisticsError',
+    'SupernetError',
+    'TraceError',
+    'VerificationError',
+]
 
-class ArchitectureError(ValueError):
+
+class MmstpError(Exception):
+    """The base of all."""
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+class ArchitectureError(MmstpError, ValueError):
     """An architecture that does not parse, or does not fit a search space."""
 
 
-class FieldError(TypeError):
-    """An option that does not exist."""
-
-
-class CheckpointError(RuntimeError):
-    """Weights that do not fit the network they are loaded into."""
-
-
-class BudgetError(ValueError):
-    """A target that no architecture of the space meets."""
-
-
-class OperatorError(ValueError):
-    """An operator that is registered twice."""
-
-
-class TraceError(RuntimeError):
-    """A model that `torch.export` cannot follow."""
-
-
-class SpaceError(ValueError):
+class SpaceError(MmstpError, ValueError):
     """A search space that cannot be built: a wrong option, or nothing that can be pruned."""
 
 
-class CallError(RuntimeError):
-    """A forward that does not make the calls that were traced."""
+class BudgetError(MmstpError, ValueError):
+    """A target that no architecture of the space meets."""
 
 
-class CompactSpecError(ValueError):
-    """A compact network's description that does not fit the dense network."""
+class FieldError(MmstpError, TypeError):
+    """An option that does not exist."""
 
 
-class SupernetError(RuntimeError):
+class OperatorError(MmstpError, ValueError):
+    """An operator that is registered twice."""
+
+
+class LaunchError(MmstpError, RuntimeError):
+    """A run that cannot start as asked."""
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+class TraceError(MmstpError, RuntimeError):
+    """A model that `torch.export` cannot follow."""
+
+
+class SupernetError(MmstpError, RuntimeError):
     """A model that cannot be run as its subnets."""
 
 
-class VerificationError(RuntimeError):
+class VerificationError(MmstpError, RuntimeError):
     """A trace that does not compute what the model does."""
 
 
-class StatisticsError(RuntimeError):
+class CallError(MmstpError, RuntimeError):
+    """A forward that does not make the calls that were traced."""
+
+
+class StatisticsError(MmstpError, RuntimeError):
     """A subnet in eval mode without running statistics of its own."""
 
 
-class ExportError(RuntimeError):
+# --- files ----------------------------------------------------------------------------------------
+
+
+class CheckpointError(MmstpError, RuntimeError):
+    """Weights that do not fit the network they are loaded into."""
+
+
+class CompactSpecError(MmstpError, ValueError):
+    """A compact network's description that does not fit the dense network."""
+
+
+class ExportError(MmstpError, RuntimeError):
     """A subnet that cannot be described by the dense network's config."""
 
 
-class FeatureError(ValueError):
+class FeatureError(MmstpError, ValueError):
     """A backbone without the feature maps that are asked for."""
 
 
 class DetectorError(ExportError):
     """A detector that cannot be built around a compact backbone."""
-
-
-class LaunchError(RuntimeError):
-    """A run that cannot start as asked."""

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
+__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
 
 
 MODELS = Registry(
@@ -49,6 +50,12 @@ HOOKS = Registry(
         'mmstp.stp.hooks.seeding',
         'mmstp.deploy.dynamic_backbone',
     ],
+)
+FUNCTIONS = Registry(
+    'function',
+    parent=MMENGINE_FUNCTIONS,
+    scope='mmstp',
+    locations=['mmstp.stp.hooks.seeding'],
 )
 
 

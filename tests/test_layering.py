@@ -11,7 +11,7 @@ import mmstp
 ROOT = Path(mmstp.__file__).parent
 # from what knows nothing to what knows everything; what shares a line does not import each other
 LAYERS = [
-    {'version', 'errors'},
+    {'version', 'errors', 'foreign'},
     {'architecture', 'atomic_files', 'config_fields'},
     {'analysis'},
     {'search'},
@@ -25,7 +25,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # imports inside a function, each with its reason
 LOCAL = {
     ('subnets.cut', 'torch.utils.flop_counter'): 'imports triton, or warns that there is none',
-    ('datasets.digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
+    ('datasets.sklearn_digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
     ('deploy.detector_check', 'mmdet.structures'): 'an optional dependency, of detectors',
     ('deploy.onnx', 'onnxruntime'): 'an optional dependency, of one file format',
 }

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope, Registry
 
 from mmstp import registry
 from mmstp.backbones.wide_resnet import WideResNet
-from mmstp.datasets.digits import Digits
+from mmstp.datasets.sklearn_digits import Digits
 from mmstp.datasets.tiny_imagenet import TinyImageNet
 
 

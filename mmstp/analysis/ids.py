@@ -1,5 +1,12 @@
 """Channel ids carried by tensors, and the few operations on them that all operators come down to.
 
+``qkv(x).reshape(b, n, 3, 4, 8)`` of 3 × 4 heads × 8 channels, in ids of one factor::
+
+    after qkv       (b, n, 96)          0…95 along dimension 2
+    after reshape   (b, n, 3, 4, 8)     0…95 along dimensions 2, 3 and 4
+    q @ k           sums over the 8:    tied along dimension 4; 0, 8, 16, 24 remain, four heads
+    q, k, v         slices along the 3: their heads are tied; dropping head 1 drops 24 rows of qkv
+
 Every position of a parameter's dimension starts with an id of its own. Two ids that must be kept or
 dropped together are united; what remains separate at the end is separately prunable. A tensor's
 value is a list of *factors*: integer arrays of ids with the tensor's rank and size 1 along the
@@ -15,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import fx
+
+from .union_find import Ids, UnionFind, varying
 
 
 def plain(node: fx.Node) -> Any:
@@ -25,9 +33,6 @@ def plain(node: fx.Node) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(Value(tuple(getattr(part, 'shape', ()))) for part in value)
     return Value(tuple(getattr(value, 'shape', ())))
-
-
-Ids = NDArray[np.int64]
 
 
 @dataclass
@@ -42,13 +47,8 @@ class Value:
         return next((f for f in self.factors if f.shape[dim] > 1), None)
 
 
-def varying(factor: Ids) -> list[int]:
-    """The dimensions along which a factor varies."""
-    return [dim for dim, size in enumerate(factor.shape) if size > 1]
-
-
-class ChannelIds:
-    """A union-find over channel ids.
+class ChannelIds(UnionFind):
+    """A union-find over channel ids, and the operations on tensors of them.
 
     Attributes:
         frozen: Ids that have to stay, with the reasons.
@@ -56,49 +56,9 @@ class ChannelIds:
     """
 
     def __init__(self) -> None:
-        self._parent = np.zeros(0, dtype=np.int64)
+        super().__init__()
         self.frozen: list[tuple[Ids, str]] = []
         self.wholes: list[Ids] = []
-
-    def __len__(self) -> int:
-        return len(self._parent)
-
-    def fresh(self, count: int) -> Ids:
-        """New ids, each on its own."""
-        ids = np.arange(len(self._parent), len(self._parent) + count)
-        self._parent = np.concatenate([self._parent, ids])
-        return ids
-
-    def find(self, ids: Ids) -> Ids:
-        """The representative of each id."""
-        roots = self._parent[ids]
-        while True:
-            higher = self._parent[roots]
-            if np.array_equal(higher, roots):
-                break
-            roots = higher
-        self._parent[ids] = roots
-        return roots
-
-    def unite(self, first: Ids, second: Ids) -> None:
-        """Ties two broadcastable arrays of ids element by element."""
-        first, second = np.broadcast_arrays(first, second)
-        first, second = first.reshape(-1), second.reshape(-1)
-        while True:
-            a, b = self.find(first), self.find(second)
-            differ = a != b
-            if not differ.any():
-                return
-            a, b = a[differ], b[differ]
-            # one parent per root and round; pairs that lost out differ again in the next round
-            np.minimum.at(self._parent, np.maximum(a, b), np.minimum(a, b))
-
-    def tie(self, ids: Ids, dims: Iterable[int]) -> Ids:
-        """Makes an array constant along ``dims``; returns it with size 1 there."""
-        for dim in dims:
-            self.unite(ids, ids.take([0], axis=dim))
-            ids = ids.take([0], axis=dim)
-        return ids
 
     def freeze(self, ids: Ids, reason: str) -> None:
         """These channels have to stay."""
@@ -137,15 +97,6 @@ class ChannelIds:
                 factor = self.tie(factor, along)
             factors.append(factor)
         return Value(value.shape, factors)
-
-    def compress(self, factor: Ids) -> Ids:
-        """Representatives, of size 1 along every dimension where they are all the same."""
-        roots = self.find(factor)
-        for dim in varying(roots):
-            first = roots.take([0], axis=dim)
-            if (roots == first).all():
-                roots = first
-        return roots
 
     def value(self, shape: Sequence[int], factors: Iterable[Ids]) -> Value:
         """A tensor's value from factors that may have come to overlap or to be constant."""

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from ..errors import TraceError
+from ..foreign import schema_name
 from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
 
 
@@ -48,7 +49,9 @@ def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
         live = kept_in_eval(model)
         # What a forward keeps in eval mode for the next one is worked out by the dense network too.
         # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
-        asked = [m for m in overriding(model) if m._parameters and m not in live]
+        asked = [
+            m for m in overriding(model) if list(m.parameters(recurse=False)) and m not in live
+        ]
         if asked:
             live |= kept_by_forward(model, inputs).intersection(asked)
         program = _export(model, inputs, live)
@@ -148,12 +151,11 @@ def operator_name(node: fx.Node) -> str:
     Without the overload, and without the mark of in-place variants (``'aten::relu_'``). A function
     of Python is named after its module.
     """
-    schema = getattr(node.target, '_schema', None)
-    if schema is None:
+    name = schema_name(node.target)
+    if name is None:
         function: Any = node.target
         return f'{getattr(function, "__module__", "")}::{getattr(function, "__name__", function)}'
-    namespace, _, name = schema.name.partition('::')
-    return f'{namespace}::{name if name.startswith("__") else name.removesuffix("_")}'
+    return name if '::__' in name else name.removesuffix('_')
 
 
 def _is_region(node: fx.Node) -> bool:

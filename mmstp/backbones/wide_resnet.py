@@ -11,9 +11,9 @@ from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..foreign import BatchNorm
 from ..registry import MODELS
 
 # Output channels of the three stages at widen_factor=1, and the stride of each stage's first block.
@@ -180,7 +180,7 @@ class WideResNet(BaseBackbone):
         if mode:
             self._freeze_stages()
             for module in self.modules():
-                if self.norm_eval and isinstance(module, _BatchNorm):
+                if self.norm_eval and isinstance(module, BatchNorm):
                     module.eval()
         return self
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..analysis.eval_state import eval_mode
 from ..atomic_files import whole_file
 from ..errors import ExportError
+from ..foreign import pytree
 from .export import BACKBONE, DESCRIPTION, load_backbone, reload
 
 TOLERANCE = 1e-5  # relative to the largest output

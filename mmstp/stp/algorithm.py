@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import all_reduce, broadcast
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..architecture import Architecture
 from ..checkpoints import differences, require_fit
 from ..config_fields import options_of, refuse_unknown
 from ..errors import CheckpointError
+from ..foreign import loss_of_logits
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
@@ -100,7 +101,6 @@ class STP(BaseModel):
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.warmup = warmup
         self.pretrained = pretrained
-        self.progress: float | None = None  # of the training, 0 to 1; set by PoolHook
 
         device = next(classifier.parameters()).device
         self.supernet = Supernet(classifier, torch.zeros(1, *input_shape, device=device), **space)
@@ -168,7 +168,7 @@ class STP(BaseModel):
         logits = self._logits(inputs)
         losses = {
             ('loss_ce' if key == 'loss' else key): value
-            for key, value in self.model.head._get_loss(logits, data_samples).items()
+            for key, value in loss_of_logits(self.model.head, logits, data_samples).items()
         }
         ramp = self._ramp()
         target = self.pool.sample()
@@ -177,7 +177,7 @@ class STP(BaseModel):
         target_distance = normalized_kl(target_logits, logits, self.normalize)
         losses['loss_target'] = self.beta1 * ramp * target_distance
         if self.target_ce:
-            found = self.model.head._get_loss(target_logits, data_samples)
+            found = loss_of_logits(self.model.head, target_logits, data_samples)
             losses['loss_target_ce'] = self.target_ce * found['loss']
         if self.beta2:
             support = self.supernet.space.expand(target, self.pool.rng)
@@ -201,12 +201,15 @@ class STP(BaseModel):
     def _ramp(self) -> float:
         if not self.warmup:
             return 1.0
-        if self.progress is None:
+        hub = MessageHub.get_current_instance()
+        done, of = hub.get_info('iter'), hub.get_info('max_iters')
+        if done is None or not of:
             raise RuntimeError(
-                f'model.warmup={self.warmup} needs to know how far the training is: add '
-                "dict(type='mmstp.PoolHook') to custom_hooks"
+                f'model.warmup={self.warmup} needs to know how far the training is: train with '
+                "MMEngine's runner and its RuntimeInfoHook, or set 'iter' and 'max_iters' with "
+                'MessageHub.get_current_instance().update_info'
             )
-        return min(1.0, self.progress / self.warmup)
+        return min(1.0, done / of / self.warmup)
 
     def export(self, architecture: Architecture | None = None) -> nn.Module:
         """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`."""

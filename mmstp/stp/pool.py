@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..architecture import Architecture
 
-SAMPLINGS = ('even', 'uniform', 'score')
+SAMPLINGS = ('even', 'uniform')
 
 
 class ArchitecturePool:
@@ -22,8 +20,7 @@ class ArchitecturePool:
         architectures: The candidates, at least one.
         alpha: Weight of a new loss in the score; the first one sets it.
         sampling: ``'even'``: shuffled passes over the pool; ``'uniform'``: independent draws
-            (Alg. 1); ``'score'``: the better the score, the likelier ("based on the score",
-            Sec. 3.3; the paper gives no formula).
+            (Alg. 1).
         seed: Of the draws. Ranks that share it draw the same.
 
     Raises:
@@ -76,25 +73,9 @@ class ArchitecturePool:
         candidates = list(self._scores)
         if self.sampling == 'uniform':
             return self.rng.choice(candidates)
-        if self.sampling == 'score':
-            return self.rng.choices(candidates, self._preferences())[0]
         if not self._queue:
             self._queue = self.rng.sample(candidates, len(candidates))
         return self._queue.pop()
-
-    def _preferences(self) -> list[float]:
-        """``exp(-z)`` of the standardised scores; what was not visited counts as the best."""
-        known = [score for score in self._scores.values() if score is not None]
-        mean, deviation = (np.mean(known), np.std(known)) if known else (0.0, 0.0)
-        z = [
-            0.0 if s is None or not deviation else (s - mean) / deviation
-            for s in self._scores.values()
-        ]
-        least = min(z)
-        return [
-            math.exp(-(least if s is None else value))
-            for s, value in zip(self._scores.values(), z, strict=True)
-        ]
 
     def update(self, architecture: Architecture, loss: float) -> None:
         """Takes a target loss into the candidate's score (Eq. 8).

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+
+from ..foreign import Convolution, NormBase, own_tensors
 
 Shapes = Mapping[str, Sequence[int]]
 Attribute = int | tuple[int, ...]
@@ -44,19 +44,14 @@ def attributes_of(module: nn.Module, shapes: Shapes | None = None) -> dict[str, 
     """
     for kind in type(module).__mro__:
         if kind in ATTRIBUTE_RULES:
-            return ATTRIBUTE_RULES[kind](module, {**own_shapes(module), **(shapes or {})})
+            dense = {name: tuple(x.shape) for name, x in own_tensors(module).items()}
+            return ATTRIBUTE_RULES[kind](module, {**dense, **(shapes or {})})
     return {}
 
 
-def own_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of a module's own parameters and buffers, by name."""
-    tensors = {**module._parameters, **module._buffers}
-    return {name: tuple(x.shape) for name, x in tensors.items() if x is not None}
-
-
-@register_sizes(_ConvNd)
+@register_sizes(Convolution)
 def _convolution(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
-    assert isinstance(module, _ConvNd)
+    assert isinstance(module, Convolution)
     rows, columns = shapes['weight'][:2]
     if module.transposed:  # grouped ones stay whole
         return {'in_channels': rows, 'out_channels': columns * module.groups}
@@ -72,7 +67,7 @@ def _linear(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     return {'out_features': rows, 'in_features': columns}
 
 
-@register_sizes(_NormBase)
+@register_sizes(NormBase)
 def _norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     known = shapes.get('weight') or shapes.get('running_mean')
     return {} if known is None else {'num_features': known[0]}

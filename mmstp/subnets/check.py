@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import eval_mode
@@ -25,6 +24,7 @@ from ..analysis.records import ChannelReduction
 from ..analysis.trace import operator_name
 from ..analysis.walk import first_keys
 from ..errors import VerificationError
+from ..foreign import pytree
 from .modules import ActiveSubnet, DynamicMixin
 from .plan import DENSE, SubnetPlan
 

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import kept_by_forward
@@ -24,6 +22,7 @@ from .attributes import attributes_of
 from .check import Verifier
 from .modules import ActiveSubnet, DynamicMixin, make_dynamic
 from .plan import plan_subnet
+from .refuse import refuse
 from .swap import unswap
 
 
@@ -262,47 +261,3 @@ def _like_parameters(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor
         x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
         for x in inputs
     )
-
-
-def refuse(model: nn.Module) -> None:
-    """Raises for a model that is wrapped, compiled, without values or dynamic already.
-
-    Raises:
-        SupernetError: Naming the module and what to do.
-    """
-    name = type(model).__name__
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise SupernetError(
-            f'the model is wrapped in {name}: make a supernet of what is inside (model.module), '
-            'and wrap it afterwards'
-        )
-    if isinstance(model, OptimizedModule):
-        raise SupernetError(
-            'the model is compiled: make a supernet of the module that was given to torch.compile '
-            '(model._orig_mod). Exported subnets can be compiled'
-        )
-    for key, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise SupernetError(
-                f'{key} is on the meta device and has no values: build the model on a real device, '
-                'or move it with to_empty() and initialise it'
-            )
-    for path, module in model.named_modules():
-        if module._compiled_call_impl is not None:
-            raise SupernetError(
-                f'{path or "the model"} is compiled (Module.compile()): it would stay the dense '
-                'one. Leave that out; exported subnets can be compiled'
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise SupernetError(
-                f'{path or "the model"} is a TorchScript module, whose layers cannot be narrowed: '
-                'build it without torch.jit'
-            )
-        if isinstance(module, DynamicMixin):
-            raise SupernetError(f'{path or "the model"} is part of a supernet already')
-        if getattr(module, 'with_cp', False) is True:
-            raise SupernetError(
-                f'{path or "the model"} ({type(module).__name__}) has with_cp=True: it would be '
-                'recomputed in the backward pass, when its subnet is no longer active. '
-                'Set with_cp=False'
-            )

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..analysis.eval_state import eval_mode, renew
 from ..errors import CompactSpecError
+from ..foreign import own_tensors, set_tensor
 from .attention import Forward, forward_of
 from .attributes import Attribute, attributes_of
 from .compact_spec import CompactSpec
@@ -47,16 +48,13 @@ def compact(
         setattr(parent, path.rpartition('.')[2], _skipped(_module(model, path, path)))
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
-    stores: list[tuple[dict[str, Any], str, Tensor]] = []
+    placed: list[tuple[nn.Module, str, Tensor]] = []
     for key, shape in spec.shapes.items():
         if any(key.startswith(path + '.') for path in spec.skipped):
             continue
         path, _, name = key.rpartition('.')
         module = _module(model, path, key)
-        store: dict[str, Any] = (
-            module._parameters if name in module._parameters else module._buffers
-        )
-        dense = store.get(name)
+        dense = own_tensors(module).get(name)
         if dense is None:
             raise CompactSpecError(f'{type(model).__name__} has no tensor {key!r}')
         if len(shape) != dense.dim() or any(a > b for a, b in zip(shape, dense.shape, strict=True)):
@@ -71,14 +69,14 @@ def compact(
             if isinstance(dense, nn.Parameter):
                 data = nn.Parameter(data, requires_grad=dense.requires_grad)
             narrow[dense] = data
-        stores.append((store, name, narrow[dense]))
+        placed.append((module, name, narrow[dense]))
         shapes[path][name] = shape
     attributes: dict[str, Mapping[str, Attribute]] = {}
     for path, narrowed in shapes.items():
         if found := attributes_of(model.get_submodule(path), narrowed):
             attributes[path] = found
-    for store, name, data in stores:
-        store[name] = data
+    for module, name, data in placed:
+        set_tensor(module, name, data)
     for path, changed in attributes.items():
         for name, value in changed.items():
             setattr(model.get_submodule(path), name, value)

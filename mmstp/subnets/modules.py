@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, fx, nn
 
@@ -183,16 +183,14 @@ def _computes(base: type[nn.Module]) -> bool:
 
 def _narrow_tensor(name: str, contiguous: bool) -> property:
     def get(self: Any) -> Tensor | None:
-        is_buffer = name in self._buffers
-        tensor = (self._buffers if is_buffer else self._parameters)[name]
+        tensor: Any = nn.Module.__getattr__(self, name)  # where `torch.fx` puts its own
         plan = self._subnet.plan
         if plan is None or tensor is None:
-            found: Any = nn.Module.__getattr__(self, name)  # as `torch.fx` has it
-            return found
+            return cast(Tensor, tensor)
         key = f'{self._path}.{name}' if self._path else name
         if key in plan.norm_statistics:
             return plan.norm_statistics[key]  # which a subnet in training goes on updating
-        whole = tensor
+        whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
         tensor = plan.narrow(key, tensor)
         if contiguous:
             tensor = tensor.contiguous()
@@ -200,7 +198,7 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
             # made without gradients; ATen takes other paths for weights that are not trained
             tensor = tensor.detach().requires_grad_()
         # running statistics belong to the main network: a subnet in training updates a copy
-        return tensor.clone() if is_buffer and self.training else tensor
+        return tensor.clone() if self.training and not is_parameter else tensor
 
     return property(get)
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.eval_state import eval_mode
+from ..foreign import BatchNorm
 
 
-def norms_with_statistics(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
+def norms_with_statistics(network: nn.Module) -> list[tuple[str, BatchNorm]]:
     """The layers that normalise by running statistics in eval mode, with their paths."""
     return [
         (path, module)
         for path, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, BatchNorm) and module.track_running_stats
     ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import DimMap
 from ..analysis.records import SizedCall
+from ..foreign import own_tensors
 from .attributes import Attribute, attributes_of
 from .sized_calls import Ways
 
@@ -94,9 +95,7 @@ def plan_subnet(
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for key in [*graph.dims, *graph.aliases]:
         path, _, name = key.rpartition('.')
-        dense = {**modules[path]._parameters, **modules[path]._buffers}[name]
-        assert dense is not None
-        shape, selections = list(dense.shape), []
+        shape, selections = list(own_tensors(modules[path])[name].shape), []
         for dim, dim_map in graph.dims[graph.aliases.get(key, key)].items():
             positions = dim_map.kept(units)
             if len(positions) < shape[dim]:

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 
 from ..analysis.operators.table import OPERATORS
 from ..analysis.records import SizedCall
 from ..errors import CallError
+from ..foreign import function_modes
 
 # sequences of calls, one of which a forward makes
 Ways = Sequence[Sequence[SizedCall[int]]]
@@ -102,7 +103,7 @@ class SuppliedSizes(TorchFunctionMode):
 @contextmanager
 def unsupplied() -> Iterator[None]:
     """Inside, calls keep their sizes: a forward that is not the traced one runs."""
-    modes = [m for m in _get_current_function_mode_stack() if isinstance(m, SuppliedSizes)]
+    modes = [m for m in function_modes() if isinstance(m, SuppliedSizes)]
     before = [mode.paused for mode in modes]
     for mode in modes:
         mode.paused = True

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..architecture import Architecture
 from ..errors import SupernetError
+from ..foreign import pytree
 from ..search.cost import CostModel
 from ..search.stages import Stage
 from .compact_spec import CompactSpec, StageShapes

@@ -6,7 +6,7 @@ import pytest
 from mmengine import Config
 
 from mmstp.datasets.check import check_datasets
-from mmstp.datasets.digits import Digits
+from mmstp.datasets.sklearn_digits import Digits
 
 
 def config(dataset: dict, dataloader: str = 'train_dataloader') -> Config:

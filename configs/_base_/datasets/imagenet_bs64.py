@@ -25,7 +25,7 @@ train_dataloader = dict(
     num_workers=5,
     collate_fn=dict(type='default_collate'),
     persistent_workers=False,  # anew from the epoch's seed: a resumed run repeats itself
-    worker_init_fn=dict(type='mmstp_seed_worker'),
+    worker_init_fn=dict(type='mmstp.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline

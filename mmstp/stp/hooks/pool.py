@@ -60,9 +60,6 @@ class PoolHook(Hook):
                 + 'train longer'
             )
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        stp_of(runner).progress = runner.iter / runner.max_iters
-
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:

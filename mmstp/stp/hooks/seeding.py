@@ -8,10 +8,11 @@ import random
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import FUNCTIONS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.runner import Runner, set_random_seed
 
-from ...registry import HOOKS
+from ...foreign import randomness
+from ...registry import FUNCTIONS, HOOKS
 
 
 @HOOKS.register_module()
@@ -25,11 +26,12 @@ class EpochSeedHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         set_random_seed(
             runner.seed + runner.epoch,
-            diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+            diff_rank_seed=randomness(runner).get('diff_rank_seed', False),
         )
 
 
-@FUNCTIONS.register_module(name='mmstp_seed_worker')
+@FUNCTIONS.register_module()
+@MMENGINE_FUNCTIONS.register_module(name='mmstp_seed_worker')  # as configs had it at first
 def seed_worker(worker_id: int) -> None:
     """Seeds a dataloader's worker from the epoch's seed and the rank; for ``worker_init_fn``.
 

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 from sklearn.datasets import load_digits
 
-from mmstp.datasets.digits import Digits
+from mmstp.datasets.sklearn_digits import Digits
 
 
 def images_of(dataset: Digits) -> np.ndarray:

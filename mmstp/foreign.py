@@ -1,0 +1,78 @@
+"""Private parts of PyTorch and OpenMMLab that mmstp uses, each with what it was checked against.
+
+| part | checked against |
+| --- | --- |
+| ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.11.0, 2.13.0 |
+| ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.11.0, 2.13.0 |
+| ``Module._load_state_dict_pre_hooks``: their order | torch 2.11.0, 2.13.0 |
+| ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.11.0, 2.13.0 |
+| ``torch.utils._pytree``: nested outputs | torch 2.11.0, 2.13.0 |
+| ``torch.overrides._get_current_function_mode_stack`` | torch 2.11.0, 2.13.0 |
+| ``OpOverload._schema``: names of operators | torch 2.11.0, 2.13.0 |
+| ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
+| ``ClsHead._get_loss`` | onedl-mmpretrain 1.3.6, mmpretrain 1.2.0 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.utils import _pytree as pytree
+
+__all__ = ['BatchNorm', 'Convolution', 'NormBase', 'function_modes', 'pytree']
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, whatever its class says of them."""
+    both = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in both.items() if tensor is not None}
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in the place of a parameter or buffer, of another shape too."""
+    store: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+    store[name] = tensor
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it came from `torch.compile`, or `nn.Module.compile` was called."""
+    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+
+
+def before_loading(module: nn.Module, hook: Callable[..., None], first: bool = False) -> None:
+    """Calls ``hook(module, state_dict, prefix, …)`` before weights are loaded.
+
+    Args:
+        module: The module; it may be a part of what is loaded.
+        hook: What is called.
+        first: Before the module's own hooks, rather than behind them.
+    """
+    handle = module._register_load_state_dict_pre_hook(hook, with_module=True)
+    if first:
+        hooks: Any = module._load_state_dict_pre_hooks
+        hooks.move_to_end(handle.id, last=False)
+
+
+def schema_name(operator: Any) -> str | None:
+    """An operator's name with its namespace: ``'aten::relu_'``; None of a Python function."""
+    schema = getattr(operator, '_schema', None)
+    return None if schema is None else str(schema.name)
+
+
+def randomness(runner: Any) -> Mapping[str, Any]:
+    """The ``randomness`` of a runner's config."""
+    found: Mapping[str, Any] = runner._randomness_cfg
+    return found
+
+
+def loss_of_logits(head: Any, logits: Tensor, data_samples: Any) -> dict[str, Tensor]:
+    """The losses of a classifier's head for logits that are there already."""
+    found: dict[str, Tensor] = head._get_loss(logits, data_samples)
+    return found
