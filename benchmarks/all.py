@@ -7,14 +7,15 @@ Further options go to every script: ``python benchmarks/all.py --repeats 3``.
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-DOCS = HERE.parent / 'docs'
+from measure import ROOT
+from pages import insert
+
+HERE, DOCS = ROOT / 'benchmarks', ROOT / 'docs'
 PAGES = {
     **dict.fromkeys(
         ('convert', 'cost_table', 'forward', 'step', 'latency', 'onnx_files'),
@@ -23,15 +24,6 @@ PAGES = {
     'demo_seeds': DOCS / 'results.md',
     'demo_detection_seeds': DOCS / 'results.md',
 }
-
-
-def insert(page: str, name: str, text: str) -> str:
-    """The page with ``text`` between the markers ``name``."""
-    begin, end = f'<!-- begin {name} -->', f'<!-- end {name} -->'
-    pattern = re.compile(re.escape(begin) + '.*?' + re.escape(end), re.DOTALL)
-    if len(pattern.findall(page)) != 1:
-        raise SystemExit(f'the page does not have {begin} and {end} once')
-    return pattern.sub(lambda _: f'{begin}\n{text.strip()}\n{end}', page)
 
 
 def main() -> int:

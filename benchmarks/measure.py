@@ -8,24 +8,26 @@ its quartiles.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools' / 'analysis_tools'))
+
+from pages import environment, table  # noqa: E402
+
+__all__ = ['environment', 'table']
 
 
 def parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
@@ -105,37 +107,6 @@ def spread(values: Sequence[float], form: str = '.2f', unit: str = '') -> str:
 def milliseconds(seconds: Sequence[float]) -> list[float]:
     """For `spread`."""
     return [1000 * value for value in seconds]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
-
-
-def environment(*packages: str) -> str:
-    """The line that says what was measured with what, and when."""
-    names = ['torch', 'mmstp', *packages]
-    load = f', load average {os.getloadavg()[0]:.1f}' if hasattr(os, 'getloadavg') else ''
-    device = f', {torch.cuda.get_device_name()}' if torch.cuda.is_initialized() else ''
-    return (
-        ', '.join(f'{name} {_version(name)}' for name in names)
-        + f'; {torch.get_num_threads()} of {os.cpu_count()} processor threads '
-        + f'({torch.backends.cpu.get_cpu_capability()}){device}{load}; {datetime.date.today()}'
-    )
-
-
-def _version(name: str) -> str:
-    if name == 'mmstp':
-        import mmstp
-
-        return mmstp.__version__
-    for distribution in (name, f'onedl-{name}'):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return '(no version)'
 
 
 def report(args: argparse.Namespace, *paragraphs: str) -> None:

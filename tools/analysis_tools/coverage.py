@@ -29,17 +29,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from all import insert  # benchmarks/all.py
 from coverage_models import SOURCES, Network, networks
-from measure import environment, table
+from pages import environment, insert, table
 from processes import in_process
 
 from mmstp import Architecture, Supernet
+from mmstp.foreign import pytree
 from mmstp.subnets.check import Verifier
 
 SECONDS = 60.0

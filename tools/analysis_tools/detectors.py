@@ -22,11 +22,9 @@ import mmdet
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from all import insert  # benchmarks/all.py
-from measure import environment, table
+from pages import environment, insert, table
 from processes import in_process
 
 from mmstp.cli.launch import build_stp, load_config
