@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -20,6 +21,7 @@ from mmstp.subnets.modules import DynamicMixin
 from mmstp.subnets.swap import Role, Swapped, swap, unswap
 from tests.networks import TINY_INPUT, equal, tiny
 
+PROVIDERS = ['CPUExecutionProvider']
 # convolutions with skipped blocks, shuffled channels; heads with a forward of their own (ViT) or
 # with sizes that are supplied (Swin)
 NETWORKS = ['resnet18', 'shufflenet_v2_x0_5', 'vit_tiny', 'swin_tiny']
@@ -176,6 +178,23 @@ def test_exports_have_a_dynamic_batch(name, made):
     with torch.no_grad():
         for count in (2, 5):
             torch.testing.assert_close(program.module()(images(count)), export(images(count)))
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')  # of torch to itself
+@pytest.mark.parametrize('name', ['resnet18', 'vit_tiny', 'swin_tiny'])
+def test_onnx_files_of_exports_have_a_dynamic_batch(name, made, tmp_path):
+    export = made[name][2]
+    batch = torch.export.Dim('batch', min=2, max=64)
+    program = torch.onnx.export(
+        export, (images(),), dynamo=True, verbose=False, dynamic_shapes=({0: batch},)
+    )
+    program.save(str(tmp_path / 'export.onnx'))
+    session = onnxruntime.InferenceSession(tmp_path / 'export.onnx', providers=PROVIDERS)
+    for count in (2, 5):
+        (found,) = session.run(None, {session.get_inputs()[0].name: images(count).numpy()})
+        with torch.no_grad():
+            expected = export(images(count))
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
 
 
 # --- the mechanism -------------------------------------------------------------------------------
