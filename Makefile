@@ -80,7 +80,7 @@ $(VENV)/.stamp-base: $(VENV)/.stamp-venv requirements/constraints.txt requiremen
 	$(BIN)/python -W ignore -c 'import mmpretrain.models, mmpretrain.datasets, mmpretrain.evaluation, mmengine.runner'
 	@touch $@
 
-$(VENV)/.stamp-mmstp: $(VENV)/.stamp-base pyproject.toml
+$(VENV)/.stamp-mmstp: $(VENV)/.stamp-base pyproject.toml setup.py
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 

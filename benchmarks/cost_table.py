@@ -61,8 +61,8 @@ def additions(supernet: Supernet, network: nn.Module, architecture: Architecture
             lambda module, inputs, output: found.append(output.numel())
         )
         for stage in supernet.space.stages
-        for run in stage.runs
-        for path in run
+        for chain in stage.chains
+        for path in chain
         if path not in skipped
     ]
     with torch.no_grad():

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .backbones.wide_resnet import WideResNet
     from .datasets.sklearn_digits import Digits
     from .datasets.tiny_imagenet import TinyImageNet
-    from .deploy.compact_model import CompactBackbone
+    from .deploy.compact_model import CompactBackbone, CompactPart
     from .deploy.dynamic_backbone import CalibrationHook, DynamicBackbone
     from .stp.algorithm import STP
     from .stp.hooks.evaluation import SubnetEvalHook
@@ -60,6 +60,7 @@ __all__ = [
     'STP',
     'CalibrationHook',
     'CompactBackbone',
+    'CompactPart',
     'Digits',
     'DynamicBackbone',
     'EpochSeedHook',
@@ -75,6 +76,7 @@ _WITH_OPENMMLAB = {
     'STP': 'stp.algorithm',
     'CalibrationHook': 'deploy.dynamic_backbone',
     'CompactBackbone': 'deploy.compact_model',
+    'CompactPart': 'deploy.compact_model',
     'Digits': 'datasets.sklearn_digits',
     'DynamicBackbone': 'deploy.dynamic_backbone',
     'EpochSeedHook': 'stp.hooks.seeding',

@@ -42,11 +42,7 @@ class Architecture:
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
-        """Reads what `str` prints.
-
-        Raises:
-            ArchitectureError: If ``text`` is not of the form ``((2, 3), (0.3, 0.7))``.
-        """
+        """Reads what `str` prints; an `ArchitectureError` for a text of another form."""
         try:
             value: Any = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:

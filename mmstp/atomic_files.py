@@ -14,8 +14,7 @@ from typing import IO, Any
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes its place when all is written; the folder is made.
 
-    Raises:
-        OSError: If it cannot be written (a full disk); what was there before is still there.
+    Where it cannot be written (a full disk), what was there before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + '.tmp')

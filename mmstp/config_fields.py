@@ -11,13 +11,7 @@ from .errors import FieldError
 
 
 def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) -> None:
-    """Raises `FieldError` for the first name in ``given`` that is not accepted.
-
-    Args:
-        where: The config field that holds the options, such as ``'model.space'``.
-        given: Their names.
-        accepted: The names there are.
-    """
+    """Raises a `FieldError` for the first option of a field (``'model.space'``) that is unknown."""
     accepted = sorted(accepted)
     for name in given:
         if name not in accepted:
@@ -58,11 +52,7 @@ def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
 
 
 def positive(field: str, value: Any) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        ValueError: Naming the field.
-    """
+    """A whole number of at least 1; else a `ValueError` that names the field."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'{field}={value!r}: expected a whole number, at least 1')
     return value

@@ -1,14 +1,17 @@
 """Private parts of PyTorch and OpenMMLab that mmstp uses, each with what it was checked against.
 
+«torch 2.6 to 2.14» is 2.6.0, 2.11.0, 2.13.0 and 2.14.1 by ``.ci/wheel_smoke``; all tests ran with
+2.11.0.
+
 | part | checked against |
 | --- | --- |
-| ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.11.0, 2.13.0 |
-| ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.11.0, 2.13.0 |
-| ``Module._load_state_dict_pre_hooks``: their order | torch 2.11.0, 2.13.0 |
-| ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.11.0, 2.13.0 |
-| ``torch.utils._pytree``: nested outputs | torch 2.11.0, 2.13.0 |
-| ``torch.overrides._get_current_function_mode_stack`` | torch 2.11.0, 2.13.0 |
-| ``OpOverload._schema``: names of operators | torch 2.11.0, 2.13.0 |
+| ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.6 to 2.14 |
+| ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.6 to 2.14 |
+| ``Module._load_state_dict_pre_hooks``: their order | torch 2.6 to 2.14 |
+| ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.6 to 2.14 |
+| ``torch.utils._pytree``: nested outputs | torch 2.6 to 2.14 |
+| ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
+| ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
 | ``ClsHead._get_loss`` | onedl-mmpretrain 1.3.6, mmpretrain 1.2.0 |
 """
@@ -49,10 +52,8 @@ def is_compiled(module: nn.Module) -> bool:
 def before_loading(module: nn.Module, hook: Callable[..., None], first: bool = False) -> None:
     """Calls ``hook(module, state_dict, prefix, …)`` before weights are loaded.
 
-    Args:
-        module: The module; it may be a part of what is loaded.
-        hook: What is called.
-        first: Before the module's own hooks, rather than behind them.
+    That is behind the module's own hooks, or before them (``first``). The module may be a part of
+    what is loaded.
     """
     handle = module._register_load_state_dict_pre_hook(hook, with_module=True)
     if first:

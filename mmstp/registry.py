@@ -9,64 +9,41 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine import registry as mmengine
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
 __all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
 
 
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='mmstp',
-    locations=[
-        'mmstp.stp.algorithm',
-        'mmstp.deploy.compact_model',
-        'mmstp.deploy.dynamic_backbone',
-        'mmstp.backbones.wide_resnet',
-    ],
-)
+def _child(parent: Registry, *locations: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='mmstp', locations=list(locations))
 
 
-DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope='mmstp',
-    locations=['mmstp.datasets'],
+MODELS = _child(
+    mmengine.MODELS,
+    'mmstp.stp.algorithm',
+    'mmstp.deploy.compact_model',
+    'mmstp.deploy.dynamic_backbone',
+    'mmstp.backbones.wide_resnet',
 )
-
-
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmstp',
-    locations=[
-        'mmstp.stp.hooks.pool',
-        'mmstp.stp.hooks.evaluation',
-        'mmstp.stp.hooks.seeding',
-        'mmstp.deploy.dynamic_backbone',
-    ],
+DATASETS = _child(mmengine.DATASETS, 'mmstp.datasets')
+HOOKS = _child(
+    mmengine.HOOKS,
+    'mmstp.stp.hooks.pool',
+    'mmstp.stp.hooks.evaluation',
+    'mmstp.stp.hooks.seeding',
+    'mmstp.deploy.dynamic_backbone',
 )
-FUNCTIONS = Registry(
-    'function',
-    parent=MMENGINE_FUNCTIONS,
-    scope='mmstp',
-    locations=['mmstp.stp.hooks.seeding'],
-)
+FUNCTIONS = _child(mmengine.FUNCTIONS, 'mmstp.stp.hooks.seeding')
 
 
 def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Module:
     """Builds a model or a part of one, outside a runner too; the config is left as it is.
 
-    Args:
-        config: Its config. Where its type names its scope (``'mmpretrain.ResNet'``), types inside
-            it are looked up there as well, whatever the run's scope is. (What this project's types
-            hold is another's: their scope stays the run's.)
-        scope: The scope where neither the config nor the run has one.
+    Where its type names its scope (``'mmpretrain.ResNet'``), types inside it are looked up there as
+    well, whatever the run's scope is. (What this project's types hold is another's: their scope
+    stays the run's.) ``scope`` is that where neither the config nor the run has one.
     """
     kind, config = config['type'], copy.deepcopy(dict(config))
     if isinstance(kind, str) and '.' in kind and not kind.startswith('mmstp.'):

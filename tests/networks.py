@@ -73,7 +73,7 @@ SLIM_HRNET = dict(
 SLIM_DENSENET = dict(growth_rate=16, depths=[2, 3, 3, 2], init_channels=32)
 
 
-# Of every stage or run at least one block that may go, and heads and channels enough to choose.
+# Of every stage or chain at least one block that may go, and heads and channels enough to choose.
 SLIM_SWIN = dict(embed_dims=32, depths=[2, 2], num_heads=[2, 4])
 SLIM_POOLFORMER = dict(
     layers=[1, 2, 2, 1],

@@ -379,9 +379,10 @@ def test_every_other_batch_is_mixed_and_its_loss_is_smoothed(name, tmp_path, mon
 
     _, labels = mixed[0]
     samples = copy.deepcopy(batch['data_samples'])
+    labels = labels.double()
     for sample, label in zip(samples, labels, strict=True):
         sample.set_gt_score(label)
-    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0)).double()
     smoothed = 0.9 * labels + 0.1 / 100
     expected = -(smoothed * logits.log_softmax(dim=1)).sum(dim=1).mean()
     torch.testing.assert_close(head._get_loss(logits, samples)['loss'], expected)

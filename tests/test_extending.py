@@ -1,7 +1,6 @@
 """The examples of docs/extending.md, as they are printed."""
 
 import importlib
-import random
 import re
 
 import pytest
@@ -12,9 +11,8 @@ from mmstp.cli.space_report import describe_space
 from mmstp.search.budget import Budget
 from mmstp.subnets.attention import FORWARDS
 from mmstp.subnets.attributes import ATTRIBUTE_RULES
-from mmstp.subnets.check import Verifier
-from mmstp.subnets.cut import count_macs, count_parameters
 from tests import tiny
+from tests.relations import RELATIONS, Case, gradient_is_that_of_the_export, some
 
 PAGE = tiny.ROOT / 'docs' / 'extending.md'
 
@@ -48,17 +46,12 @@ def report(supernet):
 
 
 def prunes(supernet):
-    """The relations that every network has to satisfy."""
-    space, rng, x = supernet.space, random.Random(0), torch.randn_like(supernet.inputs[0])
-    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
-    for architecture in (space.smallest, space.sample(rng), space.sample(rng)):
-        network = supernet.export(architecture)
-        with torch.no_grad(), supernet.activate(architecture):
-            assert torch.equal(supernet.model(x), network(x))
-        units = space.group_units(space.encode(architecture)[None])[0]
-        assert verifier.difference(supernet._plan(architecture), units) is None
-        assert supernet.cost.macs([architecture]) == count_macs(network, supernet.inputs)
-        assert supernet.cost.params([architecture]) == count_parameters(network)
+    """The relations that every network has to satisfy; how few multiply-adds its subnets take."""
+    space, x = supernet.space, torch.randn_like(supernet.inputs[0])
+    case = Case(supernet, [x], some(space))
+    for relation in RELATIONS:
+        if relation is not gradient_is_that_of_the_export:  # the page's operator has none
+            relation(case)
     low, dense = supernet.cost.macs([space.smallest, space.largest])
     return low / dense
 

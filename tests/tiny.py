@@ -75,7 +75,7 @@ def config_with_stem(work_dir: Path | None = None, **options: Any) -> Config:
 
 
 def stp_with_stem() -> STP:
-    """Its algorithm, with weights and statistics that keep every channel alive."""
+    """Its algorithm, with weights and norm statistics that keep every channel alive."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         torch.manual_seed(0)
         model = build_stp(config_with_stem())

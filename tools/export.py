@@ -1,10 +1,11 @@
 """Cuts a subnet out of a trained run: ``python tools/export.py CONFIG CHECKPOINT --out DIR``.
 
-Writes ``compact.pth`` (tensors and plain types), ``compact.py`` (a config that builds and tests it
-without the supernet), ``backbone.py`` (the backbone for configs of detectors) and
-``architecture.json``; then builds the network from these alone and checks that it gives the same
-numbers. ``--detector`` and ``--onnx`` write more into the folder, also into that of an export that
-is there already: ``python tools/export.py DIR/compact.py DIR/compact.pth --out DIR --detector …``.
+Writes ``compact.pth`` (tensors and plain types), ``plan.json`` (their shapes), ``compact.py`` (a
+config that builds and tests the network without the supernet), ``backbone.py`` (the backbone for
+configs of detectors) and ``architecture.json``; then builds the network from these alone and checks
+that it gives the same numbers. ``--detector`` and ``--onnx`` write more into the folder, also into
+that of an export that is there already:
+``python tools/export.py DIR/compact.py DIR/compact.pth --out DIR --detector …``.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def export(config: Config, args: argparse.Namespace) -> None:
         number = min(args.num_images, len(dataloader.dataset))
         logger().info(f'estimating the statistics of norm layers on {number} images')
         calibrate_on(network, dataloader, args.num_images)
-    description = write_export(args.out, network, config, stp, architecture)
+    description = write_export(args.out, network, config, stp, architecture, args.checkpoint)
     difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)
     logger().info(
         f'{args.out}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '

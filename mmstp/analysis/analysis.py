@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from .blocks import Run, find_runs
-from .groups import DimMap, FoundGroups, Group, find_groups, kind_of
+from .blocks import Chain, find_chains
+from .groups import DimMap, Group, find_groups, kind_of
+from .ids import Ids, Value
 from .records import ChannelReduction, Cost
 from .trace import Trace, trace
-from .walk import Walk, Walked
+from .walk import Walk, cost_of
 from .ways import Way, find_ways
 
 
 @dataclass(frozen=True)
 class Traced:
-    """One trace, with what it tells beside the groups.
-
-    Attributes:
-        trace: The trace.
-        reductions: Operators over free channels.
-        outputs: For every output of the model the dimensions that hold free channels.
-    """
+    """One trace: its operators over free channels; of every output the dims that hold such."""
 
     trace: Trace
     reductions: tuple[ChannelReduction[DimMap], ...]
@@ -39,7 +34,7 @@ class ChannelGraph:
         groups: The free groups, in order of execution.
         dims: For every tensor (state-dict key) the dimensions that hold free channels.
         aliases: Further keys of tensors with free channels, and the key each has in ``dims``.
-        runs: Blocks that may be skipped.
+        chains: Blocks that may be skipped.
         costs: One row per operator and per parameter.
         ways: By module path, the sized calls of its forward, for each way through it.
         fixed: Layers whose channels have to stay, with the reason.
@@ -50,7 +45,7 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     dims: Mapping[str, Mapping[int, DimMap]]
     aliases: Mapping[str, str]
-    runs: tuple[Run, ...]
+    chains: tuple[Chain, ...]
     costs: tuple[Cost[DimMap], ...]
     ways: Mapping[str, tuple[Way, ...]]
     fixed: Mapping[str, str]
@@ -96,76 +91,53 @@ class ChannelGraph:
         """
         freeze = freeze or {}
         walk = Walk(model, traces, fix_outputs)
-        found = find_runs(model, walk, traces[0].module.graph)
+        found = find_chains(model, walk, traces[0].module.graph)
+        groups = find_groups(walk, found, freeze)
+
+        def free_dims(lines: Iterable[Ids | None]) -> dict[int, DimMap]:
+            found = enumerate(map(groups.free, lines))
+            return {dim: free for dim, free in found if free is not None}
+
         lines = {
-            (key, dim): walk.ids.find(factor.reshape(-1))
+            key: [v.ids_along(dim) for v, dim in value.all_dims]
             for key, value in walk.tensors.items()
-            for dim in range(len(value.shape))
-            if (factor := value.factor(dim)) is not None
         }
-        groups = find_groups(walk, lines, found, freeze)
-        dims: dict[str, dict[int, DimMap]] = defaultdict(dict)
-        for (key, dim), line in lines.items():
-            if (mapped := groups.free(line)) is not None:
-                dims[key][dim] = mapped
+        dims = {key: free for key, own in lines.items() if (free := free_dims(own))}
         calls = [[call.resolve(groups.free) for call in one.calls] for one in walk.walked]
+        costs = [
+            cost.resolve(groups.dim_map)
+            for cost in (*walk.walked[0].costs, *_parameters(model, walk))
+        ]
+        traced = []
+        for one in walk.walked:
+            reductions = [reduction.resolve(groups.free) for reduction in one.reductions]
+            over_free = tuple(reduction for reduction in reductions if reduction.dims)
+            outputs = [[v.ids_along(dim) for v, dim in value.all_dims] for value in one.outputs]
+            traced.append(Traced(one.trace, over_free, tuple(map(free_dims, outputs))))
         return cls(
             groups=groups.groups,
-            dims=dict(dims),
+            dims=dims,
             aliases={key: first for key, first in walk.aliases.items() if first in dims},
-            runs=tuple(_without(found, freeze)),
-            costs=(
-                *(cost.resolve(groups.dim_map) for cost in walk.walked[0].costs),
-                *_parameters(model, walk, groups),
-            ),
+            chains=tuple(_without(found, freeze)),
+            costs=tuple(costs),
             ways=find_ways(calls, own_forwards),
             fixed=groups.fixed,
             unknown=dict(walk.unknown),
-            traced=tuple(_resolved(walk, one, groups) for one in walk.walked),
+            traced=tuple(traced),
         )
 
 
-def _parameters(model: nn.Module, walk: Walk, groups: FoundGroups) -> list[Cost[DimMap]]:
+def _parameters(model: nn.Module, walk: Walk) -> Iterator[Cost[Ids]]:
     """The sizes of all parameters, those that no trace meets too."""
-    costs: list[Cost[DimMap]] = []
     for key, parameter in model.named_parameters():
-        factor, counted = 1, []
-        value = walk.tensors.get(key)
-        for dim, size in enumerate(parameter.shape):
-            ids = None if value is None else value.factor(dim)
-            if ids is None:
-                factor *= size
-            else:
-                counted.append(groups.dim_map(ids))
-        parts = key.split('.')[:-1]
-        paths = tuple('.'.join(parts[: n + 1]) for n in range(len(parts)))
-        costs.append(Cost('parameter', factor, tuple(counted), paths))
-    return costs
+        value = walk.tensors.get(key, Value(tuple(parameter.shape)))
+        paths = itertools.accumulate(key.split('.')[:-1], '{}.{}'.format)
+        yield cost_of('parameter', value.all_dims, 1, paths)
 
 
-def _resolved(walk: Walk, one: Walked, groups: FoundGroups) -> Traced:
-    reductions = [reduction.resolve(groups.free) for reduction in one.reductions]
-    outputs = [
-        {dim: walk.line(value, dim) for dim in range(len(value.shape))} for value in one.outputs
-    ]
-    return Traced(
-        one.trace,
-        tuple(reduction for reduction in reductions if reduction.dims),
-        tuple(
-            {dim: free for dim, line in output.items() if (free := groups.free(line)) is not None}
-            for output in outputs
-        ),
-    )
-
-
-def _without(runs: Sequence[Run], freeze: Mapping[str, str]) -> list[Run]:
-    kept = [
-        replace(
-            run,
-            skippable=tuple(
-                b for b in run.skippable if freeze.keys().isdisjoint((b.path, kind_of(b.path)))
-            ),
-        )
-        for run in runs
-    ]
-    return [run for run in kept if run.skippable]
+def _without(chains: Sequence[Chain], freeze: Mapping[str, str]) -> Iterator[Chain]:
+    """Blocks that are left; chains of which some are."""
+    for chain in chains:
+        left = [b for b in chain.skippable if freeze.keys().isdisjoint((b.path, kind_of(b.path)))]
+        if left:
+            yield replace(chain, skippable=tuple(left))

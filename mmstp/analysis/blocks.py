@@ -28,11 +28,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Run:
+class Chain:
     """Consecutive blocks of one container, the output of each being the input of the next.
 
     The first stays, and may be the only one: it makes the residual stream, or is the first of its
-    container. ``residual`` are the channels of the stream; runs that share them are one stage.
+    container. ``residual`` are the channels of the stream; chains that share them are one stage.
     ``order`` is the place of the first skippable block's input in the trace.
     """
 
@@ -46,7 +46,7 @@ class Run:
         return (self.first, *(block.path for block in self.skippable))
 
 
-def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
+def find_chains(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Chain]:
     """Runs of blocks in order of execution.
 
     A block is a module with an input and one output of the same shape and the same channels, at
@@ -54,21 +54,21 @@ def find_runs(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Run]:
     """
     calls = _calls(graph)
     blocks = _outermost(_candidates(model, walk, calls))
-    runs: list[list[Block]] = []
+    chains: list[list[Block]] = []
     for block in sorted(blocks, key=lambda b: walk.order[b.output]):
-        last = runs[-1][-1] if runs else None
+        last = chains[-1][-1] if chains else None
         if last and last.output is block.input and _parent(last.path) == _parent(block.path):
-            runs[-1].append(block)
+            chains[-1].append(block)
         else:
-            runs.append([block])
+            chains.append([block])
     found = []
-    for run in runs:
-        first, skippable = _maker(calls, run[0]), run
+    for chain in chains:
+        first, skippable = _maker(calls, chain[0]), chain
         if first is None:  # the stream comes from outside the container
-            first, skippable = run[0].path, run[1:]
-        factors = walk.values[run[0].output].factors
-        streams = frozenset(i for f in factors for i in walk.ids.find(f).reshape(-1).tolist())
-        found.append(Run(first, tuple(skippable), streams, walk.order[run[0].input]))
+            first, skippable = chain[0].path, chain[1:]
+        factors = walk.values[chain[0].output].factors
+        stream = frozenset(root for factor in factors for root in walk.ids.roots(factor))
+        found.append(Chain(first, tuple(skippable), stream, walk.order[chain[0].input]))
     return found
 
 
@@ -133,25 +133,20 @@ def _same(walk: Walk, source: fx.Node, sink: fx.Node) -> bool:
     a, b = walk.values[source], walk.values[sink]
     if not isinstance(a, Value) or not isinstance(b, Value) or a.shape != b.shape:
         return False
-    first = {walk.ids.compress(f).tobytes() for f in a.factors}
-    second = {walk.ids.compress(f).tobytes() for f in b.factors}
+    first, second = ({walk.ids.compress(f).tobytes() for f in v.factors} for v in (a, b))
     return bool(first) and first == second
 
 
 def _identity_path(source: fx.Node, sink: fx.Node, nodes: frozenset[fx.Node]) -> bool:
+    """Whether one leads through nodes that neither mix nor gate, pool or normalise."""
     reached, pending = {source}, [source]
     while pending:
         for user in pending.pop().users:
-            if user in nodes and user not in reached and _passes(user):
+            operator = OPERATORS.get(operator_name(user))
+            if operator and operator.passes and user in nodes and user not in reached:
                 reached.add(user)
                 pending.append(user)
     return sink in reached
-
-
-def _passes(node: fx.Node) -> bool:
-    """Whether an identity path may go through: nothing that mixes, gates, pools or normalises."""
-    operator = OPERATORS.get(operator_name(node))
-    return operator is not None and operator.passes
 
 
 def _outermost(candidates: list[Block]) -> list[Block]:
@@ -171,9 +166,8 @@ def _parent(path: str) -> str:
 
 def _maker(calls: dict[str, list[frozenset[fx.Node]]], block: Block) -> str | None:
     """The block's sibling whose output is the block's input, where there is one."""
-    parent = _parent(block.path)
     for path, regions in calls.items():
-        sibling = path != block.path and path and _parent(path) == parent
+        sibling = path and path != block.path and _parent(path) == _parent(block.path)
         if sibling and any(block.input in nodes for nodes in regions):
             return path
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,25 +16,14 @@ def eval_mode(model: nn.Module, live: Collection[nn.Module] = ()) -> Iterator[No
 
     Modules that override ``train()`` (to keep something in eval mode that they work out anew in
     train mode) have theirs called. It may change the modes of others, as OpenMMLab's backbones do;
-    those are set back.
-
-    Args:
-        model: Any module.
-        live: Modules that stay in train mode, without what is inside them.
+    those are set back. Modules in ``live`` stay in train mode, without what is inside them.
     """
-    modes = {module: module.training for module in model.modules()}
-    own = overriding(model)
+    modes = _modes(model)
     try:
-        for module in own:
-            module.train(module in live)
-        for module in modes:
-            module.training = module in live
+        _set_modes({module: module in live for module in modes})
         yield
     finally:
-        for module in own:
-            module.train(modes[module])
-        for module, training in modes.items():
-            module.training = training
+        _set_modes(modes)
 
 
 def renew(model: nn.Module) -> None:
@@ -42,10 +31,20 @@ def renew(model: nn.Module) -> None:
 
     The modes stay as they are.
     """
-    modes = {module: module.training for module in model.modules()}
-    for module in overriding(model):
-        module.train(True)
-        module.train(modes[module])
+    modes = _modes(model)
+    _set_modes(dict.fromkeys(modes, True))
+    _set_modes(modes)
+
+
+def _modes(model: nn.Module) -> dict[nn.Module, bool]:
+    return {module: module.training for module in model.modules()}
+
+
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Modules with a ``train()`` of their own first; it may change the modes of others."""
+    for module, training in modes.items():
+        if type(module).train is not nn.Module.train:
+            module.train(training)
     for module, training in modes.items():
         module.training = training
 
@@ -78,36 +77,22 @@ def kept_by_forward(model: nn.Module, inputs: Sequence[Tensor]) -> set[nn.Module
     They keep them: the exporter hides what a forward keeps, and traces how it is worked out.
     """
     with eval_mode(model), torch.no_grad():
-        before = [(module, _Held(module)) for module in model.modules()]
+        before = [(module, _held(module)) for module in model.modules()]
         model(*inputs)
-        return {module for module, held in before if held.changed()}
+        return {module for module, held in before if _other_tensors(_held(module), held)}
 
 
-class _Held:
-    """What a module holds beside parameters and modules, buffers by identity."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._held = {
-            name: dict(value) if type(value) is dict else value
-            for name, value in vars(module).items()
-            if self._counts(name)
-        }
-
-    @staticmethod
-    def _counts(name: str) -> bool:
-        return name == '_buffers' or not name.startswith('_')
-
-    def changed(self) -> bool:
-        """Whether something now is, or holds, another tensor."""
-        return any(
-            _other_tensors(value, self._held.get(name))
-            for name, value in vars(self._module).items()
-            if self._counts(name)
-        )
+def _held(module: nn.Module) -> dict[str, Any]:
+    """What a module holds beside parameters and modules, and which buffers."""
+    return {
+        name: dict(value) if type(value) is dict else value
+        for name, value in vars(module).items()
+        if name == '_buffers' or not name.startswith('_')
+    }
 
 
 def _other_tensors(now: Any, before: Any) -> bool:
+    """Whether something now is, or holds, another tensor."""
     if type(now) is dict:
         known = before if type(before) is dict else {}
         return any(_other_tensors(value, known.get(key)) for key, value in now.items())

@@ -1,16 +1,25 @@
-"""Groups: channels that are kept or dropped together in every tensor."""
+"""Groups: channels that are kept or dropped together in every tensor.
+
+``x = a(image); y = b(x) + x; d(cat([y, c(y)]))``, of 16 channels and 8 from c::
+
+    a and b    the addition ties their ids: one group, 0, of 16 units
+    c          ids of its own: group 1, of 8 units
+    d.weight   its 24 columns, a DimMap: group 0…0 1…1, unit 0…15 0…7; of 8 and 4 units 12 stay
+    with y     shuffled in two groups: channels i and i + 8 are tied; group 0 has 8 units of 2,
+               a.weight's rows are unit 0…7 0…7, d.weight's columns 0 0 1 1 … 7 7 0…7
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Run
+from .blocks import Chain
 from .ids import ChannelIds, Ids
 from .walk import Walk
 
@@ -85,7 +94,7 @@ class DimMap:
     @property
     def free(self) -> bool:
         """Whether it holds channels of a group."""
-        return bool((self.group != WHOLE).any())
+        return bool(self.groups)
 
     def kept(self, units: Sequence[int]) -> NDArray[np.int64]:
         """The positions that stay when the first ``units[g]`` units of each group ``g`` do."""
@@ -107,29 +116,20 @@ class DimMap:
     @functools.cached_property
     def form(self) -> LinearForm:
         """How many positions stay, as a function of the units kept of each group."""
-        groups, counts = np.unique(self.group, return_counts=True)
-        constant = int(counts[groups == WHOLE].sum())
-        weights: dict[int, int] = {}
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
-            if group != WHOLE:
-                units = int(self.unit[self.group == group].max()) + 1
-                weights[group] = count // units
-        return LinearForm(constant, tuple(sorted(weights.items())))
+        weights = []
+        for group in self.groups:
+            units = self.unit[self.group == group]
+            weights.append((group, len(units) // (int(units.max()) + 1)))
+        return LinearForm(int((self.group == WHOLE).sum()), tuple(weights))
 
 
-Lines = Mapping[tuple[str, int], Ids]
-Signature = tuple[tuple[str, int, int], ...]  # tensor, dimension, how often
+# by root: order, path and resolution of a maker, and how many of its channels are the root's
 Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
 
 
 @dataclass(frozen=True)
 class FoundGroups:
-    """The groups of a walk, and where their channels are.
-
-    Attributes:
-        groups: In order of execution.
-        fixed: Layers whose channels have to stay, with the reason.
-    """
+    """The groups of a walk in order of execution, layers that have to stay, with the reason."""
 
     groups: tuple[Group, ...]
     fixed: Mapping[str, str]
@@ -150,85 +150,65 @@ class FoundGroups:
 
     def free(self, ids: Ids | None) -> DimMap | None:
         """The same; None where no channel of a group is among them."""
-        if ids is None:
-            return None
-        found = self.dim_map(ids)
-        return found if found.free else None
+        found = None if ids is None else self.dim_map(ids)
+        return found if found is not None and found.free else None
 
 
-def find_groups(
-    walk: Walk, lines: Lines, runs: Sequence[Run], freeze: Mapping[str, str]
-) -> FoundGroups:
+def find_groups(walk: Walk, chains: Sequence[Chain], freeze: Mapping[str, str]) -> FoundGroups:
     """The groups that are left when a walk is over.
 
-    Args:
-        walk: The walk.
-        lines: By tensor and dimension the ids.
-        runs: Blocks that may be skipped, whose residual streams tell what an embedding is.
-        freeze: Kinds (`kind_of`) of groups that have to stay, with the reason.
+    Residual streams of the chains tell what an embedding is. Groups of a kind (`kind_of`) in
+    ``freeze`` have to stay, with the reason.
     """
     makers = _makers(walk)
-    classes, fixed = _classes(lines, makers, _reasons(walk))
-    embedding = _embedding(walk, runs)
-    heads = {root for ids in walk.ids.wholes for root in walk.ids.find(ids).reshape(-1).tolist()}
-    found = [(_group(roots, makers, embedding, heads), roots) for roots in classes.values()]
-    for group, _ in found:
+    classes, fixed = _classes(walk, makers)
+    reductions = [ids for one in walk.walked[0].reductions for ids in one.dims.values()]
+    normalised = {root for ids in reductions for root in walk.ids.roots(ids)}
+    embedding = {root for chain in chains for root in chain.residual if root in normalised}
+    heads = {root for ids in walk.ids.wholes for root in walk.ids.roots(ids)}
+    free = []
+    for roots in classes:
+        group = _group(roots, makers, embedding, heads)
         if group.kind in freeze:
             fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
-    free = sorted(
-        ((group, roots) for group, roots in found if group.kind not in freeze),
-        key=lambda pair: pair[0].order,
-    )
-    place = np.full((len(walk.ids), 2), WHOLE)
-    place[:, 1] = 0
+        else:
+            free.append((group, roots))
+    free.sort(key=lambda pair: pair[0].order)
+    place = np.full((len(walk.ids), 2), [WHOLE, 0])
     for index, (_, roots) in enumerate(free):
         place[roots, 0] = index
         place[roots, 1] = np.arange(len(roots))
     return FoundGroups(tuple(group for group, _ in free), fixed, walk.ids, place)
 
 
-def _embedding(walk: Walk, runs: Sequence[Run]) -> set[int]:
-    """Channels of residual streams over which some operator normalises."""
-    normalised = {
-        root
-        for one in walk.walked[0].reductions
-        for ids in one.dims.values()
-        for root in walk.ids.find(ids).tolist()
-    }
-    return normalised & {root for run in runs for root in run.residual}
-
-
 def _makers(walk: Walk) -> Makers:
-    """For every class of channels the layers that make it.
-
-    Of each its order, path, resolution, and how many of its channels are of the class.
-    """
+    """For every class of channels the layers that make it, and how many of its channels each."""
     makers: Makers = defaultdict(list)
     for producer in walk.producers:
-        roots, counts = np.unique(walk.ids.find(producer.ids), return_counts=True)
-        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+        for root, count in _counts(walk, producer.ids):
             makers[root].append((producer.order, producer.path, producer.resolution, count))
     return makers
 
 
-def _reasons(walk: Walk) -> dict[int, str]:
+def _counts(walk: Walk, ids: Ids) -> Iterable[tuple[int, int]]:
+    """Which channels are among these, and how often."""
+    roots, counts = np.unique(walk.ids.find(ids), return_counts=True)
+    return zip(roots.tolist(), counts.tolist(), strict=True)
+
+
+def _classes(walk: Walk, makers: Makers) -> tuple[list[list[int]], dict[str, str]]:
+    """Classes of channels that appear in the same tensors equally often, and what is fixed."""
+    appears: dict[int, list[tuple[str, int, int]]] = defaultdict(list)  # tensor, dim, how often
+    for key, value in walk.tensors.items():
+        for dim in range(len(value.shape)):
+            if (ids := value.ids_along(dim)) is not None:
+                for root, count in _counts(walk, ids):
+                    appears[root].append((key, dim, count))
     reasons: dict[int, str] = {}
     for ids, reason in walk.ids.frozen:
-        for root in np.unique(walk.ids.find(ids.reshape(-1))).tolist():
+        for root in walk.ids.roots(ids):
             reasons.setdefault(root, reason)
-    return reasons
-
-
-def _classes(
-    lines: Lines, makers: Makers, reasons: Mapping[int, str]
-) -> tuple[dict[Signature, list[int]], dict[str, str]]:
-    """Classes of channels that appear in the same tensors equally often, and what is fixed."""
-    appears: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-    for (key, dim), line in lines.items():
-        roots, counts = np.unique(line, return_counts=True)
-        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
-            appears[root].append((key, dim, count))
-    classes: dict[Signature, list[int]] = defaultdict(list)
+    classes: dict[object, list[int]] = defaultdict(list)
     fixed: dict[str, str] = {}
     for root in sorted(appears):
         if root in reasons:
@@ -236,12 +216,11 @@ def _classes(
                 fixed.setdefault(path, reasons[root])
         elif root in makers:
             classes[tuple(appears[root])].append(root)
-    for signature, members in list(classes.items()):
+    for members in classes.values():
         if len(members) == 1:
-            del classes[signature]
             for _, path, *_ in makers[members[0]]:
                 fixed.setdefault(path, 'all its channels are coupled')
-    return dict(classes), fixed
+    return [members for members in classes.values() if len(members) > 1], fixed
 
 
 def _group(roots: Sequence[int], makers: Makers, embedding: set[int], heads: set[int]) -> Group:

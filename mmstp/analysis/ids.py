@@ -19,12 +19,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from .union_find import Ids, UnionFind, varying
+from .union_find import Ids, UnionFind, overlap, varying
 
 
 def plain(node: fx.Node) -> Any:
@@ -45,6 +46,18 @@ class Value:
     def factor(self, dim: int) -> Ids | None:
         """The factor that varies along ``dim``, if there is one."""
         return next((f for f in self.factors if f.shape[dim] > 1), None)
+
+    def ids_along(self, dim: int) -> Ids | None:
+        """The ids along ``dim``; what else their factor varies over is tied to it in the end."""
+        factor = self.factor(dim)
+        if factor is None:
+            return None
+        return factor[tuple(slice(None) if d == dim else 0 for d in range(factor.ndim))]
+
+    @property
+    def all_dims(self) -> list[tuple[Value, int]]:
+        """Every dimension, as handlers name those that cost or are given sizes."""
+        return [(self, dim) for dim in range(len(self.shape))]
 
 
 class ChannelIds(UnionFind):
@@ -77,11 +90,10 @@ class ChannelIds(UnionFind):
         """
         chosen, left = set(dims), []
         for factor in value.factors:
-            along = chosen.intersection(varying(factor))
-            if along and along == set(varying(factor)):
+            if varying(factor) and chosen.issuperset(varying(factor)):
                 self.freeze(factor, reason)
             else:
-                left.append(self.tie(factor, along))
+                left.append(self.tie(factor, chosen.intersection(varying(factor))))
         return Value(value.shape, left)
 
     def group_along(self, value: Value, dims: Iterable[int]) -> Value:
@@ -90,21 +102,21 @@ class ChannelIds(UnionFind):
         What an operator does over ``dims`` (a contraction, a normalisation) it does for each
         position of the others on its own: whole positions of those can go.
         """
-        chosen, factors = set(dims), []
-        for factor in value.factors:
-            along = chosen.intersection(varying(factor))
-            if set(varying(factor)) - along:
-                factor = self.tie(factor, along)
-            factors.append(factor)
+        chosen = set(dims)
+        factors = [
+            factor
+            if chosen.issuperset(varying(factor))
+            else self.tie(factor, chosen.intersection(varying(factor)))
+            for factor in value.factors
+        ]
         return Value(value.shape, factors)
 
     def value(self, shape: Sequence[int], factors: Iterable[Ids]) -> Value:
         """A tensor's value from factors that may have come to overlap or to be constant."""
         factors = list(factors)
-        for i, factor in enumerate(factors):
-            for other in factors[:i]:
-                if set(varying(factor)).intersection(varying(other)):
-                    self.unite(factor, other)
+        for first, second in combinations(factors, 2):
+            if overlap(first, second):
+                self.unite(first, second)
         result = Value(tuple(shape))
         for factor in map(self.compress, factors):
             dims = varying(factor)
@@ -121,71 +133,51 @@ class ChannelIds(UnionFind):
         may be dropped either. Where ids over several dimensions (heads and their width) meet ids
         over some of these, the first (whole heads) stays free.
         """
-        rank = len(shape)
-        aligned = [align(operand, rank) for operand in operands]
-        aligned = [
-            self._first_free(one, aligned[:i] + aligned[i + 1 :]) for i, one in enumerate(aligned)
-        ]
+        aligned = [align(operand, len(shape)) for operand in operands]
+        along = [set(varying(factor)) for one in aligned for factor in one.factors]
+        for i, one in enumerate(aligned):
+            factors = []
+            for factor in one.factors:
+                meets_fewer = any(dims and dims < set(varying(factor)) for dims in along)
+                factors.append(self.tie(factor, varying(factor)[1:]) if meets_fewer else factor)
+            aligned[i] = Value(one.shape, factors)
         settled = False
         while not settled:  # what is kept whole for one operand's sake may meet another's ids
             settled = True
             for i, one in enumerate(aligned):
-                met = {
+                fixed = {
                     dim
-                    for j, other in enumerate(aligned)
-                    for dim in range(rank)
-                    if i != j and other.shape[dim] > 1 and other.factor(dim) is None
+                    for other in aligned
+                    for dim, size in enumerate(other.shape)
+                    if size > 1 and other.factor(dim) is None
                 }
-                whole = self.keep_whole(one, met, 'meets a tensor of fixed size')
-                settled &= [f.shape for f in whole.factors] == [f.shape for f in one.factors]
-                aligned[i] = whole
-        for i, one in enumerate(aligned):
-            for factor in one.factors:
-                for other in aligned[i + 1 :]:
-                    for dim in varying(factor):
-                        if (partner := other.factor(dim)) is not None:
-                            self.unite(factor, partner)
+                aligned[i] = self.keep_whole(one, fixed, 'meets a tensor of fixed size')
+                settled &= [f.shape for f in aligned[i].factors] == [f.shape for f in one.factors]
         return self.value(shape, [factor for one in aligned for factor in one.factors])
-
-    def _first_free(self, value: Value, others: Sequence[Value]) -> Value:
-        factors = []
-        for factor in value.factors:
-            dims = varying(factor)
-            met = [set(varying(f)) for other in others for f in other.factors]
-            fewer = any(part < set(dims) for part in met if part)
-            factors.append(self.tie(factor, dims[1:]) if fewer else factor)
-        return Value(value.shape, factors)
 
     def contract(
         self, operands: Sequence[Value], shape: Sequence[int], dims: Iterable[int]
     ) -> Value:
         """A product summed over ``dims``; operands and result have all dimensions of ``shape``.
 
-        Args:
-            operands: Aligned: of the rank of ``shape``, of size 1 along what they do not have.
-            shape: Sizes of all dimensions, those summed over included.
-            dims: Those summed over. The result still has them, for `squeeze`.
+        Operands have size 1 along dimensions that are not theirs. The result still has those
+        summed over, for `squeeze`.
         """
         dims = list(dims)
         grouped = [self.group_along(operand, dims) for operand in operands]
         for before, after in zip(operands, grouped, strict=True):
-            for factor, whole in zip(before.factors, after.factors, strict=True):
-                if whole.shape != factor.shape:
-                    self.wholes.append(whole)
+            pairs = zip(before.factors, after.factors, strict=True)
+            self.wholes += [whole for factor, whole in pairs if whole.shape != factor.shape]
         return self.combine(grouped, shape)
 
     def squeeze(self, value: Value, dims: Iterable[int], keepdim: bool = False) -> Value:
         """Takes dimensions away, and the factors that vary along them alone."""
         gone = set(dims)
-        value = self.group_along(value, gone)
-        left = [f for f in value.factors if not gone.intersection(varying(f))]
-        shape = [1 if d in gone else size for d, size in enumerate(value.shape)]
+        left = [f for f in self.group_along(value, gone).factors if gone.isdisjoint(varying(f))]
         if keepdim:
-            return Value(tuple(shape), left)
-        return Value(
-            tuple(size for d, size in enumerate(shape) if d not in gone),
-            [factor.squeeze(tuple(gone)) for factor in left],
-        )
+            return Value(tuple(1 if d in gone else n for d, n in enumerate(value.shape)), left)
+        shape = tuple(size for d, size in enumerate(value.shape) if d not in gone)
+        return Value(shape, [factor.squeeze(tuple(gone)) for factor in left])
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """A view of other sizes; ids follow their elements.
@@ -194,8 +186,8 @@ class ChannelIds(UnionFind):
         within the runs that it touches.
         """
         runs = aligned_runs(value.shape, tuple(shape))
-        factors = []
-        for factor in value.factors:
+        kept: list[Ids] = []
+        for factor in sorted(value.factors, key=varying):
             before, after = list(factor.shape), [1] * len(shape)
             for old, new in runs:
                 if any(factor.shape[dim] > 1 for dim in old):
@@ -203,13 +195,10 @@ class ChannelIds(UnionFind):
                         before[dim] = value.shape[dim]
                     for dim in new:
                         after[dim] = shape[dim]
-            factors.append(np.broadcast_to(factor, before).reshape(after))
-        # of independent ids that come to lie along one dimension (heads and their width) the
-        # outer stay free
-        order = sorted(range(len(factors)), key=lambda i: varying(value.factors[i])[0])
-        kept: list[Ids] = []
-        for factor in (factors[i] for i in order):
-            if any(set(varying(factor)).intersection(varying(other)) for other in kept):
+            factor = np.broadcast_to(factor, before).reshape(after)
+            # of independent ids that come to lie along one dimension (heads and their width) the
+            # outer stay free
+            if any(overlap(factor, other) for other in kept):
                 self.freeze(factor, 'flattened together with others')
             else:
                 kept.append(factor)
@@ -232,62 +221,56 @@ class ChannelIds(UnionFind):
             every = all(factor is not None for factor in joined)
             for value, factor in zip(values, joined, strict=True):
                 if factor is None:
-                    factor = self.fresh(value.shape[dim]).reshape(_along(len(shape), dim))
+                    factor = self.fresh(value.shape[dim]).reshape(one_dim(len(shape), dim))
                     self.freeze(factor, 'concatenated from a tensor of fixed size')
                 others = [d for d in varying(factor) if d != dim]
                 along.append(factor if every else self.tie(factor, others))
-            across = {d for factor in along for d in varying(factor) if d != dim}
-            along = [
-                np.broadcast_to(
-                    factor,
-                    [shape[d] if d in across else n for d, n in enumerate(factor.shape)],
-                )
-                for factor in along
-            ]
+            around = np.broadcast_shapes(*(_with_size(f.shape, dim, 1) for f in along))
+            along = [np.broadcast_to(f, _with_size(around, dim, f.shape[dim])) for f in along]
         rest = [
-            Value(
-                tuple(1 if d == dim else size for d, size in enumerate(value.shape)),
-                [factor for factor in value.factors if factor.shape[dim] == 1],
-            )
-            for value in values
+            Value(_with_size(v.shape, dim, 1), [f for f in v.factors if f.shape[dim] == 1])
+            for v in values
         ]
-        elsewhere = self.combine(rest, [1 if d == dim else size for d, size in enumerate(shape)])
-        factors = [*elsewhere.factors, *([np.concatenate(along, axis=dim)] if along else [])]
-        return self.value(shape, factors)
+        elsewhere = self.combine(rest, _with_size(shape, dim, 1))
+        joint = [np.concatenate(along, axis=dim)] if along else []
+        return self.value(shape, [*elsewhere.factors, *joint])
 
     def take(self, value: Value, dim: int, start: int, stop: int, step: int = 1) -> Value:
         """A slice along one dimension."""
-        shape = list(value.shape)
-        shape[dim] = len(range(start, stop, step))
-        factors = [
-            factor[(slice(None),) * dim + (slice(start, stop, step),)]
-            if factor.shape[dim] > 1
-            else factor
-            for factor in value.factors
-        ]
-        return self.value(shape, factors)
+        places = np.arange(start, stop, step)
+        factors = [f.take(places, axis=dim) if f.shape[dim] > 1 else f for f in value.factors]
+        return self.value(_with_size(value.shape, dim, len(places)), factors)
+
+    def unite_parts(self, factor: Ids, dim: int, count: int) -> None:
+        """Ties equal parts of a dimension to each other."""
+        first, *others = np.split(factor, count, axis=dim)
+        for part in others:
+            self.unite(first, part)
 
     def rectangular(self, values: Iterable[Value]) -> None:
         """Ties factors that vary over several dimensions until each varies over one.
 
         A tensor can be narrowed along its dimensions only. The largest dimension stays free.
         """
-        pending = [factor for value in values for factor in value.factors]
-        while pending:
-            several = []
-            for factor in pending:
-                factor = self.compress(factor)
+        factors = [factor for value in values for factor in value.factors]
+        tied = True
+        while tied:  # a tie made for one factor can couple another that was rectangular before
+            tied = False
+            for factor in map(self.compress, factors):
                 dims = varying(factor)
                 if len(dims) > 1:
-                    largest = max(dims, key=lambda dim: factor.shape[dim])
+                    largest = max(dims, key=factor.shape.__getitem__)
                     self.tie(factor, [dim for dim in dims if dim != largest])
-                    several.append(factor)
-            # a tie made for one factor can couple another that was rectangular before
-            pending = pending if several else []
+                    tied = True
 
 
-def _along(rank: int, dim: int) -> list[int]:
-    return [-1 if d == dim else 1 for d in range(rank)]
+def one_dim(rank: int, dim: int, size: int = -1) -> tuple[int, ...]:
+    """The shape of what varies along one of ``rank`` dimensions alone."""
+    return _with_size((1,) * rank, dim, size)
+
+
+def _with_size(shape: Sequence[int], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
 
 
 def align(value: Value, rank: int) -> Value:

@@ -21,13 +21,10 @@ E = TypeVar('E')
 class Cost(Generic[D]):
     """The cost of an operator or the size of a parameter: ``factor`` times the sizes of ``dims``.
 
-    Attributes:
-        kind: ``'matmul'``, ``'bias'``, ``'norm'``, ``'activation'``, ``'add'``, ``'pool'`` in
-            elements or multiply-adds of one forward of the traced inputs; ``'parameter'``.
-        factor: The product of the sizes that hold no channels.
-        dims: What the other sizes count.
-        paths: The modules in whose forward it arises, outermost first; of a parameter the module
-            that has it.
+    ``kind`` is ``'matmul'``, ``'bias'``, ``'norm'``, ``'activation'``, ``'add'`` or ``'pool'``, in
+    elements or multiply-adds of one forward of the traced inputs; or ``'parameter'``. ``factor`` is
+    the product of the sizes that hold no channels. ``paths`` are the modules in whose forward it
+    arises (that have the parameter), outermost first.
     """
 
     kind: str
@@ -44,17 +41,12 @@ class Cost(Generic[D]):
 class SizedCall(Generic[D]):
     """A call of an operator that Python gives sizes: ``x.reshape(n, heads, c // heads)``.
 
-    In a subnet it is plain types, as it goes into files (`to_list`).
-
-    Attributes:
-        supplies: How the sizes are given: a key of `mmstp.subnets.sized_calls.SUPPLY`, such as
-            ``'reshape'``.
-        sizes: In the dense network: of the output's dimensions, or of the parts of a split.
-        dims: For each of the sizes what it counts, in a subnet how many that are; None where it
-            counts no channels.
-        runs: Of a reshape: which dimensions of the input become which of the output.
-        modules: The modules in whose forward it is made, outermost first, with a key for each of
-            their calls.
+    ``supplies`` says how they are given: a key of `mmstp.subnets.sized_calls.SUPPLY`. ``sizes`` are
+    the dense network's, of the output's dimensions or of the parts of a split; ``dims`` what each
+    counts, in a subnet how many that are (None: no channels); ``runs`` which dimensions of a
+    reshape's input become which of its output; ``modules`` those in whose forward it is made,
+    outermost first, with a key for each of their calls. In a subnet it is plain types, as it goes
+    into files (`to_list`).
     """
 
     supplies: str
@@ -80,12 +72,14 @@ class SizedCall(Generic[D]):
 
     def alike(self, other: SizedCall[D]) -> bool:
         """Whether both take the same sizes in every architecture; batch and space may differ."""
-        return (self.supplies, self.dims, self.runs) == (
-            other.supplies, other.dims, other.runs,
-        ) and all(
-            a == b or dim is None
-            for a, b, dim in zip(self.sizes, other.sizes, self.dims, strict=False)
-        )  # fmt: skip
+        return self.key == other.key
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that are alike."""
+        pairs = zip(self.sizes, self.dims, strict=False)
+        counted = tuple(size for size, dim in pairs if dim is not None)
+        return self.supplies, self.dims, self.runs, counted
 
     def to_list(self) -> list[Any]:
         """Lists, strings and whole numbers; the modules are left out."""
@@ -104,9 +98,7 @@ class SizedCall(Generic[D]):
 class ChannelReduction(Generic[D]):
     """An operator over channels: what it gives for one depends on which others there are.
 
-    Attributes:
-        node: Its node.
-        dims: What the dimensions of its first argument hold that it goes over.
+    ``dims`` says what the dimensions of its first argument hold that it goes over.
     """
 
     node: fx.Node

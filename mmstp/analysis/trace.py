@@ -25,12 +25,10 @@ from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
 class Trace:
     """The exported graph of a model in eval mode.
 
-    Attributes:
-        module: Runs the graph; takes ``names`` as its first inputs, then the model's inputs.
-        names: The state-dict key (or name of a constant) of every lifted tensor, in order.
-        constants: Tensors that are in no state dict, by name.
-        live: Modules that keep in eval mode what their parameters gave when it was entered. They
-            were traced as in train mode, and have to run so as a part of themselves.
+    ``module`` runs the graph: it takes the lifted tensors first, whose state-dict keys (or names of
+    constants, which are in no state dict) are ``names``, then the model's inputs. ``live`` are
+    modules that keep in eval mode what their parameters gave when it was entered. They were traced
+    as in train mode, and have to run so as a part of themselves.
     """
 
     module: fx.GraphModule
@@ -42,34 +40,24 @@ class Trace:
 def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     """Exports ``model(*inputs)``; the model is left as it was.
 
-    Raises:
-        TraceError: If the export fails; the message holds the exporter's own.
+    Where the export fails, a `TraceError` holds the exporter's own message.
     """
     try:
         live = kept_in_eval(model)
         # What a forward keeps in eval mode for the next one is worked out by the dense network too.
         # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
-        asked = [
-            m for m in overriding(model) if list(m.parameters(recurse=False)) and m not in live
-        ]
+        asked = {m for m in overriding(model) if list(m.parameters(recurse=False))} - live
         if asked:
-            live |= kept_by_forward(model, inputs).intersection(asked)
+            live |= kept_by_forward(model, inputs) & asked
         program = _export(model, inputs, live)
     except Exception as error:
         raise TraceError(_failed(model, inputs, error)) from error
     _inline(program.graph_module)
     _drop_assertions(program.graph_module)
-    names = tuple(
-        str(spec.target)
-        for spec in program.graph_signature.input_specs
-        if spec.kind != InputKind.USER_INPUT
-    )
-    return Trace(
-        program.graph_module,
-        names,
-        dict(program.constants),
-        frozenset(path for path, module in model.named_modules() if module in live),
-    )
+    specs = program.graph_signature.input_specs
+    names = tuple(str(spec.target) for spec in specs if spec.kind != InputKind.USER_INPUT)
+    paths = frozenset(path for path, module in model.named_modules() if module in live)
+    return Trace(program.graph_module, names, dict(program.constants), paths)
 
 
 def _export(
@@ -91,16 +79,11 @@ def _export(
 
 def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
     """What was the matter, where in the model's code, and what can be done."""
-    what = (
-        f'{type(model).__name__} cannot be traced with inputs of shape '
-        f'{[tuple(x.shape) for x in inputs]}: '
-    )
+    shapes = [tuple(x.shape) for x in inputs]
+    what = f'{type(model).__name__} cannot be traced with inputs of shape {shapes}: '
     others = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(others)
-    ]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if not frame.filename.startswith(others)]
     place = f' at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})' if frames else ''
     if 'data-dependent' in str(error):
         return (
@@ -114,7 +97,8 @@ def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
 def _inline(module: fx.GraphModule) -> None:
     """Puts regions of another autocast or gradient mode in place of the calls that wrap them."""
     for node in list(module.graph.nodes):
-        if node.op != 'call_function' or not _is_region(node):
+        name = operator_name(node) if node.op == 'call_function' else ''
+        if not name.partition('::')[2].startswith('wrap_with_'):
             continue
         region, *inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
         inner = module.get_submodule(str(region.target))
@@ -156,11 +140,6 @@ def operator_name(node: fx.Node) -> str:
         function: Any = node.target
         return f'{getattr(function, "__module__", "")}::{getattr(function, "__name__", function)}'
     return name if '::__' in name else name.removesuffix('_')
-
-
-def _is_region(node: fx.Node) -> bool:
-    """Whether the node runs a graph of its own, in another autocast or gradient mode."""
-    return operator_name(node).partition('::')[2].startswith('wrap_with_')
 
 
 def module_stack(node: fx.Node) -> dict[str, str]:

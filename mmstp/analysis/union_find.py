@@ -32,13 +32,15 @@ class UnionFind:
     def find(self, ids: Ids) -> Ids:
         """The representative of each id."""
         roots = self._parent[ids]
-        while True:
-            higher = self._parent[roots]
-            if np.array_equal(higher, roots):
-                break
+        while not np.array_equal(higher := self._parent[roots], roots):
             roots = higher
         self._parent[ids] = roots
         return roots
+
+    def roots(self, ids: Ids) -> list[int]:
+        """The representatives of these ids, each once."""
+        found: list[int] = np.unique(self.find(ids)).tolist()
+        return found
 
     def unite(self, first: Ids, second: Ids) -> None:
         """Ties two broadcastable arrays of ids element by element."""
@@ -73,3 +75,8 @@ class UnionFind:
 def varying(factor: Ids) -> list[int]:
     """The dimensions along which a factor varies."""
     return [dim for dim, size in enumerate(factor.shape) if size > 1]
+
+
+def overlap(first: Ids, second: Ids) -> bool:
+    """Whether two factors vary along one dimension."""
+    return not set(varying(first)).isdisjoint(varying(second))

@@ -13,29 +13,27 @@ Whatever is tied at the end is kept or dropped together.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from .ids import ChannelIds, Ids, Value, plain, varying
+from ..foreign import pytree
+from .ids import ChannelIds, Ids, Value, one_dim, plain, varying
 from .operators.table import OPERATORS
 from .records import ChannelReduction, Cost, SizedCall
-from .trace import Trace, caller, module_stack, operator_name
+from .trace import Trace, caller, module_stack, operator_name, output_shape
 
 
 @dataclass(frozen=True)
 class Producer:
-    """An operator that makes channels.
+    """An operator that makes channels, with the layer whose weight it takes.
 
-    Attributes:
-        path: The layer whose weight it takes.
-        ids: Of the channels.
-        order: Its place in the trace.
-        resolution: The spatial shape of its output; empty for vectors.
+    ``order`` is its place in the trace, ``resolution`` the spatial shape of its output.
     """
 
     path: str
@@ -46,17 +44,10 @@ class Producer:
 
 @dataclass
 class Walked:
-    """What was found on the way through one trace.
-
-    Attributes:
-        trace: The trace.
-        costs: Of its operators.
-        calls: The operators that are given sizes, in order.
-        reductions: The operators over channels.
-        outputs: The values of the model's outputs.
-    """
+    """What was found on the way through one trace; ``outputs`` are those of the model."""
 
     trace: Trace
+    tensors: dict[str, Value] = field(default_factory=dict)
     costs: list[Cost[Ids]] = field(default_factory=list)
     calls: list[SizedCall[Ids]] = field(default_factory=list)
     reductions: list[ChannelReduction[Ids]] = field(default_factory=list)
@@ -66,7 +57,8 @@ class Walked:
 class Walk:
     """Carries channel ids through the traces of a model, with inputs of several sizes.
 
-    Parameters have the same ids in every trace, so what one of them couples is coupled.
+    Each trace is walked with ids of its own for every parameter, which are tied at the end: what
+    one of them couples is coupled, and none sees along which dimensions another has tied what.
 
     Attributes:
         ids: The union-find.
@@ -93,23 +85,23 @@ class Walk:
         self.aliases = {key: first for key, first in known.items() if key != first}
         for traced in traces:
             self._follow(traced, known, fix_outputs)
+        for walked in self.walked:
+            for key, value in walked.tensors.items():
+                first = self.tensors.setdefault(key, value)
+                for one, other in zip(first.factors, value.factors, strict=True):
+                    self.ids.unite(one, other)
         self._tie_slices()
-        self.ids.rectangular(
-            [value for values in self.values.values() for value in _tensors(values)]
-        )
+        self.ids.rectangular(_tensors(list(self.values.values())))
 
     def _follow(self, traced: Trace, known: Mapping[str, str], fix_outputs: bool) -> None:
         self.walked.append(Walked(traced))
-        graph = traced.module.graph
-        self.order.update((node, place) for place, node in enumerate(graph.nodes))
-        placeholders = [node for node in graph.nodes if node.op == 'placeholder']
-        for node, name in zip(placeholders, traced.names, strict=False):
-            shape = tuple(node.meta['val'].shape)
-            self.values[node] = self._tensor(known[name], shape) if name in known else Value(shape)
-        for node in placeholders[len(traced.names) :]:
-            self.values[node] = plain(node)
-        for node in graph.nodes:
-            if node.op == 'call_function':
+        names = iter(traced.names)  # of the first placeholders; the model's inputs follow
+        for place, node in enumerate(traced.module.graph.nodes):
+            self.order[node] = place
+            if node.op == 'placeholder':
+                key = known.get(next(names, ''))
+                self.values[node] = plain(node) if key is None else self._tensor(key, node)
+            elif node.op == 'call_function':
                 self.values[node] = self._call(node)
             elif node.op == 'get_attr':
                 self.values[node] = Value(())
@@ -118,17 +110,19 @@ class Walk:
                 for value in self.walked[-1].outputs if fix_outputs else ():
                     self.ids.freeze_value(value, 'an output of the model')
 
-    def _tensor(self, key: str, shape: tuple[int, ...]) -> Value:
-        """A parameter's or buffer's value, with ids of its own from the first trace on."""
-        if key not in self.tensors:
-            rank = len(shape)
-            self.tensors[key] = value = Value(shape)
-            for dim, size in enumerate(shape):
-                if size > 1:
-                    along = [-1 if d == dim else 1 for d in range(rank)]
-                    value.factors.append(self.ids.fresh(size).reshape(along))
-            self._keys[id(value)] = key
-        return self.tensors[key]
+    def _tensor(self, key: str, node: fx.Node) -> Value:
+        """A parameter's or buffer's value, with ids of its own in this trace."""
+        tensors = self.walked[-1].tensors
+        if key not in tensors:
+            shape = output_shape(node)
+            fresh = [
+                self.ids.fresh(size).reshape(one_dim(len(shape), dim))
+                for dim, size in enumerate(shape)
+                if size > 1
+            ]
+            tensors[key] = Value(shape, fresh)
+            self._keys[id(tensors[key])] = key
+        return tensors[key]
 
     def _call(self, node: fx.Node) -> Any:
         name = operator_name(node)
@@ -158,20 +152,13 @@ class Walk:
         return [] if line is None else [line]
 
     def produced(self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1) -> None:
-        """The operator makes new channels.
-
-        Args:
-            node: The operator.
-            weight: The layer's weight.
-            dim: The dimension of ``weight`` that they are.
-            channels: The dimension of the output that they are.
-        """
+        """The operator makes new channels: ``dim`` of the weight, ``channels`` of the output."""
         line = self.line(weight, dim)
         if line is None or len(self.walked) > 1:
             return
         key = self._keys.get(id(weight))
         path = caller(node) if key is None else key.rpartition('.')[0]
-        shape = tuple(node.meta['val'].shape)
+        shape = output_shape(node)
         space = shape[2:] if channels == 1 else shape[1:-1]
         self.producers.append(Producer(path, line, self.order[node], space))
 
@@ -179,19 +166,11 @@ class Walk:
         self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
     ) -> None:
         """Records a cost: the product of the sizes of ``dims``, times ``factor``."""
-        counted: list[Ids] = []
-        for value, dim in dims:
-            ids = value.factor(dim)
-            if ids is None:
-                factor *= value.shape[dim]
-            else:
-                counted.append(_vector(ids, dim))
-        paths = tuple(module_stack(node).values())
-        self.walked[-1].costs.append(Cost(kind, factor, tuple(counted), paths))
+        self.walked[-1].costs.append(cost_of(kind, dims, factor, module_stack(node).values()))
 
     def elementwise_cost(self, node: fx.Node, kind: str, value: Value) -> None:
         """Records a cost of one per element of ``value``."""
-        self.cost(node, kind, [(value, dim) for dim in range(len(value.shape))])
+        self.cost(node, kind, value.all_dims)
 
     def sizes(
         self,
@@ -203,16 +182,14 @@ class Walk:
         supplies = OPERATORS[operator_name(node)].supplies
         if supplies is None or node.target is torch.ops.aten.view.dtype:
             return
-        dims = [None if (ids := v.factor(dim)) is None else _vector(ids, dim) for v, dim in sizes]
-        self.walked[-1].calls.append(
-            SizedCall(
-                supplies,
-                tuple(value.shape[dim] for value, dim in sizes),
-                tuple(dims),
-                tuple((tuple(before), tuple(after)) for before, after in runs),
-                tuple((path, key) for key, path in module_stack(node).items()),
-            )
+        call = SizedCall(
+            supplies,
+            tuple(value.shape[dim] for value, dim in sizes),
+            tuple(value.ids_along(dim) for value, dim in sizes),
+            tuple((tuple(before), tuple(after)) for before, after in runs),
+            tuple((path, key) for key, path in module_stack(node).items()),
         )
+        self.walked[-1].calls.append(call)
 
     def over_channels(self, node: fx.Node, x: Value, dims: Sequence[int]) -> Value:
         """The operator goes over ``dims`` of its first argument: statistics, a softmax.
@@ -222,7 +199,7 @@ class Walk:
         """
         dims = [dim % len(x.shape) for dim in dims]
         x = self.ids.group_along(x, dims)
-        along = {d: _vector(ids, d) for d in dims if (ids := x.factor(d)) is not None}
+        along = {d: ids for d in dims if (ids := x.ids_along(d)) is not None}
         if along:
             self.walked[-1].reductions.append(ChannelReduction(node, along))
         return x
@@ -244,27 +221,31 @@ class Walk:
             length = parts[0][1] - parts[0][0]
             equal = [(at, at + length, 1) for at in range(0, size, length)]
             if parts == equal and size % length == 0:
-                first, *rest = (factor.take(range(a, b), axis=dim) for a, b, _ in parts)
-                for part in rest:
-                    self.ids.unite(first, part)
+                self.ids.unite_parts(factor, dim, len(parts))
             else:
                 self.ids.keep_whole(value, [dim], f'sliced into parts {[p[:2] for p in parts]}')
 
 
 def first_keys(model: nn.Module) -> dict[str, str]:
     """For every parameter and buffer key the first key of the same (maybe shared) tensor."""
+    named = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
     first: dict[int, str] = {}
-    keys = {}
-    for named in (model.named_parameters, model.named_buffers):
-        for key, tensor in named(remove_duplicate=False):
-            keys[key] = first.setdefault(id(tensor), key)
-    return keys
+    return {key: first.setdefault(id(tensor), key) for key, tensor in named}
 
 
-def _vector(ids: Ids, dim: int) -> Ids:
-    """The ids along ``dim``; what else the factor varies over is tied to it in the end."""
-    index = tuple(slice(None) if d == dim else 0 for d in range(ids.ndim))
-    return ids[index]
+def cost_of(
+    kind: str, dims: Iterable[tuple[Value, int]], factor: int, paths: Iterable[str]
+) -> Cost[Ids]:
+    """The product of the sizes of ``dims``, times ``factor``."""
+    counted = []
+    for value, dim in dims:
+        if (ids := value.ids_along(dim)) is None:
+            factor *= value.shape[dim]
+        else:
+            counted.append(ids)
+    return Cost(kind, factor, tuple(counted), tuple(paths))
 
 
 def _replace(arguments: Any, values: dict[fx.Node, Any]) -> Any:
@@ -272,10 +253,4 @@ def _replace(arguments: Any, values: dict[fx.Node, Any]) -> Any:
 
 
 def _tensors(values: Any) -> list[Value]:
-    if isinstance(values, Value):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    if isinstance(values, str) or not hasattr(values, '__iter__'):
-        return []
-    return [value for part in values for value in _tensors(part)]
+    return [value for value in pytree.tree_leaves(values) if isinstance(value, Value)]

@@ -14,36 +14,26 @@ from collections.abc import Collection, Mapping, Sequence
 from .groups import DimMap
 from .records import SizedCall
 
-Way = tuple[SizedCall[DimMap], ...]
+Call = SizedCall[DimMap]
+Way = tuple[Call, ...]
 
 
 def find_ways(
-    traced: Sequence[Sequence[SizedCall[DimMap]]], without: Collection[str]
+    traced: Sequence[Sequence[Call]], without: Collection[str]
 ) -> dict[str, tuple[Way, ...]]:
     """For every module that gives sizes of channels to operators, all sized calls of its forward.
 
     A module that is called several times has to make the same calls each time; where it does not
-    (one that layers of different heads share), they count as calls of the module around it.
-
-    Args:
-        traced: The calls of every trace, in order.
-        without: Paths of modules that run a forward of their own when they are narrow; the calls
-            inside it are not those of the trace.
-
-    Returns:
-        By path, the ways through the forward in these traces that differ.
+    (one that layers of different heads share), they count as calls of the module around it. Calls
+    inside the modules ``without``, which run a forward of their own when they are narrow, do not
+    count. Of the ways that the traces take through a forward those are returned that differ.
     """
     found = [[c for c in calls if set(without).isdisjoint(c.paths)] for calls in traced]
     times = [_each_time(calls) for calls in found]
 
     @functools.cache
     def same_each_time(path: str) -> bool:
-        return all(
-            _alike(first, other)
-            for time in times
-            for first, *others in [time.get(path, [[]])]
-            for other in others
-        )
+        return all(len(set(map(_key, time.get(path, ())))) <= 1 for time in times)
 
     callers = {
         next(path for path in (*reversed(call.paths), '') if same_each_time(path))
@@ -52,18 +42,17 @@ def find_ways(
     }
     ways: dict[str, tuple[Way, ...]] = {}
     for path in callers:
+        differ: dict[object, Way] = {}
         for time in times:
             way = tuple(time.get(path, [[]])[0])
-            if not any(_alike(way, other) for other in ways.get(path, ())):
-                ways[path] = (*ways.get(path, ()), way)
+            differ.setdefault(_key(way), way)
+        ways[path] = tuple(differ.values())
     return ways
 
 
-def _each_time(
-    calls: Sequence[SizedCall[DimMap]],
-) -> Mapping[str, list[list[SizedCall[DimMap]]]]:
+def _each_time(calls: Sequence[Call]) -> Mapping[str, list[list[Call]]]:
     """By module, the calls in each of its forwards."""
-    times: dict[str, dict[str, list[SizedCall[DimMap]]]] = defaultdict(lambda: defaultdict(list))
+    times: dict[str, dict[str, list[Call]]] = defaultdict(lambda: defaultdict(list))
     for call in calls:
         times['']['once'].append(call)
         for path, key in call.modules:
@@ -72,5 +61,6 @@ def _each_time(
     return {path: list(found.values()) for path, found in times.items()}
 
 
-def _alike(first: Sequence[SizedCall[DimMap]], second: Sequence[SizedCall[DimMap]]) -> bool:
-    return len(first) == len(second) and all(a.alike(b) for a, b in zip(first, second, strict=True))
+def _key(calls: Sequence[Call]) -> tuple[object, ...]:
+    """Equal where all calls are alike."""
+    return tuple(call.key for call in calls)

@@ -1,8 +1,4 @@
-"""Wide ResNet of pre-activation basic blocks.
-
-References:
-    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, https://arxiv.org/abs/1605.07146
-"""
+"""Wide ResNet of pre-activation basic blocks."""
 
 from collections.abc import Sequence
 
@@ -18,8 +14,6 @@ from ..registry import MODELS
 
 # Output channels of the three stages at widen_factor=1, and the stride of each stage's first block.
 _BASE_CHANNELS = (16, 32, 64)
-
-
 _STRIDES = (1, 2, 2)
 
 
@@ -28,15 +22,7 @@ class PreActBlock(BaseModule):
 
     Where the block changes the number of channels or the resolution, the shortcut is a 1x1
     convolution of the pre-activated input, as in the reference implementation; elsewhere it is the
-    input itself.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: Stride of the first convolution and of the shortcut.
-        dropout: Probability of dropping an element between the convolutions.
-        norm_cfg: Config of the normalisation layers.
-        with_cp: Keep only the block's input for the backward pass, and compute it again there.
+    input itself. Options are those of `WideResNet`.
     """
 
     def __init__(
@@ -108,7 +94,8 @@ class WideResNet(BaseBackbone):
             ``dropout`` is outside [0, 1), or there is no such stage.
 
     References:
-        Zagoruyko and Komodakis, BMVC 2016, Table 1 and Section 3.
+        Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, Table 1 and Section 3,
+        https://arxiv.org/abs/1605.07146
     """
 
     def __init__(
@@ -170,9 +157,7 @@ class WideResNet(BaseBackbone):
 
     def _freeze_stages(self) -> None:
         for name in ('conv1', 'layer1', 'layer2', 'layer3')[: self.frozen_stages + 1]:
-            module = self.get_submodule(name)
-            module.eval()
-            module.requires_grad_(False)
+            self.get_submodule(name).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'WideResNet':
         """Train or eval mode, but for what is frozen."""
@@ -185,14 +170,9 @@ class WideResNet(BaseBackbone):
         return self
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map images ``(N, in_channels, H, W)`` to feature maps.
+        """Map images ``(N, in_channels, H, W)`` to the feature maps of ``out_indices``.
 
-        Args:
-            x: Images, ``(N, in_channels, H, W)``.
-
-        Returns:
-            One tensor for each of ``out_indices``: the last stage's is
-            ``(N, out_channels, ⌈H/4⌉, ⌈W/4⌉)``.
+        The last stage's is ``(N, out_channels, ⌈H/4⌉, ⌈W/4⌉)``.
         """
         x = self.conv1(x)
         outputs = []

@@ -47,11 +47,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Reads a config, merges ``--cfg-options`` and opens the scope of its types.
-
-    Raises:
-        LaunchError: If there is no such file, or one that it inherits is missing.
-    """
+    """Reads a config, merges ``--cfg-options`` and opens the scope of its types."""
     if not Path(path).is_file():
         raise LaunchError(f'config {path!r} is not a file; configs of mmstp lie in configs/')
     try:
@@ -67,11 +63,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
 
 
 def prepare(config: Config, args: argparse.Namespace) -> None:
-    """Applies the common flags and checks the work dir.
-
-    Raises:
-        LaunchError: If the work dir cannot be written.
-    """
+    """Applies the common flags and checks the work dir."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config.launcher = args.launcher
     if args.work_dir is not None:
@@ -130,11 +122,7 @@ def leave_processes() -> None:
 
 
 def check_work_dir(path: str) -> None:
-    """Whether files can be written there; the folder is made.
-
-    Raises:
-        LaunchError: Naming the path and the reason.
-    """
+    """Makes the folder; a `LaunchError` where no files can be written there."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path):
@@ -152,11 +140,7 @@ def check_data(config: Config, *fields: str) -> None:
 
 
 def build_stp(config: Config) -> STP:
-    """The algorithm of a config, without a runner.
-
-    Raises:
-        LaunchError: If the config's model is not an `STP`.
-    """
+    """The algorithm of a config, without a runner; a `LaunchError` where the model is no `STP`."""
     model = copy.deepcopy(config.model)  # some of mmpretrain's modules write into their configs
     if not is_stp(config):
         raise LaunchError(
@@ -171,12 +155,9 @@ def build_stp(config: Config) -> STP:
 
 
 def load_search(stp: STP, checkpoint: str) -> None:
-    """Loads the weights and the pool of an STP run's checkpoint.
+    """Loads the weights and the pool of an STP run's checkpoint; a `CheckpointError` of another's.
 
     The run's ``state_dict`` is read: with EMAHook that is the averaged weights.
-
-    Raises:
-        CheckpointError: If it is not a checkpoint of such a run, or of another network.
     """
     try:
         content = torch.load(checkpoint, map_location='cpu', weights_only=False)

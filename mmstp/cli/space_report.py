@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from ..architecture import Architecture
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
-# architectures looked for where a space is too large to be enumerated
-_SAMPLED = 1000
+_SAMPLED = 1000  # architectures looked for where a space is too large to be enumerated
 
 
 def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     """Stages, groups, fixed layers and the range of costs; and whether the budget can be met."""
-    space, cost = supernet.space, supernet.cost
-    groups = supernet.graph.groups
+    space = supernet.space
     lines = ['stage                       depths            widths                     groups']
     for stage in space.stages:
-        depths = ', '.join(map(str, stage.depths))
-        widths = ', '.join(map(str, stage.widths))
+        depths, widths = (', '.join(map(str, each)) for each in (stage.depths, stage.widths))
         lines.append(f'{stage.name:27s} {depths:17s} {widths:26s} {len(stage.groups)}')
-        for run in stage.runs:
-            lines.append(f'    blocks: {" ".join(run)}  (the first stays)')
-        for index in stage.groups:
-            group = groups[index]
+        lines += [f'    blocks: {" ".join(chain)}  (the first stays)' for chain in stage.chains]
+        for group in (supernet.graph.groups[index] for index in stage.groups):
             more = f' and {len(group.makers) - 1} more' if len(group.makers) > 1 else ''
             kept = [space.units(group, w) * group.unit_size for w in stage.widths]
             lines.append(f'    {group.name}{more}: {group.channels} channels, choices {kept}')
@@ -38,22 +32,18 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         lines.append(f'    operator {operator!r} has no handler; called by {", ".join(paths)}')
     if supernet.one_size:
         lines.append(f'    the size of the input: {supernet.one_size}')
-    low, dense = (space.smallest, space.largest)
-    macs, params = cost.macs([low, dense]), cost.params([low, dense])
+    smallest = supernet.describe(space.smallest)
     lines += [
         '',
         f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
-        _costs('smallest', low, int(macs[0]), int(params[0])),
-        _costs('largest', dense, int(macs[1]), int(params[1])),
-        f'         (the smallest has {macs[0] / macs[1]:.2%} of the MACs, '
-        f'{params[0] / params[1]:.2%} of the parameters)',
+        f'smallest {space.smallest}: {smallest["macs"]:,} MACs, {smallest["params"]:,} parameters',
+        f'largest  {space.largest}: {smallest["macs_dense"]:,} MACs, '
+        f'{smallest["params_dense"]:,} parameters',
+        f'         (the smallest has {smallest["macs_ratio"]:.2%} of the MACs, '
+        f'{smallest["params_ratio"]:.2%} of the parameters)',
     ]
     feasible, met = _feasible(supernet, budget)
     return '\n'.join([*lines, '', feasible]), met
-
-
-def _costs(name: str, architecture: Architecture, macs: int, params: int) -> str:
-    return f'{name:8s} {architecture}: {macs:,} MACs, {params:,} parameters'
 
 
 def _feasible(supernet: Supernet, budget: Budget) -> tuple[str, bool]:

@@ -12,23 +12,17 @@ from typing import Any
 from .tiny_imagenet import TINY_IMAGENET_LAYOUT
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-_CIFAR_FOLDERS = {'CIFAR10': 'cifar-10-batches-py', 'CIFAR100': 'cifar-100-python'}
-
-
 _CIFAR_FILES = {
-    'CIFAR10': (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'),
-    'CIFAR100': ('train', 'test'),
+    'CIFAR10': [
+        f'cifar-10-batches-py/{name}'
+        for name in (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch')
+    ],
+    'CIFAR100': ['cifar-100-python/train', 'cifar-100-python/test'],
 }
-
-
 _TINY_IMAGENET_PARTS = {
     'train': ('wnids.txt', 'words.txt', 'train'),
     'val': ('wnids.txt', 'words.txt', 'val/images', 'val/val_annotations.txt'),
 }
-
-
 _LAYOUTS = {
     'CIFAR10': (
         'the unpacked cifar-10-python.tar.gz: cifar-10-batches-py/{data_batch_1..5, test_batch}'
@@ -46,12 +40,9 @@ _LAYOUTS = {
 def check_datasets(cfg: Mapping[str, Any]) -> None:
     """Check that the folders and files named by the dataloaders of a config exist.
 
-    Looks at ``train_dataloader``, ``val_dataloader`` and ``test_dataloader``, through wrappers with
-    ``dataset`` or ``datasets``. Nothing is built, no image is opened. Datasets without paths pass,
-    and so do those with an address (``s3://...``) and those with ``download=True``.
-
-    Args:
-        cfg: An MMEngine config, or a dict of the same form.
+    Looks through wrappers with ``dataset`` or ``datasets``. Nothing is built, no image is opened.
+    Datasets without paths pass, and so do those with an address (``s3://...``) and those with
+    ``download=True``.
 
     Raises:
         FileNotFoundError: If a ``data_root`` is missing or an empty folder, or a part of it is that
@@ -82,28 +73,31 @@ def _check_dataset(dataset: Mapping[str, Any], field: str) -> None:
     root = str(dataset.get('data_root') or '')
     if '://' in root or dataset.get('download') is True:
         return
-    expected = _LAYOUTS.get(_type_name(dataset), 'the folder of the dataset')
-    root_path = Path(root).expanduser()
-    if root and not _exists(root_path):
-        raise FileNotFoundError(_message(f'{field}.data_root', root, root_path, expected))
-    for key, value, part in _parts(dataset):
-        path = root_path / part
-        if '://' not in part and not _exists(path):
-            raise FileNotFoundError(_message(f'{field}.{key}', value, path, expected))
+    kind = dataset.get('type', '')
+    kind = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    for key, value, part in _parts(dataset, kind, root):
+        path = Path(root).expanduser() / part
+        if '://' in part or path.is_file() or (path.is_dir() and any(path.iterdir())):
+            continue
+        state = 'is an empty folder' if path.is_dir() else 'does not exist'
+        raise FileNotFoundError(
+            f'{field}.{key} = {value!r}: {str(path.absolute())!r} {state}; expected '
+            + _LAYOUTS.get(kind, 'the folder of the dataset')
+        )
 
 
-def _parts(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _parts(dataset: Mapping[str, Any], kind: str, root: str) -> Iterator[tuple[str, str, str]]:
     """Yield field, its value, and the path below ``data_root`` it asks for."""
-    kind, split = _type_name(dataset), dataset.get('split') or ''
-    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or ''
-    if kind in _CIFAR_FOLDERS:
+    split, prefix = dataset.get('split') or '', dataset.get('data_prefix') or ''
+    if root:
+        yield 'data_root', root, ''
+    if kind in _CIFAR_FILES:
         # Both parts whatever the split: mmpretrain's integrity check wants the whole archive.
-        for file in _CIFAR_FILES[kind]:
-            yield 'data_root', root, os.path.join(prefix, _CIFAR_FOLDERS[kind], file)
+        yield from (('data_root', root, os.path.join(prefix, f)) for f in _CIFAR_FILES[kind])
         return
     if kind == 'TinyImageNet':
-        for part in _TINY_IMAGENET_PARTS.get(split or 'train', ()):
-            yield 'data_root', root, part
+        parts = _TINY_IMAGENET_PARTS.get(split or 'train', ())
+        yield from (('data_root', root, part) for part in parts)
         return
     if kind in ('ImageNet', 'ImageNet21k') and split and not prefix:
         yield 'split', split, split  # the split is the name of the folder
@@ -111,22 +105,5 @@ def _parts(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for key, value in prefixes.items():
         if value:
             yield f'data_prefix.{key}' if key else 'data_prefix', value, os.path.expanduser(value)
-    ann_file = dataset.get('ann_file')
-    if ann_file:
+    if ann_file := dataset.get('ann_file'):
         yield 'ann_file', ann_file, os.path.expanduser(ann_file)
-
-
-def _type_name(dataset: Mapping[str, Any]) -> str:
-    """Name of the dataset's class without scope or module."""
-    kind = dataset.get('type', '')
-    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
-
-
-def _exists(path: Path) -> bool:
-    """Whether the path is a file or a folder with something in it."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
-
-
-def _message(field: str, value: str, path: Path, expected: str) -> str:
-    state = 'is an empty folder' if path.is_dir() else 'does not exist'
-    return f'{field} = {value!r}: {str(path.absolute())!r} {state}; expected {expected}'

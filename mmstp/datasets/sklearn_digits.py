@@ -9,8 +9,6 @@ from mmpretrain.datasets import BaseDataset
 from ..registry import DATASETS
 
 _MAX_VALUE = 16  # load_digits gives pixel values 0 to 16
-
-
 _TEST_EVERY = 4
 
 
@@ -52,11 +50,7 @@ class Digits(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Read the images of the split.
-
-        Returns:
-            One dict per image: ``img``, uint8 ``(8, 8, channels)``, and ``gt_label``, an int.
-        """
+        """One dict per image: ``img``, uint8 ``(8, 8, channels)``, and ``gt_label``, an int."""
         # Here, not above: the other datasets of the package do not need scikit-learn.
         try:
             from sklearn.datasets import load_digits

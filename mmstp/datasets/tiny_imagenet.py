@@ -55,11 +55,7 @@ class TinyImageNet(BaseDataset):
         super().__init__(ann_file='', data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """List the images of the split and set the class names.
-
-        Returns:
-            One dict per image: ``img_path``, a str, and ``gt_label``, an int below 200.
-        """
+        """One dict per image: ``img_path`` and ``gt_label``, an int below 200; sets the names."""
         root = Path(self.data_root).expanduser()
         wnids = sorted(_read_lines(root / 'wnids.txt'))
         self._metainfo.setdefault('classes', _class_names(root / 'words.txt', wnids))
@@ -97,28 +93,25 @@ def _image_names(folder: Path) -> list[str]:
 def _class_names(path: Path, wnids: list[str]) -> tuple[str, ...]:
     """Names of the classes, in the order of ``wnids``."""
     names = dict(line.split('\t', maxsplit=1) for line in _read_lines(path) if '\t' in line)
-    unknown = [wnid for wnid in wnids if wnid not in names]
-    if unknown:
-        raise ValueError(
-            f"{path}: no line for class id {unknown[0]!r} of wnids.txt, as 'id<tab>names'"
-        )
+    for wnid in wnids:
+        if wnid not in names:
+            line = f'no line for class id {wnid!r} of wnids.txt'
+            raise ValueError(f"{path}: {line}, as 'id<tab>names'")
     return tuple(names[wnid] for wnid in wnids)
 
 
 def _list_train(root: Path, labels: dict[str, int]) -> list[dict]:
-    data_list = []
-    for wnid, label in labels.items():
-        folder = root / 'train' / wnid / 'images'
-        data_list += [
-            dict(img_path=str(folder / name), gt_label=label) for name in _image_names(folder)
-        ]
-    return data_list
+    folders = {root / 'train' / wnid / 'images': label for wnid, label in labels.items()}
+    return [
+        dict(img_path=str(folder / name), gt_label=label)
+        for folder, label in folders.items()
+        for name in _image_names(folder)
+    ]
 
 
 def _list_val(root: Path, labels: dict[str, int]) -> list[dict]:
     annotations, folder = root / 'val' / 'val_annotations.txt', root / 'val' / 'images'
-    lines = _read_lines(annotations)
-    names = set(_image_names(folder))
+    lines, names = _read_lines(annotations), set(_image_names(folder))
     data_list = []
     for number, line in enumerate(lines, start=1):
         name, _, rest = line.partition('\t')

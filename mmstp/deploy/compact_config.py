@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
@@ -35,11 +34,6 @@ def compact_classifier(
     The backbone becomes a `CompactBackbone`. In the neck and the head, ``in_channels`` follow the
     layer that reads the narrower features; where that does not do (a head with hidden layers), the
     part becomes a `CompactPart`.
-
-    Args:
-        classifier: The dense classifier's config.
-        spec: What is smaller in the subnet.
-        network: The subnet, cut out.
     """
     config = copy.deepcopy(dict(classifier))
     config.pop('init_cfg', None)
@@ -92,13 +86,8 @@ def compact_backbone(
 ) -> dict[str, Any]:
     """What configs of detectors take from an export: a backbone that returns feature maps.
 
-    Args:
-        compact_config: The compact classifier's config.
-        config: The config of the STP run.
-        stp: The algorithm.
-        architecture: The subnet's.
-        parts: Of the plan. Where the backbone has layers that the classifier's has not (norms of
-            further outputs), it gets a part of its own, ``'feature_maps'``.
+    Where it has layers that the classifier's has not (norms of further outputs), ``parts`` of the
+    plan get one more, ``'feature_maps'``.
 
     Returns:
         ``compact_backbone``, its config, with an output at each stride; ``compact_channels`` and
@@ -115,8 +104,7 @@ def compact_backbone(
     maps = pyramid(dense, shape)
     if maps[0].index is not None:
         dense['out_indices'] = tuple(one.index for one in maps)
-    before, network = build_model(own), build_model(dense)
-    known = dict(before.named_modules())
+    known, network = dict(build_model(own).named_modules()), build_model(dense)
     fresh = [
         path
         for path, module in network.named_modules()
@@ -124,8 +112,10 @@ def compact_backbone(
     ]
     backbone = dict(type='mmstp.CompactBackbone', backbone=dense, plan=HERE + PLAN)
     if fresh:
-        space = dict(config.model.get('space', {}))
-        parts['feature_maps'] = _with_layers(network, shape, space, stp, architecture, parts)
+        space = config.model.get('space', {})
+        parts['feature_maps'] = _with_layers(
+            network, space, stp, architecture, parts['backbone'].shapes
+        )
         backbone.update(plan_part='feature_maps', fresh=fresh)
     normalise = config.model.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     built = build_model(inline(backbone, parts))
@@ -146,30 +136,24 @@ def compact_backbone(
 
 def _with_layers(
     network: nn.Module,
-    shape: Sequence[int],
     space: Mapping[str, Any],
     stp: STP,
     architecture: Architecture,
-    parts: Mapping[str, CompactSpec],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> CompactSpec:
-    """The plan of a backbone that has layers which the classifier's has not."""
+    """The plan of a backbone that has layers beside those of the classifier's, of these shapes."""
     # at the path that it has in the classifier, by which stages and layers are named
     model = nn.Sequential(OrderedDict(backbone=network))
     with eval_mode(model):
-        supernet = Supernet(model, torch.zeros(1, *shape), fix_outputs=False, **space)
-    chosen = {
-        stage.name: (depth, width)
-        for stage, depth, width in zip(
-            stp.supernet.space.stages, architecture.depths, architecture.widths, strict=True
-        )
-    }
-    choices = [
-        chosen.get(stage.name, (stage.depths[-1], stage.widths[-1]))
-        for stage in supernet.space.stages
-    ]
+        supernet = Supernet(model, stp.supernet.inputs, fix_outputs=False, **space)
+    names = [stage.name for stage in stp.supernet.space.stages]
+    pairs = zip(architecture.depths, architecture.widths, strict=True)
+    chosen = dict(zip(names, pairs, strict=True))
+    stages = supernet.space.stages
+    choices = [chosen.get(s.name, (s.depths[-1], s.widths[-1])) for s in stages]
     depths, widths = zip(*choices, strict=True)
     found = supernet.compact_spec(Architecture(depths, widths)).within('backbone')
-    for key, size in parts['backbone'].shapes.items():
+    for key, size in shapes.items():
         if found.shapes.get(key, size) != size:
             raise ExportError(
                 f'with all its outputs the backbone would be another: {key} would have shape '

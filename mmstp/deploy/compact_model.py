@@ -50,13 +50,12 @@ def CompactBackbone(
         TypeError: If the dense backbone has no such option.
     """
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
-    network = build_model(dense)
-    optional = {key for key in network.state_dict() for path in fresh if key.startswith(path + '.')}
+    network = plain = build_model(dense)
+    begins = tuple(path + '.' for path in fresh)
+    optional = {key for key in network.state_dict() if key.startswith(begins)}
     if options:
-        plain = network
-        norm_eval = 'norm_eval' not in constructor_options(type(plain)) and options.pop(
-            'norm_eval', False
-        )
+        own = 'norm_eval' in constructor_options(type(plain))
+        norm_eval = not own and options.pop('norm_eval', False)
         network = build_model({**dense, **options})
         optional |= _of_other_modules(network, plain) | _of_other_modules(plain, network)
         if norm_eval:
@@ -84,16 +83,7 @@ class NormEval(Role):
 def CompactPart(
     part: Mapping[str, Any], plan: str | Mapping[str, Any], plan_part: str = 'head'
 ) -> nn.Module:
-    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`.
-
-    Args:
-        part: The dense part's config.
-        plan: The ``plan.json`` of an export, or a `mmstp.CompactSpec` as a dict.
-        plan_part: The part's name in that file.
-
-    Raises:
-        CompactSpecError: If the plan does not fit the part.
-    """
+    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`."""
     network = build_model(part)
     _cut(network, read_plan(plan, plan_part), set())
     return network
@@ -103,23 +93,14 @@ def _cut(network: nn.Module, plan: CompactSpec, optional: set[str]) -> None:
     """Makes a dense network compact, and strict about its weights."""
     compact(network, plan.without(optional - network.state_dict().keys()))
 
-    def describe(weights: Mapping[str, Any]) -> str:
-        shapes = {key: tuple(getattr(tensor, 'shape', ())) for key, tensor in weights.items()}
-        found = plan.architecture(shapes)
-        return 'none of its architectures' if found is None else str(found)
-
     require_fit(
-        network, 'A compact network takes the weights of the export that it describes.', describe,
-        optional,
+        network, 'A compact network takes the weights of the export that it describes.',
+        plan.describe, optional,
     )  # fmt: skip
 
 
 def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:
-    """Replaces the ``init_cfg`` of a network, that of its dense config.
-
-    Raises:
-        TypeError: If the network would not load what it names.
-    """
+    """Replaces the ``init_cfg`` of a network; a `TypeError` where it would not be loaded."""
     if init_cfg is not None and not hasattr(network, 'init_weights'):
         raise TypeError(
             f'init_cfg={dict(init_cfg)!r}: {type(network).__name__} has no init_weights(), which '

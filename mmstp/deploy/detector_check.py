@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,64 +22,39 @@ SCOPE = 'mmdet'  # of types without one, in configs of detectors
 SIZE = (256, 320)  # height and width of the image
 
 
-def try_detector(config: Config, dense: Config, export: Path) -> str:
-    """Builds a detector, loads its backbone's weights and has it look at an image once.
+def try_detector(config: Config, dense: Config, export: Path) -> str | None:
+    """Builds a detector, loads the backbone of an export into it and has it look at an image.
 
-    Args:
-        config: The detector's, with the compact backbone.
-        dense: The config of the dense detector. Where that fails at the same place (for want of a
-            GPU, a package, another kind of input), nothing can be tried.
-        export: The folder of the backbone.
-
-    Returns:
-        Why nothing could be tried; '' where the detector ran.
-
-    Raises:
-        DetectorError: If it cannot be built or run; names the module that reads other channels.
-        CheckpointError: If the weights do not fit.
+    Returns why nothing could be tried: the dense detector fails at the same place (for want of a
+    GPU, a package, another kind of input). Other failures are errors, which name the module.
     """
     failure = _failure(config, export)
     if failure is None:
-        return ''
+        return None
+    message, place = failure
     other = _failure(dense)
-    if other is None or other.place != failure.place:
-        raise DetectorError(f'the detector cannot have the compact backbone: {failure}')
-    return str(failure)
+    if other is None or other[1] != place:
+        raise DetectorError(f'the detector cannot have the compact backbone: {message}')
+    return message
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """What was the matter, in which module, and where in the code (many assertions are mute)."""
-
-    module: str
-    error: str
-    place: str
-
-    @classmethod
-    def of(cls, error: Exception, module: str = '') -> _Failure:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if 'torch' not in Path(frame.filename).parts] or frames
-        place = f'{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}'
-        return cls(module, f'{type(error).__name__}: {error}', place)
-
-    def __str__(self) -> str:
-        return f'{self.module}{": " if self.module else ""}{self.error} ({self.place})'
+def _described(error: Exception, modules: list[str]) -> tuple[str, str]:
+    """What was the matter, in the last module, and where in the code (many assertions are mute)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if 'torch' not in Path(frame.filename).parts] or frames
+    place = f'{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}'
+    return ': '.join([*modules[-1:], type(error).__name__, f'{error} ({place})']), place
 
 
 @torch.no_grad()
-def _failure(config: Config, export: Path | None = None) -> _Failure | None:
-    """What goes wrong when a detector is built and looks at an image.
-
-    Args:
-        config: The detector's.
-        export: The folder whose backbone it has.
-    """
+def _failure(config: Config, export: Path | None = None) -> tuple[str, str] | None:
+    """What goes wrong, and where, when a detector with the backbone of an export sees an image."""
     from mmdet.structures import DetDataSample
 
     try:
         detector: Any = build_model(config.model, config.get('default_scope', SCOPE))
     except Exception as error:  # whatever its parts say of their options
-        return _Failure.of(error)
+        return _described(error, [])
     if export is not None:
         _load_backbones(detector, export)
     image = torch.randint(256, (3, *SIZE), dtype=torch.uint8)
@@ -94,7 +68,7 @@ def _failure(config: Config, export: Path | None = None) -> _Failure | None:
             data = detector.data_preprocessor({'inputs': [image], 'data_samples': [sample]}, False)
             detector(**data, mode='predict')
         except Exception as error:  # whatever reads other channels than it gets
-            return _Failure.of(error, inside[-1] if inside else '')
+            return _described(error, inside)
     return None
 
 
@@ -111,8 +85,8 @@ def _load_backbones(detector: nn.Module, export: Path) -> None:
         with eval_mode(module), eval_mode(reference):
             found, expected = list(module(images)), list(reference(images))
         if hasattr(module, 'out_indices'):
-            all_of_them = list(reference.out_indices)
-            expected = [expected[all_of_them.index(i)] for i in module.out_indices]
+            by_index = dict(zip(reference.out_indices, expected, strict=True))
+            expected = [by_index[i] for i in module.out_indices]
         if not all(map(torch.equal, found, expected)):
             raise DetectorError(f"{path} does not give the features of the export's backbone")
 

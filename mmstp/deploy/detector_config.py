@@ -20,16 +20,8 @@ from .export import BACKBONE, DESCRIPTION
 from .feature_maps import FeatureMap, feature_maps
 
 UNTRIED = 'was not tried: the dense detector does not run here either.'
-
-
-# How a backbone is trained; what else its config has describes the dense network.
-_TRAINING = ('norm_eval', 'norm_cfg', 'with_cp')
-
-
 _REPLACED = {'type', 'init_cfg', 'pretrained', 'out_indices', '_scope_'}
-
-
-_BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
+_BATCH_NORMS = {'BN', 'BN2d', 'SyncBN', 'MMSyncBN'}
 
 
 def write_detector(directory: str | Path, detector: str) -> Path:
@@ -53,10 +45,9 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     directory = Path(directory)
     _check_export(directory)
     config = load_detector(detector)
-    where, backbone = _find_backbone(config)
-    parts = _get(config.model, where)
-    scope = config.get('default_scope', SCOPE)
-    dense = _dense_maps(backbone, scope)
+    where, parts = _part_with_backbone(config)
+    backbone = Config(parts['backbone']).to_dict()
+    dense = _dense_maps(backbone, config.get('default_scope', SCOPE))
     export = Config.fromfile(directory / BACKBONE)
     indices, channels = _outputs_at([one.stride for one in dense], export)
 
@@ -65,10 +56,14 @@ def write_detector(directory: str | Path, detector: str) -> Path:
         options['out_indices'] = indices
     fields = ', '.join(f'{key}={value!r}' for key, value in options.items())
     readers = _readers(parts, [one.channels for one in dense], channels)
-    place = (*where, 'backbone')
+    # there are detectors with a preprocessor for each of their parts, inside another one
+    name = 'data_preprocessor'
+    preprocessors = [
+        (*path, name) for path, own in _with(name, config.model) if name not in own[name]
+    ]
     edits = {
-        **dict.fromkeys(_preprocessors(config.model), '_base_.compact_preprocessor'),
-        place: f'dict(_delete_=True, **_base_.compact_backbone, {fields})',
+        **dict.fromkeys(preprocessors, '_base_.compact_preprocessor'),
+        (*where, 'backbone'): f'dict(_delete_=True, **_base_.compact_backbone, {fields})',
         **{(*where, part): code for part, code in readers.items()},
     }
     base = detector if '::' in detector else os.path.relpath(detector, directory)
@@ -82,7 +77,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     logger = MMLogger.get_current_instance()
-    if untried:
+    if untried is not None:
         logger.warning(f'{path} {UNTRIED} {untried}')
     filled = '; '.join(f'{part}={code}' for part, code in readers.items())
     logger.info(f'{path}: {detector} with the compact backbone; {filled}')
@@ -90,11 +85,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
 
 
 def load_detector(detector: str) -> Config:
-    """The config of a detector, from a file or an installed package.
-
-    Raises:
-        DetectorError: If there is no such config.
-    """
+    """The config of a detector, from a file or an installed package; else a `DetectorError`."""
     try:
         if '::' in detector:
             return Config.fromstring(f'_base_ = {detector!r}', '.py')
@@ -110,20 +101,20 @@ def _check_export(directory: Path) -> None:
     if not (directory / DESCRIPTION).is_file():
         raise DetectorError(f'{directory} holds no export: {directory / DESCRIPTION} is missing')
     description = json.loads((directory / DESCRIPTION).read_text())
+    refused = f'{directory}: this network is no backbone for a detector'
     if description['backbone'] != BACKBONE:
-        raise DetectorError(
-            f'{directory}: this network is no backbone for a detector ({description["backbone"]})'
-        )
+        raise DetectorError(f'{refused} ({description["backbone"]})')
     if description['one_size']:
-        raise DetectorError(
-            f'{directory}: this network is no backbone for a detector, whose images have many '
-            f'sizes: {description["one_size"]}'
-        )
+        raise DetectorError(f'{refused}, whose images have many sizes: {description["one_size"]}')
 
 
-def _find_backbone(config: Config) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The keys that lead to the part of ``model`` with a backbone, and the backbone's config."""
-    found = list(_backbones(config.get('model', {})))
+def _part_with_backbone(config: Config) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """The part of ``model`` that has the backbone, with its path."""
+    found = [
+        (path, part)
+        for path, part in _with('backbone', config.get('model', {}))
+        if 'type' in part['backbone'] and 'backbone' not in path
+    ]
     if len(found) != 1:
         places = ', '.join('.'.join(('model', *path, 'backbone')) for path, _ in found)
         raise DetectorError(
@@ -133,28 +124,19 @@ def _find_backbone(config: Config) -> tuple[tuple[str, ...], dict[str, Any]]:
     return found[0]
 
 
-def _backbones(
-    model: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _with(
+    name: str, model: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """The parts of a model that have a part of this name, each with its path."""
+    if isinstance(model.get(name), Mapping):
+        yield path, model
     for key, value in model.items():
-        if not isinstance(value, Mapping):
-            continue
-        if key == 'backbone' and 'type' in value:
-            yield path, Config(value).to_dict()
-        else:
-            yield from _backbones(value, (*path, key))
-
-
-def _get(model: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        model = model[key]
-    return model
+        if isinstance(value, Mapping):
+            yield from _with(name, value, (*path, key))
 
 
 def _dense_maps(backbone: Mapping[str, Any], scope: str) -> list[FeatureMap]:
-    config = {
-        key: value for key, value in backbone.items() if key not in ('init_cfg', 'pretrained')
-    }
+    config = {k: v for k, v in backbone.items() if k not in ('init_cfg', 'pretrained')}
     try:
         return feature_maps(build_model(config, scope), (3, *SIZE))
     except Exception as error:  # whatever a class says of its options, or of images of this size
@@ -184,24 +166,20 @@ def _outputs_at(strides: Sequence[int], export: Config) -> tuple[tuple[int, ...]
 
 
 def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the dense backbone that say how it is trained."""
-    network = build_model(compact)
-    accepted = constructor_options(type(network))
-    carried = {key: backbone[key] for key in _TRAINING if key in backbone}
-    if 'norm_cfg' in carried:
-        del carried['norm_cfg']
-        own = compact.get('norm_cfg', default_of(type(network), 'norm_cfg'))
-        if own and own['type'] in _BATCH_NORMS and backbone['norm_cfg']['type'] in _BATCH_NORMS:
-            # not eps and momentum, which are the compact network's
-            kept = {k: v for k, v in backbone['norm_cfg'].items() if k in ('type', 'requires_grad')}
-            carried['norm_cfg'] = {**own, **kept}
-    if 'with_cp' not in accepted:
-        carried.pop('with_cp', None)
+    """Options of the dense backbone that say how it is trained; others describe that network."""
+    cls = type(build_model(compact))
+    # every compact backbone has norm_eval
+    accepted = ['norm_eval', *(constructor_options(cls) & {'with_cp'})]
+    carried = {key: backbone[key] for key in accepted if key in backbone}
+    own, norm = compact.get('norm_cfg', default_of(cls, 'norm_cfg')), backbone.get('norm_cfg')
+    if own and norm and {own['type'], norm['type']} <= _BATCH_NORMS:
+        # not eps and momentum, which are the compact network's
+        kept = {k: v for k, v in norm.items() if k in ('type', 'requires_grad')}
+        carried['norm_cfg'] = {**own, **kept}
     kind = str(backbone['type']).rpartition('.')[2]
-    if 'frozen_stages' in backbone and any(c.__name__ == kind for c in type(network).__mro__):
+    if 'frozen_stages' in backbone and kind in [base.__name__ for base in cls.__mro__]:
         carried['frozen_stages'] = backbone['frozen_stages']
-    left = sorted(set(backbone) - set(carried) - _REPLACED)
-    if left:
+    if left := sorted(set(backbone) - set(carried) - _REPLACED):
         MMLogger.get_current_instance().info(
             f"options of the detector's own backbone that are left out: {', '.join(left)}"
         )
@@ -234,42 +212,19 @@ def _readers(
 def _filled(
     name: str, part: Mapping[str, Any], dense: Sequence[int], compact: Sequence[int]
 ) -> Any:
-    """The ``in_channels`` of a part that reads the compact backbone."""
-    own = part.get('in_channels')
-    found = _matching(own, dense, compact)
-    if found is None:
-        raise DetectorError(
-            f'model.{name}.in_channels = {own!r} ({part.get("type")}) cannot be filled in: it is '
-            f"made of none of the channels of the detector's own backbone, {list(dense)}"
-        )
-    return found
-
-
-def _matching(own: Any, dense: Sequence[int], compact: Sequence[int]) -> Any:
-    """The compact channels at the places that ``own`` has in the dense ones; None for no place."""
-    if isinstance(own, int):
-        places = [i for i, channels in enumerate(dense) if channels == own]
-        return compact[places[-1]] if places else None
-    if not isinstance(own, (list, tuple)):
-        return None
-    for order in (slice(None), slice(None, None, -1)):
-        known, new = list(dense)[order], list(compact)[order]
+    """A part's ``in_channels``: the compact ones at the places that they have in the dense ones."""
+    own: Any = part.get('in_channels')
+    if own in dense:  # the coarsest of those that have as many
+        return dict(zip(dense, compact, strict=True))[own]
+    for step in (1, -1) if isinstance(own, (list, tuple)) else ():
+        known, new = list(dense)[::step], list(compact)[::step]
         for start in range(len(known) - len(own) + 1):
             if known[start : start + len(own)] == list(own):
                 return new[start : start + len(own)]
-    return None
-
-
-def _preprocessors(
-    model: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, ...]]:
-    """Paths of what normalises images; there are detectors with one for each of their parts."""
-    for key, value in model.items():
-        if isinstance(value, Mapping):
-            inner = list(_preprocessors(value, (*path, key)))
-            yield from inner
-            if key == 'data_preprocessor' and not inner:
-                yield (*path, key)
+    raise DetectorError(
+        f'model.{name}.in_channels = {own!r} ({part.get("type")}) cannot be filled in: it is '
+        f"made of none of the channels of the detector's own backbone, {list(dense)}"
+    )
 
 
 def _text(base: str, edits: Mapping[tuple[str, ...], str], imports: Sequence[str]) -> str:

@@ -53,21 +53,12 @@ class CalibrationHook(Hook):
     def before_train(self, runner: Runner) -> None:
         for backbone in dynamic_backbones(runner).values():
             backbone.supernet.check_intact()
-        self._calibrate(runner)
+        self.before_val(runner)
 
     def before_val(self, runner: Runner) -> None:
-        self._calibrate(runner)
-
-    def before_test(self, runner: Runner) -> None:
-        self._calibrate(runner)
-
-    def _calibrate(self, runner: Runner) -> None:
         for path, backbone in dynamic_backbones(runner).items():
-            architecture = backbone.architecture
-            if architecture in (
-                backbone.supernet.space.largest,
-                *backbone.supernet.norm_statistics,
-            ):
+            architecture, supernet = backbone.architecture, backbone.supernet
+            if architecture in (supernet.space.largest, *supernet.norm_statistics):
                 continue
             dataloader = runner.train_dataloader
             number = min(self.num_images, len(dataloader.dataset))
@@ -75,6 +66,8 @@ class CalibrationHook(Hook):
                 f'{path}: estimating statistics of the subnet {architecture} on {number} images'
             )
             calibrate_on(unwrapped(runner), dataloader, self.num_images, backbone.calibrate)
+
+    before_test = before_val
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATISTICS] = {
@@ -89,11 +82,7 @@ class CalibrationHook(Hook):
 
 
 def dynamic_backbones(runner: Runner) -> dict[str, Any]:
-    """The runner's `DynamicBackbone`s by their paths.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """The runner's `DynamicBackbone`s by their paths; a `TypeError` where there is none."""
     model = unwrapped(runner)
     found = {p: m for p, m in model.named_modules() if isinstance(m, DynamicBackboneMixin)}
     if not found:
@@ -105,24 +94,15 @@ def dynamic_backbones(runner: Runner) -> dict[str, Any]:
 
 
 class DynamicBackboneMixin(DynamicMixin):
-    """What a backbone that `DynamicBackbone` built has beside what its dense class has.
+    """What a backbone that `DynamicBackbone` built has beside what its dense class has."""
 
-    Attributes:
-        supernet: The backbone with its search space and costs.
-        pad: Whether outputs have the dense backbone's shapes.
-    """
-
-    supernet: Supernet
-    pad: bool
+    supernet: Supernet  # the backbone with its search space and costs
+    pad: bool  # whether outputs have the dense backbone's shapes
     _architecture: Architecture | None
 
     @property
     def architecture(self) -> Architecture:
-        """The subnet that the backbone is; assigned, it becomes another.
-
-        Raises:
-            ArchitectureError: If it is not a member of the space.
-        """
+        """The subnet that the backbone is; assigned, it becomes another one of the space."""
         return self._architecture or self.supernet.space.largest
 
     @architecture.setter
@@ -143,9 +123,7 @@ class DynamicBackboneMixin(DynamicMixin):
             vars(self)['_architecture'] = before
 
     def calibrate(
-        self,
-        batches: Iterable[Any],
-        forward: Callable[[nn.Module, Any], Any] | None = None,
+        self, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
     ) -> int:
         """Gives the present subnet running statistics of its own; see `Supernet.calibrate`."""
         return self.supernet.calibrate(self.architecture, batches, forward)

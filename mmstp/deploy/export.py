@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def write_export(
     config: Config,
     stp: STP,
     architecture: Architecture,
-    source: str = '',
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Writes `WEIGHTS`, `PLAN`, `CONFIG`, `BACKBONE` and `DESCRIPTION`, each whole or not at all.
 
@@ -73,17 +73,16 @@ def write_export(
     except FeatureError as error:  # as that of a classifier which is no backbone for a detector
         backbone, description['backbone'] = None, f'none: {error}'
 
-    head = _head(description, source)
+    head = (
+        f'# {description["architecture"]}: {description["macs_ratio"]:.2%} of the multiply-adds, '
+        f'{description["params_ratio"]:.2%} of the parameters of the dense network.\n'
+        f'# Cut out{f" of {source}" if source else ""} by mmstp {__version__}; weights in '
+        f'{WEIGHTS}, shapes in {PLAN}, costs in {DESCRIPTION}.\n'
+    )
+    weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    meta = {'mmstp_version': __version__, 'architecture': str(architecture)}
     with whole_file(directory / WEIGHTS) as file:
-        torch.save(
-            {
-                'state_dict': {
-                    k: v.detach().cpu().clone() for k, v in network.state_dict().items()
-                },
-                'meta': {'mmstp_version': __version__, 'architecture': str(architecture)},
-            },
-            file,
-        )
+        torch.save({'state_dict': weights, 'meta': meta}, file)
     write_plan(directory / PLAN, architecture, parts)
     write_text(directory / CONFIG, head + compact_config.pretty_text)
     if backbone is None:
@@ -107,16 +106,6 @@ def _without_search(config: Config) -> Config:
     found.resume = False
     found.pop('work_dir', None)
     return found
-
-
-def _head(description: Mapping[str, Any], source: str) -> str:
-    """What a config of an export is, for people who open it."""
-    return (
-        f'# {description["architecture"]}: {description["macs_ratio"]:.2%} of the multiply-adds, '
-        f'{description["params_ratio"]:.2%} of the parameters of the dense network.\n'
-        f'# Cut out{f" of {source}" if source else ""} by mmstp {__version__}; weights in '
-        f'{WEIGHTS}, shapes in {PLAN}, costs in {DESCRIPTION}.\n'
-    )
 
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:

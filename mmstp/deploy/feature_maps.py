@@ -16,37 +16,21 @@ from ..registry import build_model
 
 # Options with which backbones of classifiers return maps instead of one vector.
 _MAPS = {'gap_before_final_norm': False, 'out_type': 'featmap'}
-
-
 _MOST = 64  # outputs that are tried
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One output of a backbone.
-
-    Attributes:
-        channels: Its channels.
-        stride: Pixels of the image from one of its positions to the next.
-        index: Its entry of ``out_indices``; None where the backbone has no such option.
-    """
+    """One output of a backbone; ``stride``: pixels of the image between two of its positions."""
 
     channels: int
     stride: int
-    index: int | None = None
+    index: int | None = None  # its entry of ``out_indices``, where the backbone has that option
 
 
 @torch.no_grad()
 def feature_maps(network: nn.Module, shape: Sequence[int]) -> list[FeatureMap]:
-    """What a backbone returns for one image.
-
-    Args:
-        network: The backbone.
-        shape: Of the image: channels, height, width.
-
-    Raises:
-        FeatureError: If an output is no map.
-    """
+    """What a backbone returns for one image, whose shape is (channels, height, width)."""
     with eval_mode(network):
         outputs = network(torch.zeros(1, *shape))
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
@@ -69,34 +53,25 @@ def with_maps(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pyramid(config: Mapping[str, Any], shape: Sequence[int]) -> list[FeatureMap]:
-    """The last feature map at each stride, from fine to coarse.
-
-    Args:
-        config: The backbone's.
-        shape: Of the image: channels, height, width.
-
-    Raises:
-        FeatureError: If the backbone returns no maps.
-    """
+    """The last feature map of a backbone at each stride, from fine to coarse."""
     network = build_model(config)
+    name = type(network).__name__
+    maps = []
     if 'out_indices' not in constructor_options(type(network)):
         maps = feature_maps(network, shape)
     else:
-        maps = []
         for index in range(_MOST):
             try:
                 network = build_model({**config, 'out_indices': (index,)})
             except Exception as error:  # each class has its own way to say that there is none
                 if not index:
-                    raise FeatureError(
-                        f'{type(network).__name__} has no output 0: {error}'
-                    ) from error
+                    raise FeatureError(f'{name} has no output 0: {error}') from error
                 break
             found = feature_maps(network, shape)
             if not found:
                 break
             maps.append(replace(found[0], index=index))
     if not maps:
-        raise FeatureError(f'{type(network).__name__} returns no feature maps')
+        raise FeatureError(f'{name} returns no feature maps')
     by_stride = {one.stride: one for one in maps}
     return [by_stride[stride] for stride in sorted(by_stride)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
@@ -38,29 +38,16 @@ def write_onnx(directory: str | Path) -> dict[Path, float]:
     networks = {'compact.onnx': reload(directory)}
     if (directory / BACKBONE).is_file():
         networks['backbone.onnx'] = load_backbone(directory)
-    shape = Config.fromfile(directory / DESCRIPTION).input_shape
-    found = {}
-    for name, network in networks.items():
-        found[directory / name] = export_onnx(directory / name, network, torch.zeros(1, *shape))
-    return found
+    shape = json.loads((directory / DESCRIPTION).read_text())['input_shape']
+    return {
+        directory / name: export_onnx(directory / name, network, torch.zeros(1, *shape))
+        for name, network in networks.items()
+    }
 
 
 @torch.no_grad()
 def export_onnx(path: Path, network: nn.Module, like: Tensor) -> float:
-    """Writes a network and compares it with ONNX Runtime's on a random image.
-
-    Args:
-        path: The file.
-        network: Any static network.
-        like: An input of the size that it is to take.
-
-    Returns:
-        The largest difference, relative to the largest output.
-
-    Raises:
-        ImportError: If onnx, onnxscript or onnxruntime is missing.
-        ExportError: If it is more than `TOLERANCE`.
-    """
+    """Writes a static network that takes inputs ``like`` this one; as `write_onnx`, of any."""
     import onnxruntime
 
     with eval_mode(network), warnings.catch_warnings():

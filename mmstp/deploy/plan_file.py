@@ -28,13 +28,7 @@ VERSION = 1
 
 
 def write_plan(path: Path, architecture: Architecture, parts: Mapping[str, CompactSpec]) -> None:
-    """Writes the parts of a compact network, one line a tensor.
-
-    Args:
-        path: The file.
-        architecture: The network's.
-        parts: By name: ``'backbone'``, ``'head'``, …
-    """
+    """Writes the parts of a compact network (``'backbone'``, ``'head'``, …), one line a tensor."""
     content = {
         'version': VERSION,
         'mmstp_version': __version__,
@@ -45,16 +39,7 @@ def write_plan(path: Path, architecture: Architecture, parts: Mapping[str, Compa
 
 
 def read_plan(plan: str | Path | Mapping[str, Any], part: str) -> CompactSpec:
-    """One part of a plan.
-
-    Args:
-        plan: The file, or the part itself (`CompactSpec.to_dict`).
-        part: Its name in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CompactSpecError: If it is no plan, of another version, or has no such part.
-    """
+    """One part of a plan, which is a file or the part itself (`CompactSpec.to_dict`)."""
     if isinstance(plan, Mapping):
         return CompactSpec.from_dict(plan)
     path = Path(plan)

@@ -24,13 +24,12 @@ CONVENTIONS: Mapping[str, Mapping[str, int]] = {
     # ptflops' way, by which the paper's Table 8 (rows 3 and 4) comes out exactly
     'ptflops': {'matmul': 1, 'bias': 1, 'norm': 2, 'activation': 1, 'add': 1, 'pool': 1},
 }
-
-
 METRICS = ('macs', 'params')
-
-
 # rows evaluated at once; the intermediate arrays stay within a core's cache
 _CHUNK = 4096
+
+Rows = NDArray[np.int64]
+Architectures = Sequence[Architecture] | Rows  # members of a space, or their rows
 
 
 class CostModel:
@@ -48,11 +47,7 @@ class CostModel:
         }
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
 
-    def macs(
-        self,
-        architectures: Sequence[Architecture] | NDArray[np.int64],
-        convention: str = 'macs',
-    ) -> NDArray[np.int64]:
+    def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.
 
         Args:
@@ -69,35 +64,26 @@ class CostModel:
             raise ValueError(f'convention={convention!r}: expected one of {list(CONVENTIONS)}')
         return self._count(architectures, convention)
 
-    def params(
-        self, architectures: Sequence[Architecture] | NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def params(self, architectures: Architectures) -> Rows:
         """Parameters of each architecture, shape (architectures,)."""
         return self._count(architectures, 'params')
 
-    def count(
-        self, architectures: Sequence[Architecture] | NDArray[np.int64], metric: str
-    ) -> NDArray[np.int64]:
+    def count(self, architectures: Architectures, metric: str) -> Rows:
         """`macs` or `params`, by name."""
         if metric not in METRICS:
             raise ValueError(f'metric={metric!r}: expected one of {METRICS}')
         return self._count(architectures, metric)
 
-    def _count(
-        self, architectures: Sequence[Architecture] | NDArray[np.int64], table: str
-    ) -> NDArray[np.int64]:
-        rows = (
-            architectures
-            if isinstance(architectures, np.ndarray)
-            else np.array([self._space.encode(a) for a in architectures]).reshape(
-                -1, 2 * len(self._space.stages)
-            )
-        )
-        chunks = [
-            self._tables[table](rows[start : start + _CHUNK])
-            for start in range(0, len(rows), _CHUNK)
-        ]
-        return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int64)
+    def _count(self, architectures: Architectures, table: str) -> Rows:
+        rows = architectures
+        if not isinstance(rows, np.ndarray):
+            encoded = [self._space.encode(architecture) for architecture in rows]
+            rows = np.array(encoded).reshape(-1, len(self._space.sizes))
+        costs = np.empty(len(rows), dtype=np.int64)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            costs[chunk] = self._tables[table](rows[chunk])
+        return costs
 
 
 class _Table:
@@ -109,7 +95,9 @@ class _Table:
         self._space = space
         min_depth = space.min_depth()
         forms: dict[LinearForm, int] = {}
-        products: dict[tuple[str, tuple[int, ...]], int] = defaultdict(int)
+        # by stage and the least depth that counts: products of forms, with their factors
+        blocks: dict[tuple[int, int], dict[tuple[int, ...], int]]
+        blocks = defaultdict(lambda: defaultdict(int))
         for cost in costs:
             if weight := weights.get(cost.kind, 0):
                 factor, indices = cost.factor * weight, list[int]()
@@ -118,28 +106,24 @@ class _Table:
                         indices.append(forms.setdefault(dim.form, len(forms)))
                     else:
                         factor *= dim.form.constant
-                block = next((path for path in cost.paths if path in min_depth), '')
-                products[block, tuple(sorted(indices))] += factor
-        groups = len(space.graph.groups)
-        self._weights = np.zeros((groups, len(forms)))
+                block = next((min_depth[path] for path in cost.paths if path in min_depth), (0, 0))
+                blocks[block][tuple(sorted(indices))] += factor
+        self._blocks = sorted(blocks.items())
+        self._weights = np.zeros((len(space.graph.groups), len(forms)))
         self._constants = np.zeros(len(forms))
         for form, column in forms.items():
             self._constants[column] = form.constant
             for group, weight in form.weights:
                 self._weights[group, column] = weight
-        by_block: dict[tuple[int, int], list[tuple[tuple[int, ...], int]]] = defaultdict(list)
-        for (block, columns), factor in products.items():
-            by_block[min_depth.get(block, (0, 0))].append((columns, factor))
-        self._blocks = sorted(by_block.items())
         self._depths = [np.array(stage.depths) for stage in space.stages]
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def __call__(self, rows: Rows) -> Rows:
         sizes = self._space.group_units(rows) @ self._weights + self._constants
         columns = np.ascontiguousarray(sizes.T)
         total = np.zeros(len(rows))
         for (stage, depth), products in self._blocks:
             block = np.zeros(len(rows))
-            for indices, factor in products:
+            for indices, factor in products.items():
                 term = np.full(len(rows), float(factor))
                 for index in indices:
                     term *= columns[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,7 @@ from ..errors import ArchitectureError, SpaceError
 from .stages import by_reason, find_stages, free_groups, read_widths, with_choices
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
-
-
 DIVISOR = 8
-
-
 CUT = 3
 
 
@@ -43,7 +39,7 @@ class SearchSpace:
             are on a stage's residual stream, as in ResNet-18, they follow that stage.
         embedding: Whether the embedding of a transformer may be pruned: a residual stream over
             whose channels layers normalise. Width is heads and hidden channels without it.
-        cut: A network all of whose blocks are one run, a ViT, is cut into this many stages, of
+        cut: A network all of whose blocks are one chain, a ViT, is cut into this many stages, of
             lengths that differ by one at most (with fewer than two blocks for each, it is not).
 
     Raises:
@@ -62,12 +58,11 @@ class SearchSpace:
         embedding: bool = False,
         cut: int = CUT,
     ) -> None:
-        if not isinstance(divisor, int) or divisor < 1:
-            raise SpaceError(f'space.divisor={divisor!r}: expected a whole number of at least 1')
+        for name, value in {'divisor': divisor, 'cut': cut}.items():
+            if not isinstance(value, int) or value < 1:
+                raise SpaceError(f'space.{name}={value!r}: expected a whole number of at least 1')
         self.graph = graph
         self.divisor = divisor
-        if not isinstance(cut, int) or cut < 1:
-            raise SpaceError(f'space.cut={cut!r}: expected a whole number of at least 1')
         free, self.fixed = free_groups(graph, fix, stem, embedding)
         found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
         self.stages = tuple(with_choices(found, stages or {}))
@@ -83,13 +78,17 @@ class SearchSpace:
                 + (f'what was found has to stay ({reasons})' if reasons else
                    'it has no layer that makes channels and no block that may be skipped')
             )  # fmt: skip
-        full = [group.units for group in graph.groups]
-        self._full_units = np.array(full, dtype=np.int64)
+        # per entry of a row
+        self._choices: list[tuple[Any, ...]] = [
+            *(stage.depths for stage in self.stages),
+            *(stage.widths for stage in self.stages),
+        ]
+        self._full_units = np.array([group.units for group in graph.groups], dtype=np.int64)
         self._unit_tables = [
             np.array(
                 [[self.units(graph.groups[g], w) for g in stage.groups] for w in stage.widths],
                 dtype=np.int64,
-            ).reshape(len(stage.widths), len(stage.groups))
+            )
             for stage in self.stages
         ]
 
@@ -98,24 +97,17 @@ class SearchSpace:
     @property
     def largest(self) -> Architecture:
         """The dense model."""
-        return Architecture(
-            tuple(s.depths[-1] for s in self.stages), tuple(s.widths[-1] for s in self.stages)
-        )
+        return self._of(choices[-1] for choices in self._choices)
 
     @property
     def smallest(self) -> Architecture:
         """The fewest blocks and channels."""
-        return Architecture(
-            tuple(s.depths[0] for s in self.stages), tuple(s.widths[0] for s in self.stages)
-        )
+        return self._of(choices[0] for choices in self._choices)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Choices per entry of a row: the depths of all stages, then the widths."""
-        return (
-            *(len(s.depths) for s in self.stages),
-            *(len(s.widths) for s in self.stages),
-        )
+        return tuple(map(len, self._choices))
 
     @property
     def size(self) -> int:
@@ -124,29 +116,18 @@ class SearchSpace:
 
     def sample(self, rng: random.Random) -> Architecture:
         """An architecture with every choice drawn uniformly."""
-        return Architecture(
-            tuple(rng.choice(s.depths) for s in self.stages),
-            tuple(rng.choice(s.widths) for s in self.stages),
-        )
+        return self._of(map(rng.choice, self._choices))
 
     def expand(self, architecture: Architecture, rng: random.Random) -> Architecture:
         """A support architecture: every choice uniform over those not below (Eq. 6)."""
-        self.check(architecture)
-        return Architecture(
-            tuple(
-                rng.choice([d for d in s.depths if d >= depth])
-                for s, depth in zip(self.stages, architecture.depths, strict=True)
-            ),
-            tuple(
-                rng.choice([w for w in s.widths if w >= width])
-                for s, width in zip(self.stages, architecture.widths, strict=True)
-            ),
+        return self._of(
+            rng.choice([choice for choice in choices if choice >= own])
+            for own, choices in self._entries(architecture)
         )
 
     def enumerate(self) -> Iterator[Architecture]:
         """All architectures, one by one."""
-        for row in itertools.product(*(range(n) for n in self.sizes)):
-            yield self.decode(row)
+        return map(self._of, itertools.product(*self._choices))
 
     def check(self, architecture: Architecture) -> None:
         """Whether the architecture is a member.
@@ -160,39 +141,38 @@ class SearchSpace:
                 f'{len(self.stages)} ({", ".join(s.name for s in self.stages)}); '
                 f'the dense network is {self.largest}'
             )
-        for stage, depth, width in zip(
-            self.stages, architecture.depths, architecture.widths, strict=True
-        ):
-            if depth not in stage.depths:
-                raise ArchitectureError(
-                    f'{architecture}: stage {stage.name!r} cannot keep {depth} blocks; '
-                    f'choices: {stage.depths}'
-                )
-            if width not in stage.widths:
-                raise ArchitectureError(
-                    f'{architecture}: stage {stage.name!r} cannot keep {width} of its channels; '
-                    f'choices: {stage.widths}'
-                )
+        chosen = zip(architecture.depths, architecture.widths, strict=True)
+        for stage, (depth, width) in zip(self.stages, chosen, strict=True):
+            for value, choices, what in (
+                (depth, stage.depths, 'blocks'),
+                (width, stage.widths, 'of its channels'),
+            ):
+                if value not in choices:
+                    raise ArchitectureError(
+                        f'{architecture}: stage {stage.name!r} cannot keep {value} {what}; '
+                        f'choices: {choices}'
+                    )
 
     # --- rows of choice indices, for many architectures at once ----------------------------------
 
     def encode(self, architecture: Architecture) -> NDArray[np.int64]:
         """The indices of the choices, shape (2 * stages,)."""
-        self.check(architecture)
-        return np.array(
-            [
-                *(s.depths.index(d) for s, d in zip(self.stages, architecture.depths, strict=True)),
-                *(s.widths.index(w) for s, w in zip(self.stages, architecture.widths, strict=True)),
-            ]
-        )
+        return np.array([choices.index(own) for own, choices in self._entries(architecture)])
 
     def decode(self, row: Sequence[int]) -> Architecture:
         """The architecture of a row of indices."""
-        n = len(self.stages)
-        return Architecture(
-            tuple(s.depths[i] for s, i in zip(self.stages, row[:n], strict=True)),
-            tuple(s.widths[i] for s, i in zip(self.stages, row[n:], strict=True)),
-        )
+        return self._of(choices[i] for choices, i in zip(self._choices, row, strict=True))
+
+    def _of(self, entries: Iterable[Any]) -> Architecture:
+        """The architecture with these depths and widths, one behind the other."""
+        values, n = tuple(entries), len(self.stages)
+        return Architecture(values[:n], values[n:])
+
+    def _entries(self, architecture: Architecture) -> Iterable[tuple[Any, tuple[Any, ...]]]:
+        """What a member of the space has for each entry of a row, and the choices."""
+        self.check(architecture)
+        own = (*architecture.depths, *architecture.widths)
+        return zip(own, self._choices, strict=True)
 
     def all_rows(self) -> NDArray[np.int64]:
         """Every architecture as a row of indices, shape (size, 2 * stages)."""
@@ -214,11 +194,10 @@ class SearchSpace:
 
     def group_units(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Units kept of every group of the graph, shape (architectures, groups)."""
-        units = np.broadcast_to(self._full_units, (len(rows), len(self._full_units))).copy()
-        n = len(self.stages)
-        for index, (stage, table) in enumerate(zip(self.stages, self._unit_tables, strict=True)):
-            if stage.groups:
-                units[:, list(stage.groups)] = table[rows[:, n + index]]
+        units = np.tile(self._full_units, (len(rows), 1))
+        widths = rows.T[len(self.stages) :]
+        for stage, table, chosen in zip(self.stages, self._unit_tables, widths, strict=True):
+            units[:, list(stage.groups)] = table[chosen]
         return units
 
     def skipped(self, architecture: Architecture) -> tuple[str, ...]:
@@ -226,8 +205,8 @@ class SearchSpace:
         return tuple(
             path
             for stage, depth in zip(self.stages, architecture.depths, strict=True)
-            for run in stage.runs
-            for path in run[depth:]
+            for chain in stage.chains
+            for path in chain[depth:]
         )
 
     def min_depth(self) -> dict[str, tuple[int, int]]:
@@ -235,7 +214,7 @@ class SearchSpace:
         return {
             path: (index, position + 1)
             for index, stage in enumerate(self.stages)
-            for run in stage.runs
-            for position, path in enumerate(run)
+            for chain in stage.chains
+            for position, path in enumerate(chain)
             if position
         }

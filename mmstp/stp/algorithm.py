@@ -91,40 +91,39 @@ class STP(BaseModel):
         space, pool = dict(space or {}), dict(pool or {})
         refuse_unknown('model.space', space, options_of(SearchSpace))
         refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
-        _check_ranges(normalize, beta1, beta2, target_ce, warmup)
+        _check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
         if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
-        classifier = _build_classifier(model, data_preprocessor)
+        if isinstance(model, nn.Module):
+            classifier: Any = model
+        else:
+            own = {} if data_preprocessor is None else {'data_preprocessor': data_preprocessor}
+            classifier = MODELS.build({**own, **model})
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
         self.model = classifier
-        self.normalize = normalize
+        self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
-        self.warmup = warmup
-        self.pretrained = pretrained
 
-        device = next(classifier.parameters()).device
-        self.supernet = Supernet(classifier, torch.zeros(1, *input_shape, device=device), **space)
-        cost = self.supernet.cost
-        self.budget = Budget.of(target, metric, tolerance, self.supernet.space, cost)
+        self.supernet = Supernet(classifier, torch.zeros(1, *input_shape), **space)
+        choices, cost = self.supernet.space, self.supernet.cost
+        self.budget = Budget.of(target, metric, tolerance, choices, cost)
         size = pool.pop('size', 1000)
         if not isinstance(size, int) or size < 1:
             raise ValueError(f'pool.size={size!r}: expected a whole number of at least 1')
         seed = pool.pop('seed', None)
         if seed is None:
             seed = _shared_seed()
-        rows = feasible_rows(self.supernet.space, cost, self.budget, size, seed)
+        rows = feasible_rows(choices, cost, self.budget, size, seed)
         chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
-        self.pool = ArchitecturePool(
-            [self.supernet.space.decode(row) for row in rows[chosen]], seed=seed, **pool
-        )
+        self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
         require_fit(
             self,
             'A checkpoint of the dense classifier goes into model.pretrained; a checkpoint of an '
             'STP run needs the config of that run.',
         )
         MMLogger.get_current_instance().info(
-            f'STP: {self.supernet.space.size:,} architectures, {len(rows):,} of them '
-            f'{"meet" if self.supernet.space.size <= ENUMERABLE else "found to meet"} '
+            f'STP: {choices.size:,} architectures, {len(rows):,} of them '
+            f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} '
             f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, '
             f'{len(self.pool)} in the pool'
         )
@@ -141,10 +140,9 @@ class STP(BaseModel):
         from_file = CheckpointLoader.load_checkpoint(self.pretrained, map_location='cpu')
         weights = from_file.get('state_dict', from_file)
         if found := differences(self.model, weights):
-            shown = '\n  '.join(found[:5])
             raise CheckpointError(
-                f'model.pretrained={self.pretrained!r} does not fit {type(self.model).__name__}:\n'
-                f'  {shown}'
+                f'model.pretrained={self.pretrained!r} does not fit {type(self.model).__name__}:'
+                + ''.join(f'\n  {line}' for line in found[:5])
             )
         self.model.load_state_dict(weights, strict=False)  # only batch counters can be absent
         self.supernet.order_channels()
@@ -152,7 +150,7 @@ class STP(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor'
     ) -> Any:
-        """As the classifier's; ``mode='loss'`` is a step of Algorithm 1, else the main net runs.
+        """A step of Algorithm 1 with ``mode='loss'``; else the main network runs, as a classifier.
 
         Args:
             inputs: Images of shape (batch, channels, height, width).
@@ -166,10 +164,8 @@ class STP(BaseModel):
         if mode != 'loss':
             return self.model(inputs, data_samples, mode=mode)
         logits = self._logits(inputs)
-        losses = {
-            ('loss_ce' if key == 'loss' else key): value
-            for key, value in loss_of_logits(self.model.head, logits, data_samples).items()
-        }
+        losses = loss_of_logits(self.model.head, logits, data_samples)
+        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
         ramp = self._ramp()
         target = self.pool.sample()
         with self.supernet.activate(target):
@@ -180,13 +176,14 @@ class STP(BaseModel):
             found = loss_of_logits(self.model.head, target_logits, data_samples)
             losses['loss_target_ce'] = self.target_ce * found['loss']
         if self.beta2:
-            support = self.supernet.space.expand(target, self.pool.rng)
-            with self.supernet.activate(support):
+            with self.supernet.activate(self.supernet.space.expand(target, self.pool.rng)):
                 support_logits = self._logits(inputs)
             distance = normalized_kl(support_logits, logits, self.normalize)
             losses['loss_support'] = self.beta2 * ramp * distance
         # last: reading the number waits for a GPU, which has all three passes queued by now
-        self.pool.update(target, _mean_over_ranks(target_distance))
+        loss = target_distance.detach().clone()
+        all_reduce(loss, 'mean')  # over the ranks
+        self.pool.update(target, float(loss))
         return losses
 
     def _logits(self, inputs: Tensor) -> Tensor:
@@ -216,23 +213,10 @@ class STP(BaseModel):
         return self.supernet.export(self.pool.best if architecture is None else architecture)
 
 
-def _build_classifier(
-    model: Mapping[str, Any] | nn.Module, data_preprocessor: Mapping[str, Any] | nn.Module | None
-) -> Any:
-    if isinstance(model, nn.Module):
-        return model
-    config = dict(model)
-    if data_preprocessor is not None:
-        config.setdefault('data_preprocessor', data_preprocessor)
-    return MODELS.build(config)
-
-
-def _check_ranges(
-    normalize: str, beta1: float, beta2: float, target_ce: float, warmup: float
-) -> None:
+def _check_ranges(normalize: str, warmup: float, **weights: float) -> None:
     if normalize not in NORMALIZATIONS:
         raise ValueError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
-    for name, value in (('beta1', beta1), ('beta2', beta2), ('target_ce', target_ce)):
+    for name, value in weights.items():
         if not isinstance(value, (int, float)) or value < 0:
             raise ValueError(f'model.{name}={value!r}: expected a number of at least 0')
     if not isinstance(warmup, (int, float)) or not 0 <= warmup <= 1:
@@ -246,23 +230,13 @@ def _shared_seed() -> int:
     return int(seed)
 
 
-def _mean_over_ranks(loss: Tensor) -> float:
-    loss = loss.detach().clone()
-    all_reduce(loss, 'mean')
-    return float(loss)
-
-
 def unwrapped(runner: Runner) -> Any:
     """The runner's model without its wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def stp_of(runner: Runner) -> STP:
-    """The runner's model without its wrapper.
-
-    Raises:
-        TypeError: If it is not an `STP`.
-    """
+    """The same, which has to be an `STP`; else a `TypeError`."""
     model = unwrapped(runner)
     if not isinstance(model, STP):
         raise TypeError(

@@ -66,7 +66,11 @@ class ArchitecturePool:
     @property
     def best(self) -> Architecture:
         """The candidate with the lowest score; the first one as long as none was visited."""
-        return min(self._scores, key=lambda a: _unless_none(self._scores[a], math.inf))
+        return min(self._scores, key=lambda a: self._score(a, math.inf))
+
+    def _score(self, architecture: Architecture, unvisited: float) -> float:
+        score = self._scores[architecture]
+        return unvisited if score is None else score
 
     def sample(self) -> Architecture:
         """The next target architecture."""
@@ -87,9 +91,8 @@ class ArchitecturePool:
         if not math.isfinite(loss):
             raise ValueError(f'the target loss of {architecture} is {loss}; training diverged')
         score = self._scores[architecture]
-        self._scores[architecture] = (
-            loss if score is None else (1 - self.alpha) * score + self.alpha * loss
-        )
+        mean = loss if score is None else (1 - self.alpha) * score + self.alpha * loss
+        self._scores[architecture] = mean
         self._visits[architecture] += 1
 
     def shrink(self, count: int) -> list[Architecture]:
@@ -102,7 +105,7 @@ class ArchitecturePool:
         """
         count = min(count, len(self) - 1)
         # sorted is stable: of equal scores the earlier candidate stays
-        order = sorted(self._scores, key=lambda a: _unless_none(self._scores[a], -math.inf))
+        order = sorted(self._scores, key=lambda a: self._score(a, -math.inf))
         dropped = order[::-1][:count]
         for architecture in dropped:
             del self._scores[architecture], self._visits[architecture]
@@ -132,17 +135,11 @@ class ArchitecturePool:
 
 @dataclass(frozen=True)
 class ShrinkSchedule:
-    """When the pool shrinks, and by how many (Alg. 1).
+    """When the pool shrinks, and by how many (Alg. 1)."""
 
-    Attributes:
-        size: Candidates at the start, ``N_p``.
-        interval: Iterations between two drops, ``k``.
-        end: The iteration after which one candidate is left, ``T_shr``.
-    """
-
-    size: int
-    interval: int
-    end: int
+    size: int  # candidates at the start, N_p
+    interval: int  # iterations between two drops, k
+    end: int  # the iteration after which one candidate is left, T_shr
 
     def drops(self, iteration: int, left: int) -> int:
         """How many of the ``left`` candidates go after ``iteration`` (counted from 1)."""
@@ -151,7 +148,3 @@ class ShrinkSchedule:
         if iteration % self.interval:
             return 0
         return min(self.interval * (self.size - 1) // self.end, left - 1)
-
-
-def _unless_none(value: float | None, default: float) -> float:
-    return default if value is None else value

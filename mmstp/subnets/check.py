@@ -141,8 +141,8 @@ class Verifier:
             lifted.append(tensor)
         skipped = {
             block.output: block
-            for run in self._graph.runs
-            for block in run.skippable
+            for chain in self._graph.chains
+            for block in chain.skippable
             if block.path in plan.skipped
         }
         reductions = [

@@ -10,9 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..analysis.groups import WHOLE
 from ..analysis.records import SizedCall
 from ..architecture import Architecture
 from ..errors import CompactSpecError
+from ..search.space import SearchSpace
+from ..search.stages import Stage
 from .sized_calls import Ways
 
 
@@ -22,62 +25,43 @@ class StageShapes:
 
     Attributes:
         name: The stage's.
-        runs: Paths of its blocks, run by run; depth ``d`` is the first ``d`` of each.
+        chains: Paths of its blocks, chain by chain; depth ``d`` is the first ``d`` of each.
         tensor: State-dict key of a tensor that is there at any depth; '' where no width is chosen.
         dim: Its dimension of the stage's channels.
         widths: For every fraction of the channels how many of them there are.
     """
 
     name: str
-    runs: tuple[tuple[str, ...], ...]
+    chains: tuple[tuple[str, ...], ...]
     tensor: str
     dim: int
     widths: tuple[tuple[float, int], ...]
 
-    @classmethod
-    def from_dict(cls, stage: Mapping[str, Any]) -> StageShapes:
-        """Reads what `to_dict` writes."""
-        return cls(
-            stage['name'],
-            tuple(map(tuple, stage['runs'])),
-            stage['tensor'],
-            stage['dim'],
-            tuple((width, size) for width, size in stage['widths']),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Dicts, lists, strings and numbers."""
-        return {
-            'name': self.name,
-            'runs': [list(run) for run in self.runs],
-            'tensor': self.tensor,
-            'dim': self.dim,
-            'widths': [list(pair) for pair in self.widths],
-        }
-
     def within(self, start: str) -> StageShapes | None:
         """With paths relative to a submodule; None where nothing of the stage is in it."""
-        runs = tuple(
-            tuple(path.removeprefix(start) for path in run)
-            for run in self.runs
-            if run[0].startswith(start)
+        chains = tuple(
+            tuple(path.removeprefix(start) for path in chain)
+            for chain in self.chains
+            if chain[0].startswith(start)
         )
         inside = self.tensor.startswith(start)
-        if not runs and not inside:
+        if not chains and not inside:
             return None
         tensor = self.tensor.removeprefix(start) if inside else ''
-        return StageShapes(self.name, runs, tensor, self.dim, self.widths if inside else ())
+        return StageShapes(self.name, chains, tensor, self.dim, self.widths if inside else ())
 
     def depth(self, shapes: Mapping[str, Sequence[int]]) -> int | None:
         """Blocks that a network with tensors of these shapes has; None where it is no depth."""
         counts = []
-        for run in self.runs:
-            kept = [any(key.startswith(path + '.') for key in shapes) for path in run]
+        for chain in self.chains:
+            kept = [any(key.startswith(path + '.') for key in shapes) for path in chain]
             if not kept[0] or kept != sorted(kept, reverse=True):
                 return None
             counts.append(sum(kept))
         depth = max(counts, default=1)
-        agree = all(n == min(depth, len(run)) for n, run in zip(counts, self.runs, strict=True))
+        agree = all(
+            n == min(depth, len(chain)) for n, chain in zip(counts, self.chains, strict=True)
+        )
         return depth if agree else None
 
     def width(self, shapes: Mapping[str, Sequence[int]]) -> float | None:
@@ -128,7 +112,7 @@ class CompactSpec:
                 for path, ways in plan['calls'].items()
             },
             tuple(plan['skipped']),
-            tuple(map(StageShapes.from_dict, plan['stages'])),
+            tuple(StageShapes(**_tuples(stage)) for stage in plan['stages']),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +124,7 @@ class CompactSpec:
                 for path, ways in self.calls.items()
             },
             'skipped': list(self.skipped),
-            'stages': [stage.to_dict() for stage in self.stages],
+            'stages': [dataclasses.asdict(stage) for stage in self.stages],
         }
 
     def within(self, prefix: str) -> CompactSpec:
@@ -178,3 +162,44 @@ class CompactSpec:
         if None in depths or None in widths:
             return None
         return Architecture.from_nested((depths, widths))
+
+    def describe(self, weights: Mapping[str, Any]) -> str:
+        """Which architecture's weights these are, for messages."""
+        found = self.architecture({k: tuple(getattr(x, 'shape', ())) for k, x in weights.items()})
+        return 'none of its architectures' if found is None else str(found)
+
+
+def stage_shapes(space: SearchSpace, stage: Stage) -> StageShapes:
+    """By a tensor that holds nothing but one group of the stage and is never left out.
+
+    It is one in which as few widths as possible round to the same number of channels.
+    """
+    skippable = space.min_depth()
+    best = StageShapes(stage.name, stage.chains, '', 0, ())
+    for key, dims in space.graph.dims.items():
+        for dim, dim_map in dims.items():
+            whole = len(dim_map.groups) == 1 and WHOLE not in dim_map.group
+            if not whole or is_inside(key, skippable) or dim_map.groups[0] not in stage.groups:
+                continue
+            (index,), groups = dim_map.groups, space.graph.groups
+            units = [group.units for group in groups]
+            widths = []
+            for width in stage.widths:
+                units[index] = space.units(groups[index], width)
+                widths.append((width, len(dim_map.kept(units))))
+            if len({size for _, size in widths}) > len({size for _, size in best.widths}):
+                best = StageShapes(stage.name, stage.chains, key, dim, tuple(widths))
+    return best
+
+
+def is_inside(key: str, paths: Collection[str]) -> bool:
+    """Whether a tensor is that of one of these modules, or of one inside."""
+    parts = key.split('.')
+    return any('.'.join(parts[:n]) in paths for n in range(1, len(parts)))
+
+
+def _tuples(value: Any) -> Any:
+    """Tuples where a file has lists."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

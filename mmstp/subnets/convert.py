@@ -71,41 +71,7 @@ def convert(
     """
     refuse(model)
     inputs = _like_parameters(model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs))
-    settled = _settle(model, inputs, trace(model, inputs), fix_outputs, options)
-    one_size = None
-    if settled.graph.ways:
-        found = _at_larger_size(model, inputs, settled, fix_outputs)
-        settled, one_size = (settled, found) if isinstance(found, str) else (found, None)
-    active = ActiveSubnet()
-    _make_dynamic(model, settled.graph, settled.space, active)
-    return Converted(inputs, settled.graph, settled.space, active, one_size)
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """An analysis that the model's narrow forward agrees with.
-
-    Attributes:
-        graph: The analysis. Its ways are those of modules whose code gave sizes that were not a
-            subnet's; the others need not be supplied.
-        space: Its architectures.
-        frozen: What the check found to have to stay, with the reason.
-    """
-
-    graph: ChannelGraph
-    space: SearchSpace
-    frozen: Mapping[str, str]
-
-
-def _settle(
-    model: nn.Module,
-    inputs: Sequence[Tensor],
-    traced: Trace,
-    fix_outputs: bool,
-    options: Mapping[str, Any],
-) -> _Settled:
-    """Analyses and checks until nothing fails; arguments as of `convert`."""
-    frozen: dict[str, str] = {}
+    traced, frozen = trace(model, inputs), dict[str, str]()
     while True:
         graph = _analyse(model, [traced], fix_outputs, frozen)
         space = SearchSpace(graph, **options)
@@ -113,41 +79,18 @@ def _settle(
             verifier = Verifier(model, graph, inputs)
             failing = _failing(model, graph, space, verifier)
         if not failing:
-            return _Settled(_with_ways(graph, verifier.supplied), space, frozen)
+            break
         if kept_by_forward(model, inputs):
             traced, frozen = trace(model, inputs), {}
         else:
             frozen.update(failing)
-
-
-def _at_larger_size(
-    model: nn.Module, inputs: Sequence[Tensor], known: _Settled, fix_outputs: bool
-) -> _Settled | str:
-    """The analysis with a trace of a larger input beside the first, or why there is none."""
-    larger = _larger(inputs)
-    if larger is None:
-        return 'its input is no image'
-    where = f'with inputs of shape {tuple(larger[0].shape)}'
-    try:
-        # of a copy: there are forwards that keep what they worked out for a size
-        further = trace(copy.deepcopy(model), larger)
-    except TraceError as error:
-        return f'the dense network takes no other size: {error}'
-    traces = [known.graph.traced[0].trace, further]
-    graph = _with_ways(_analyse(model, traces, fix_outputs, known.frozen), known.graph.ways)
-    if graph.dims != known.graph.dims:
-        return f'{where} its channels are coupled otherwise'
-    with _dynamic(model, graph, known.space):
-        verifier = Verifier(model, graph, larger, traced=1)
-        halved = _halved(graph, known.space)
-        reason = verifier.difference(plan_subnet(model, graph, halved, ()), halved)
-    if reason is not None:
-        return f'{where} {reason}'
-    return replace(known, graph=graph)
-
-
-def _with_ways(graph: ChannelGraph, paths: Collection[str]) -> ChannelGraph:
-    return replace(graph, ways={path: way for path, way in graph.ways.items() if path in paths})
+    # modules whose code gives the subnet's own sizes need not be supplied with them
+    graph, one_size = _with_ways(graph, verifier.supplied), None
+    if graph.ways:
+        graph, one_size = _at_larger_size(model, inputs, graph, space, fix_outputs, frozen)
+    active = ActiveSubnet()
+    _make_dynamic(model, graph, space, active)
+    return Converted(inputs, graph, space, active, one_size)
 
 
 def _analyse(
@@ -155,6 +98,35 @@ def _analyse(
 ) -> ChannelGraph:
     own = {path for path, module in model.named_modules() if forward_of(module) is not None}
     return ChannelGraph.from_traces(model, traces, fix_outputs, frozen, own)
+
+
+def _with_ways(graph: ChannelGraph, paths: Collection[str]) -> ChannelGraph:
+    return replace(graph, ways={path: way for path, way in graph.ways.items() if path in paths})
+
+
+def _at_larger_size(
+    model: nn.Module, inputs: Sequence[Tensor], known: ChannelGraph, space: SearchSpace,
+    fix_outputs: bool, frozen: Mapping[str, str],
+) -> tuple[ChannelGraph, str | None]:  # fmt: skip
+    """The analysis with a trace of a larger input beside the first, or why there is none."""
+    larger = _larger(inputs)
+    if larger is None:
+        return known, 'its input is no image'
+    where = f'with inputs of shape {tuple(larger[0].shape)}'
+    try:
+        # of a copy: there are forwards that keep what they worked out for a size
+        further = trace(copy.deepcopy(model), larger)
+    except TraceError as error:
+        return known, f'the dense network takes no other size: {error}'
+    graph = _analyse(model, [known.traced[0].trace, further], fix_outputs, frozen)
+    if graph.dims != known.dims:
+        return known, f'{where} its channels are coupled otherwise'
+    graph = _with_ways(graph, known.ways)
+    with _dynamic(model, graph, space):
+        halved = _halved(graph, space)
+        verifier = Verifier(model, graph, larger, traced=1)
+        reason = verifier.difference(plan_subnet(model, graph, halved, ()), halved)
+    return (graph, None) if reason is None else (known, f'{where} {reason}')
 
 
 def _make_dynamic(

@@ -50,8 +50,6 @@ def compact(
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     placed: list[tuple[nn.Module, str, Tensor]] = []
     for key, shape in spec.shapes.items():
-        if any(key.startswith(path + '.') for path in spec.skipped):
-            continue
         path, _, name = key.rpartition('.')
         module = _module(model, path, key)
         dense = own_tensors(module).get(name)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import WHOLE
@@ -62,3 +62,18 @@ def reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> T
         by_unit = by_unit.reshape(len(order), -1)
         index[by_unit.reshape(-1)] = by_unit[order].reshape(-1)
     return index
+
+
+@torch.no_grad()
+def order_channels(model: nn.Module, graph: ChannelGraph, norm: int) -> None:
+    """Sorts the channels of every group in place; the model computes what it did before."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    weights = {key for key, parameter in model.named_parameters() if parameter.dim() > 1}
+    orders = channel_orders(graph, tensors, weights, norm)
+    for key, dims in graph.dims.items():
+        for dim, dim_map in dims.items():
+            index = reordered(dim_map.group, dim_map.unit, orders)
+            tensors[key].copy_(tensors[key].index_select(dim, index.to(tensors[key].device)))

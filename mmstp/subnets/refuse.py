@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..analysis.analysis import ChannelGraph
 from ..errors import SupernetError
 from ..foreign import is_compiled
 from .modules import DynamicMixin
@@ -47,4 +48,21 @@ def refuse(model: nn.Module) -> None:
                 f'{path or "the model"} ({type(module).__name__}) has with_cp=True: it would be '
                 'recomputed in the backward pass, when its subnet is no longer active. '
                 'Set with_cp=False'
+            )
+
+
+def check_intact(model: nn.Module, graph: ChannelGraph) -> None:
+    """Whether the layers of a supernet's model are still those made dynamic.
+
+    Raises:
+        SupernetError: Naming the first that was replaced.
+    """
+    modules = dict(model.named_modules())
+    for path in (key.rpartition('.')[0] for key in graph.dims):
+        if not isinstance(modules.get(path), DynamicMixin):
+            raise SupernetError(
+                f'{path} was replaced by {type(modules.get(path)).__name__} after the supernet was '
+                'made. Name the layer that you want in the config of the model '
+                "(norm_cfg=dict(type='SyncBN'), with several processes) instead of having it "
+                'converted later'
             )

@@ -1,10 +1,15 @@
 """Sizes that a module's Python code gives to operators, supplied from the analysis.
 
-A forward may hold the number of its heads, or work out a head's width from the width of its input:
-``qkv.reshape(b, n, 3, self.num_heads, c // self.num_heads)``. In a subnet such numbers are wrong.
-The trace knows for every such call, in order, which of the sizes count channels; while the
-module's own forward runs, a `TorchFunctionMode` puts those in place. Other sizes (batch, space)
-remain what the code says, so that they may differ from the traced ones.
+A forward may hold the number of its heads, or work out a head's width from the width of its input.
+In a subnet such numbers are wrong. The trace knows for every such call, in order, which of the
+sizes count channels; while the module's own forward runs, a `TorchFunctionMode` puts those in
+place. Other sizes (batch, space) remain what the code says. With 2 of 4 heads of width 8::
+
+    qkv.reshape(b, n, 3, self.num_heads, c // self.num_heads)
+    the code says       (b, n, 3, 4, 8)     which 3 × 2 × 8 channels do not fill
+    the trace says      (1, 49, 3, 4, 8)    of which the fourth counts heads
+    the plan says       (·, ·, ·, 2, ·)
+    the operator gets   (b, n, 3, 2, 8)
 """
 
 from __future__ import annotations
@@ -26,12 +31,6 @@ from ..foreign import function_modes
 
 # sequences of calls, one of which a forward makes
 Ways = Sequence[Sequence[SizedCall[int]]]
-# functions of the Python interface, by ``__name__``, which is the operator's in a trace
-_SUPPLIED = {
-    operator.name.removeprefix('aten::'): operator.supplies
-    for operator in OPERATORS.values()
-    if operator.supplies is not None
-}
 
 
 class SuppliedSizes(TorchFunctionMode):
@@ -59,7 +58,9 @@ class SuppliedSizes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = _SUPPLIED.get(getattr(func, '__name__', ''))
+        # functions of the Python interface are named as the operators of a trace
+        operator = OPERATORS.get(f'aten::{getattr(func, "__name__", "")}')
+        name = None if operator is None else operator.supplies
         if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)

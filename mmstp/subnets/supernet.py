@@ -9,22 +9,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..architecture import Architecture
-from ..errors import SupernetError
 from ..foreign import pytree
 from ..search.cost import CostModel
-from ..search.stages import Stage
-from .compact_spec import CompactSpec, StageShapes
+from .compact_spec import CompactSpec, is_inside, stage_shapes
 from .convert import convert
 from .cut import compact
-from .importance import channel_orders, reordered
+from .importance import order_channels
 from .modules import DynamicMixin
 from .norm_statistics import calibrate, norms_with_statistics
 from .plan import Selection, SubnetPlan, plan_subnet
+from .refuse import check_intact
 from .swap import unswap
 
 
@@ -124,34 +122,17 @@ class Supernet:
     def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""
         plan = self._plan(architecture)
-        tensors = dict(self._tensors())
+        shapes = {
+            key: tuple(plan.narrow(key, tensor).shape)
+            for key, tensor in self._tensors()
+            if key in plan.tensors and not is_inside(key, plan.skipped)
+        }
         return CompactSpec(
-            {key: tuple(plan.narrow(key, tensors[key]).shape) for key in plan.tensors},
+            shapes,
             dict(plan.calls),
             tuple(sorted(plan.skipped)),
-            tuple(map(self._stage_shapes, self.space.stages)),
+            tuple(stage_shapes(self.space, stage) for stage in self.space.stages),
         )
-
-    def _stage_shapes(self, stage: Stage) -> StageShapes:
-        """By a tensor that holds nothing but one group of the stage and is never left out.
-
-        It is one in which as few widths as possible round to the same number of channels.
-        """
-        skippable = tuple(path + '.' for path in self.space.min_depth())
-        best = StageShapes(stage.name, stage.runs, '', 0, ())
-        for key, dims in self.graph.dims.items():
-            for dim, dim_map in dims.items():
-                (group, *others) = np.unique(dim_map.group).tolist()
-                if key.startswith(skippable) or others or group not in stage.groups:
-                    continue
-                units = [g.units for g in self.graph.groups]
-                widths = []
-                for width in stage.widths:
-                    units[group] = self.space.units(self.graph.groups[group], width)
-                    widths.append((width, len(dim_map.kept(units))))
-                if len({size for _, size in widths}) > len({size for _, size in best.widths}):
-                    best = StageShapes(stage.name, stage.runs, key, dim, tuple(widths))
-        return best
 
     def export(self, architecture: Architecture) -> nn.Module:
         """The subnet as a static network of its own, with copies of its weights.
@@ -165,12 +146,13 @@ class Supernet:
         network = copy.deepcopy(self.model)
         for module in network.modules():
             unswap(module, DynamicMixin)
+        spec = self.compact_spec(architecture)
         tensors = {
             key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
             for key, tensor in self._tensors()
-            if key in plan.tensors
+            if key in spec.shapes
         }
-        compact(network, self.compact_spec(architecture), tensors)
+        compact(network, spec, tensors)
         for key, own in plan.norm_statistics.items():
             network.get_buffer(key).copy_(own)
         return network
@@ -245,15 +227,7 @@ class Supernet:
         Args:
             norm: 1 or 2: the sum of magnitudes or of squares.
         """
-        tensors = dict(self._tensors())
-        weights = {key for key, parameter in self.model.named_parameters() if parameter.dim() > 1}
-        orders = channel_orders(self.graph, tensors, weights, norm)
-        with torch.no_grad():
-            for key, dims in self.graph.dims.items():
-                for dim, dim_map in dims.items():
-                    index = reordered(dim_map.group, dim_map.unit, orders)
-                    tensor = tensors[key]
-                    tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
+        order_channels(self.model, self.graph, norm)
 
     def describe(self, architecture: Architecture) -> dict[str, Any]:
         """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""
@@ -275,16 +249,7 @@ class Supernet:
         Raises:
             SupernetError: Naming the first that was replaced.
         """
-        modules = dict(self.model.named_modules())
-        for key in self.graph.dims:
-            path = key.rpartition('.')[0]
-            if not isinstance(modules.get(path), DynamicMixin):
-                raise SupernetError(
-                    f'{path} was replaced by {type(modules.get(path)).__name__} after the supernet '
-                    'was made. Name the layer that you want in the config of the model '
-                    "(norm_cfg=dict(type='SyncBN'), with several processes) instead of having it "
-                    'converted later'
-                )
+        check_intact(self.model, self.graph)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self.model.named_parameters(remove_duplicate=False)

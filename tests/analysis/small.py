@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmstp import ChannelGraph, Supernet
+from tests.relations import Case, subnet_agrees_with_its_export, subnet_equals_its_export
 
 
 class Net(nn.Module):
@@ -60,17 +61,6 @@ def runs_as_subnet(layers, function, shape=(1, 3, 4, 4), others=(), exact=True, 
     model = Net(copy.deepcopy(layers), function).eval()
     supernet = Supernet(model, torch.randn(shape), **{'stem': True, 'divisor': 1, **options})
     assert not [reason for reason in supernet.graph.fixed.values() if 'narrowed' in reason]
-    architecture = supernet.space.smallest
-    network = supernet.export(architecture)
-    with torch.no_grad():
-        for size in ((2, *shape[1:]), *others):
-            x = torch.randn(size)
-            dense = model(x)
-            with supernet.activate(architecture):
-                narrow = model(x)
-            if exact:
-                assert torch.equal(narrow, network(x))
-            else:
-                torch.testing.assert_close(narrow, network(x))
-            assert not torch.equal(narrow, dense)
+    case = Case(supernet, [torch.randn(size) for size in ((2, *shape[1:]), *others)])
+    (subnet_equals_its_export if exact else subnet_agrees_with_its_export)(case)
     return supernet

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmstp import Supernet
+from mmstp import ChannelGraph, Supernet
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 HEADS, WIDTH, TOKENS, INNER = 4, 6, 5, 24
@@ -453,7 +453,7 @@ def test_embedding_with_layer_scale():
     assert not any(g.embedding for g in attentions)
     for key in ('gamma', 'norm.weight', 'norm.bias'):
         assert kept(graph, f'body.0.{key}', 0, 'patch', 3) == [0, 1, 2]
-    assert [path for run in graph.runs for path in run.paths] == ['body.0', 'body.1']
+    assert [path for chain in graph.chains for path in chain.paths] == ['body.0', 'body.1']
 
     other = [(2, 3, 6, 8)]
     supernet = runs_as_subnet(layers, function, others=other)
@@ -485,3 +485,17 @@ def test_tokens_are_mixed():
     assert graph.fixed['down'] == 'meets a tensor of fixed size'
     assert set(graph.dims['up.weight']) == {0}
     runs_as_subnet(layers, function)
+
+
+def test_outputs_that_are_not_fixed_have_their_heads():
+    """An output of heads and their width: whole heads can be left out of it."""
+
+    def function(m, x):
+        q, k = (layer(x).unflatten(2, (4, 8)).transpose(1, 2) for layer in (m.q, m.k))
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ q
+
+    net = Net(dict(q=nn.Linear(8, 32), k=nn.Linear(8, 32)), function).eval()
+    graph = ChannelGraph.from_model(net, [torch.randn(2, 5, 8)], fix_outputs=False)
+    assert [(group.name, group.units) for group in graph.groups] == [('q', 4)]
+    (output,) = graph.traced[0].outputs
+    assert {dim: dim_map.unit.tolist() for dim, dim_map in output.items()} == {1: [0, 1, 2, 3]}

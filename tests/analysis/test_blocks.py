@@ -36,15 +36,15 @@ class Net(nn.Module):
         return self.head(self.between(self.body, self.stem(x)))
 
 
-def runs(model):
-    """First and skippable blocks of every run, by path."""
+def chains(model):
+    """First and skippable blocks of every chain, by path."""
     graph = ChannelGraph.from_model(model.eval(), [torch.randn(1, 3, 4, 4)])
-    return [(run.first, [block.path for block in run.skippable]) for run in graph.runs]
+    return [(chain.first, [block.path for block in chain.skippable]) for chain in graph.chains]
 
 
 def one(block):
     """Whether a block behind another is skippable."""
-    return runs(Net(nn.Sequential(Block(), block))) == [('body.0', ['body.1'])]
+    return chains(Net(nn.Sequential(Block(), block))) == [('body.0', ['body.1'])]
 
 
 # --- what is a block ------------------------------------------------------------------------------
@@ -107,13 +107,13 @@ def test_next_to_nothing_is_no_block():
     """Less than 0.2 % of the multiply-adds is not worth a choice."""
     light = nn.Conv2d(16, 16, 1, groups=16)
     heavy = nn.Sequential(Block(), Block(layer=light), nn.Conv2d(16, 16, 31, padding=15))
-    assert runs(Net(heavy)) == []
+    assert chains(Net(heavy)) == []
     assert one(Block(layer=light))
 
 
 def test_a_stage_of_one_block_is_no_block():
     body = nn.Sequential(nn.Sequential(Block()), nn.Sequential(Block()), nn.Sequential(Block()))
-    assert runs(Net(body)) == []
+    assert chains(Net(body)) == []
 
 
 class Pair(nn.Module):
@@ -133,13 +133,13 @@ def test_of_nested_blocks_the_outer_counts():
 
 def test_several_blocks_in_one_are_a_stage():
     model = Net(nn.Sequential(Block(), Pair(nn.Conv2d(16, 16, 1), Block(), Block())))
-    assert runs(model) == [('body.1.inner.0', ['body.1.inner.1', 'body.1.inner.2'])]
+    assert chains(model) == [('body.1.inner.0', ['body.1.inner.1', 'body.1.inner.2'])]
 
 
 def test_a_module_that_runs_twice_is_no_block():
     """It cannot be left out once."""
     block = Block()
-    assert runs(Net(nn.ModuleList([Block(), block]), lambda b, x: b[1](b[1](b[0](x))))) == []
+    assert chains(Net(nn.ModuleList([Block(), block]), lambda b, x: b[1](b[1](b[0](x))))) == []
 
 
 class TwoInputs(Block):
@@ -157,7 +157,7 @@ def further_input(body, x):
 def test_a_block_may_have_further_inputs():
     """Of those, the residual stream is what leads around the layers."""
     body = nn.ModuleList([Block(), TwoInputs(), TwoInputs()])
-    found = runs(Net(body, further_input))
+    found = chains(Net(body, further_input))
     assert found == [('body.0', ['body.1', 'body.2'])]
     model = Net(body, further_input).eval()
     supernet = Supernet(model, torch.randn(1, 3, 4, 4))
@@ -178,9 +178,9 @@ class Crossed(Block):
 def test_a_stream_that_is_no_first_input_is_found_to_be_wrong():
     body = nn.ModuleList([Block(), Crossed()])
     model = Net(body, lambda b, x: b[1](x.tanh(), b[0](x)))
-    assert runs(model) == [('body.0', ['body.1'])]
+    assert chains(model) == [('body.0', ['body.1'])]
     supernet = Supernet(model, torch.randn(1, 3, 4, 4), stem=True)
-    assert supernet.graph.runs == ()
+    assert supernet.graph.chains == ()
     assert [stage.depths for stage in supernet.space.stages] == [(1,)]
 
 
@@ -190,27 +190,29 @@ def test_a_stream_that_is_no_first_input_is_found_to_be_wrong():
 def test_resnet_s_stages():
     model = build('resnet18')
     graph = ChannelGraph.from_model(model, [images('resnet18', batch=1)])
-    found = [(run.first, [block.path for block in run.skippable]) for run in graph.runs]
+    found = [(chain.first, [block.path for block in chain.skippable]) for chain in graph.chains]
     assert found == [(f'backbone.layer{i}.0', [f'backbone.layer{i}.1']) for i in range(1, 5)]
-    assert graph.runs[0].paths == ('backbone.layer1.0', 'backbone.layer1.1')
+    assert graph.chains[0].paths == ('backbone.layer1.0', 'backbone.layer1.1')
 
 
 def test_what_makes_the_stream_is_first():
     """A layer that is no block, in the blocks' own container."""
     graph = ChannelGraph.from_model(tiny(), [TINY_INPUT])
-    assert [run.paths for run in graph.runs] == [
+    assert [chain.paths for chain in graph.chains] == [
         ('stage1.0', 'stage1.1', 'stage1.2'),
         ('stage2.0', 'stage2.1'),
     ]
 
 
 def test_where_the_stream_comes_from_outside_the_first_block_stays():
-    assert runs(Net(nn.Sequential(Block(), Block(), Block()))) == [('body.0', ['body.1', 'body.2'])]
-    assert runs(Net(nn.Sequential(Block()))) == []
+    assert chains(Net(nn.Sequential(Block(), Block(), Block()))) == [
+        ('body.0', ['body.1', 'body.2'])
+    ]
+    assert chains(Net(nn.Sequential(Block()))) == []
 
 
 def test_a_layer_beside_the_block_can_make_the_stream():
-    assert runs(Net(Block())) == [('stem', ['body'])]
+    assert chains(Net(Block())) == [('stem', ['body'])]
 
 
 class Named(nn.Module):
@@ -227,43 +229,43 @@ class Named(nn.Module):
 
 def test_container_does_not_matter():
     in_list = nn.ModuleList([Block(), Block(), Block()])
-    assert runs(Net(in_list, lambda b, x: b[2](b[1](b[0](x))))) == [
+    assert chains(Net(in_list, lambda b, x: b[2](b[1](b[0](x))))) == [
         ('body.0', ['body.1', 'body.2'])
     ]
-    assert runs(Net(Named())) == [('body.block0', ['body.block1', 'body.block2'])]
+    assert chains(Net(Named())) == [('body.block0', ['body.block1', 'body.block2'])]
 
 
 def test_order_is_that_of_execution():
     body = nn.ModuleList([Block(), Block(), Block()])
-    assert runs(Net(body, lambda b, x: b[1](b[0](b[2](x))))) == [('body.2', ['body.0', 'body.1'])]
+    assert chains(Net(body, lambda b, x: b[1](b[0](b[2](x))))) == [('body.2', ['body.0', 'body.1'])]
 
 
-def test_branches_are_runs_of_their_own():
+def test_branches_are_chains_of_their_own():
     left, right = (nn.Sequential(Block(), Block()) for _ in range(2))
     body = nn.ModuleDict({'left': left, 'right': right})
-    assert runs(Net(body, lambda b, x: b['left'](x) * b['right'](x.relu()))) == [
+    assert chains(Net(body, lambda b, x: b['left'](x) * b['right'](x.relu()))) == [
         ('body.left.0', ['body.left.1']),
         ('body.right.0', ['body.right.1']),
     ]
 
 
-def test_something_in_between_begins_a_new_run():
+def test_something_in_between_begins_a_new_chain():
     body = nn.Sequential(Block(), Block(), nn.Conv2d(16, 16, 1), Block(), Block())
-    assert runs(Net(body)) == [('body.0', ['body.1']), ('body.2', ['body.3', 'body.4'])]
+    assert chains(Net(body)) == [('body.0', ['body.1']), ('body.2', ['body.3', 'body.4'])]
 
 
-def test_frozen_kinds_stay():
+def test_fixed_kinds_stay():
     body = nn.ModuleDict(
         {'a': nn.Sequential(Block(), Block()), 'b': nn.Sequential(Block(), Block())}
     )
     model = Net(body, lambda b, x: b['b'](b['a'](x).tanh()))
-    assert len(runs(model)) == 2
+    assert len(chains(model)) == 2
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
     graph = ChannelGraph.from_traces(model, [traced], freeze={'body.a.*': 'why'})
-    assert [run.paths for run in graph.runs] == [('body.b.0', 'body.b.1')]
+    assert [chain.paths for chain in graph.chains] == [('body.b.0', 'body.b.1')]
 
 
-def test_frozen_kinds_of_layers_stay():
+def test_fixed_kinds_of_layers_stay():
     model = Net(nn.Sequential(nn.Conv2d(16, 24, 1), nn.Conv2d(24, 16, 1))).eval()
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
     graph = ChannelGraph.from_traces(model, [traced], freeze={'body.*': 'why'})

@@ -90,16 +90,16 @@ def test_layer_norm_over_space_alone_is_none_over_channels():
 
 
 @pytest.mark.parametrize(
-    ('groups', 'units', 'statistics'),
+    ('groups', 'units', 'reductions'),
     [(1, 16, [('aten.group_norm.default', {1: 8})]), (4, 4, []), (16, 16, [])],
 )
-def test_group_norm(groups, units, statistics):
+def test_group_norm(groups, units, reductions):
     """One group sees what is kept; of several, whole groups go; of as many as channels, each."""
     layers = dict(a=conv(3, 16), norm=nn.GroupNorm(groups, 16), b=conv(16, 5))
     function = lambda m, x: m.b(m.norm(m.a(x)))  # noqa: E731
     graph = analyse(layers, function)
     assert shapes(graph) == {'a': (units, 16 // units)}
-    assert over(graph) == statistics
+    assert over(graph) == reductions
     assert kept(graph, 'norm.weight', 0, 'a', 1) == list(range(16 // units))
     supernet = runs_as_subnet(layers, function)
     norm = supernet.export(supernet.space.smallest).norm
@@ -249,7 +249,7 @@ class ByRows(Standardised):
 
 @pytest.mark.parametrize('cls', [ByVariance, ByBatchNorm, ByRows])
 def test_standardised_weights(cls):
-    """Statistics of a filter are those of the input channels that are kept."""
+    """A filter's mean and variance are those over the input channels that are kept."""
     layers = dict(a=conv(3, 16), ws=cls(16, 24, 1), b=conv(24, 5))
     function = lambda m, x: m.b(m.ws(m.a(x)).relu())  # noqa: E731
     graph = analyse(layers, function)
@@ -291,7 +291,7 @@ def test_order_of_channels_counts():
             assert graph.fixed['a'] == reason
 
 
-def test_statistics_of_what_stays_are_not_kept():
+def test_reductions_over_what_stays_are_not_recorded():
     """Only operators over free channels are run in another way."""
     layers = dict(a=conv(3, 16), b=conv(16, 24), c=conv(24, 5))
     function = lambda m, x: m.c(m.b(m.a(x)).relu()).softmax(1)  # noqa: E731
@@ -300,7 +300,7 @@ def test_statistics_of_what_stays_are_not_kept():
     assert graph.traced[0].reductions == ()
 
 
-def test_statistics_over_several_parts():
+def test_a_reduction_over_several_parts():
     """A norm over two layers' channels, one behind the other: each part keeps its own."""
     layers = dict(a=conv(3, 16), b=conv(3, 24), norm=nn.LayerNorm(43), c=conv(43, 5))
 

@@ -9,6 +9,7 @@ from torch import nn
 from mmstp import Supernet
 from mmstp.analysis.eval_state import eval_mode, kept_in_eval, overriding, renew
 from tests.analysis.small import Net, conv
+from tests.relations import Case, subnet_equals_its_export
 
 
 class FrozenNorm(nn.Sequential):
@@ -217,9 +218,4 @@ def test_forwards_that_keep_tensors():
     model = Net(members, lambda m, x: m.b(m.first(x).relu())).eval()
     supernet = Supernet(model, torch.randn(1, 3, 4, 4), stem=True)
     assert type(model.first.ramp) in (torch.Tensor, type(None))  # none of the tracer's
-    architecture = supernet.space.smallest
-    network = supernet.export(architecture)
-    for size in (4, 6):
-        x = torch.randn(2, 3, size, size)
-        with supernet.activate(architecture):
-            assert torch.equal(model(x), network(x))
+    subnet_equals_its_export(Case(supernet, [torch.randn(2, 3, size, size) for size in (4, 6)]))

@@ -67,11 +67,11 @@ def reference_forward(state: dict[str, torch.Tensor], x: torch.Tensor, blocks: i
 
 
 def test_equals_the_functional_form_of_the_original():
-    model = small()
+    model = small().double()
     for parameter in model.parameters():
         if parameter.dim() == 1:  # norm layers other than one and zero, so that they matter
             nn.init.uniform_(parameter, 0.5, 1.5)
-    x = torch.randn(3, 3, 16, 16)
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(model(x)[0], reference_forward(dict(model.named_parameters()), x, 2))
 
 

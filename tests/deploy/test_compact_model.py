@@ -28,9 +28,9 @@ def exported(supernet_of):
         architecture = supernet.space.sample(random.Random(1))
         if architecture == supernet.space.largest:
             architecture = supernet.space.smallest
-        plan = supernet.compact_spec(architecture).within('backbone').to_dict()
+        spec = supernet.compact_spec(architecture).within('backbone').to_dict()
         backbone = scoped(backbone_config(name), 'mmpretrain')
-        config = dict(type='mmstp.CompactBackbone', backbone=backbone, plan=plan)
+        config = dict(type='mmstp.CompactBackbone', backbone=backbone, plan=spec)
         return supernet, architecture, config
 
     return get
@@ -125,7 +125,7 @@ def test_frozen_stages_and_norms_in_eval_mode(resnet):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     sum(out.sum() for out in network(torch.randn(2, 3, 64, 64))).backward()
     after = network.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)  # no statistics changed
+    assert all(torch.equal(before[key], after[key]) for key in before)  # no norm statistics changed
 
 
 def test_norm_eval_where_the_class_has_no_such_option(exported):
@@ -264,13 +264,13 @@ def test_weights_of_another_architecture_stop_and_both_are_named(load, exported)
 
 
 def test_group_norms_do_not_take_weights_of_batch_norms(exported):
-    """The statistics would be passed over, and the features be others."""
+    """The norm statistics would be passed over, and the features be others."""
     config = exported('resnet50')[2]
     with pytest.raises(CompactSpecError, match=r"ResNet has no tensor 'layer.*running_mean'"):
         build_model({**config, 'norm_cfg': dict(type='GN', num_groups=1)})
 
 
-def test_a_plan_of_another_network_stops(exported):
+def test_a_spec_of_another_network_stops(exported):
     config = exported('resnet50')[2]
     with pytest.raises(CompactSpecError, match=r"ResNet has no 'layer\d"):
         build_model({**config, 'backbone': {**config['backbone'], 'depth': 18}})

@@ -1,4 +1,4 @@
-"""The weight-sharing backbone: any subnet, switched at any time, with its own statistics."""
+"""The weight-sharing backbone: any subnet, at any time, with norm statistics of its own."""
 
 import copy
 import random
@@ -87,11 +87,11 @@ def test_padding_is_exact_for_what_reads_the_features(network):
     """A neck built for the dense channels computes what one cut to the subnet's does."""
     network.architecture = SMALL
     network.calibrate(batches())
-    neck = nn.Conv2d(256, 8, 1)
+    neck = nn.Conv2d(256, 8, 1).double()
     with torch.no_grad():
-        wide = network(X)[3]
+        wide = network(X)[3].double()
         network.pad = False
-        narrow = network(X)[3]
+        narrow = network(X)[3].double()
         cut = nn.functional.conv2d(narrow, neck.weight[:, : narrow.shape[1]], neck.bias)
         torch.testing.assert_close(neck(wide), cut)
 
@@ -193,10 +193,10 @@ def test_copies_are_apart(network):
         assert not torch.equal(network(X)[0], other(X)[0])
 
 
-# --- statistics -----------------------------------------------------------------------------------
+# --- norm statistics ------------------------------------------------------------------------------
 
 
-def test_without_statistics_of_its_own_a_subnet_is_an_error(network):
+def test_without_norm_statistics_of_its_own_a_subnet_is_an_error(network):
     network.architecture = SMALL
     with pytest.raises(StatisticsError, match=r'^bn1 is in eval mode .*mmstp\.CalibrationHook'):
         network(X)
@@ -208,7 +208,7 @@ def test_without_statistics_of_its_own_a_subnet_is_an_error(network):
         network(X)
 
 
-def test_statistics_are_those_of_a_calibrated_export(network):
+def test_norm_statistics_are_those_of_a_calibrated_export(network):
     """Two ways to the same numbers."""
     network.architecture = SMALL
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -224,7 +224,7 @@ def test_statistics_are_those_of_a_calibrated_export(network):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_subnet_in_training_updates_its_own_statistics(network):
+def test_a_subnet_in_training_updates_its_own_norm_statistics(network):
     """As its export does; those of the main network stay."""
     network.architecture = SMALL
     network.calibrate(batches())
@@ -241,7 +241,7 @@ def test_a_subnet_in_training_updates_its_own_statistics(network):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_networks_without_running_statistics_need_none():
+def test_networks_without_norm_statistics_need_none():
     backbone = dict(RESNET, norm_cfg=dict(type='GN', num_groups=8))
     network = build(backbone, space=dict(divisor=8))
     network.eval()
@@ -295,14 +295,16 @@ def test_in_a_classifier_the_head_of_the_main_network_serves(made):
     rng = random.Random(2)
     network = build(out_indices=(3,))
     network.load_state_dict(made.state_dict())
-    head = nn.Linear(256, 10)
+    head = nn.Linear(256, 10).double()
     for _ in range(2):
         network.architecture = network.supernet.space.sample(rng)
         network.calibrate(batches())
         network.eval()
         with torch.no_grad():
-            (wide,) = network(X)
+            wide, narrow = (
+                model(X)[0].double()
+                for model in (network, network.supernet.export(network.architecture))
+            )
             logits = head(wide.mean((2, 3)))
-            (narrow,) = network.supernet.export(network.architecture)(X)
             cut = narrow.mean((2, 3)) @ head.weight[:, : narrow.shape[1]].T + head.bias
         torch.testing.assert_close(logits, cut)

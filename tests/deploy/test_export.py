@@ -1,5 +1,7 @@
 """What an export holds, and that it is the subnet."""
 
+import copy
+import io
 import json
 
 import pytest
@@ -93,11 +95,26 @@ def test_a_person_can_read_the_configs(name, stp, architecture, tmp_path):
     assert 'layer1.0' not in text
 
 
-def test_the_plan_is_versioned(folder):
+def test_the_plan_file_is_versioned(folder):
     content = json.loads((folder / PLAN).read_text())
     assert content['version'] == 1
     assert Architecture.parse(content['architecture']).depths
     assert list(content['parts']) == ['backbone']
+
+
+def test_what_is_reloaded_is_saved_and_copied(folder):
+    """It goes on being strict about its weights."""
+    network = reload(folder)
+    images, _ = tiny.batch()
+    network.eval()
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    for found in (torch.load(file, weights_only=False), copy.deepcopy(network)):
+        with torch.no_grad():
+            assert torch.equal(found(images), network(images))
+        with pytest.raises(CheckpointError, match='the weights do not fit this'):
+            found.backbone.load_state_dict({}, strict=False)
 
 
 def test_backbone_alone_takes_its_part_of_the_weights(folder):
@@ -129,7 +146,7 @@ def test_weights_of_another_architecture_are_an_error(stp, folder):
         network.load_state_dict(stp.export(other).state_dict(), strict=False)
 
 
-def test_plan_of_another_network_is_an_error(folder):
+def test_spec_of_another_network_is_an_error(folder):
     config = Config.fromfile(folder / CONFIG).model.backbone
     config.backbone.depth = 50
     with pytest.raises(CompactSpecError, match=r'is not within the dense|has no'):

@@ -10,6 +10,7 @@ from mmstp import Supernet
 from mmstp.subnets.attention import FORWARDS, forward_of, multihead_attention, register_forward
 from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
 from tests.analysis.small import Net, analyse, conv, kept, runs_as_subnet
+from tests.relations import in_double
 
 HEADS, WIDTH, KEPT = 4, 6, 3
 INNER = HEADS * WIDTH
@@ -59,16 +60,17 @@ def inputs(batch_first=True, kdim=None, vdim=None, batched=True):
 
 def agree(module, args, **options):
     """The narrow module gives what the dense one gives with the other heads at zero."""
-    narrow, masked = first_heads(module)
+    narrow, masked = (one.double() for one in first_heads(module))
+    args, options = in_double((args, options))
     out, shares = multihead_attention(narrow, *args, **options)
     expected, all_shares = masked(*args, **options)
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, expected)
     if not options.get('need_weights', True):
         assert shares is None
     elif options.get('average_attn_weights', True):
         assert shares.shape == all_shares.shape
     else:
-        torch.testing.assert_close(shares, all_shares[..., :KEPT, :, :], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shares, all_shares[..., :KEPT, :, :])
 
 
 MASKS = {
@@ -112,7 +114,8 @@ def test_weights_of_every_head():
     module = attention(batch_first=True)
     agree(module, inputs(), average_attn_weights=False, **MASKS['bool'])
     narrow, _ = first_heads(module)
-    x = inputs()
+    narrow.double()
+    x = in_double(inputs())
     _, average = multihead_attention(narrow, *x)
     _, single = multihead_attention(narrow, *x, average_attn_weights=False)
     torch.testing.assert_close(average, single.mean(1))  # of the heads that are left
@@ -217,7 +220,7 @@ def test_a_registered_forward_runs_while_the_module_is_narrow(registries):
     runs = []
 
     @register_sizes(Halves)
-    def sizes(module, shapes):
+    def attributes(module, shapes):
         return {'channels': shapes['weight'][0]}
 
     @register_forward(Halves)

@@ -1,4 +1,4 @@
-"""Statistics of norm layers against those computed by hand from what the layers see."""
+"""Norm statistics against those computed by hand from what the layers see."""
 
 import copy
 
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstp import Architecture, Supernet, calibrate
 from tests.networks import TINY_INPUT, tiny
+from tests.relations import in_double
 
 
 @pytest.fixture
@@ -35,20 +36,20 @@ def seen(network, batches):
     return inputs
 
 
-def test_equals_the_statistics_by_hand(batches):
+def test_norm_statistics_by_hand(batches):
     """The mean over the batches of each batch's mean and unbiased variance."""
-    network = tiny()
+    network, batches = tiny().double(), in_double(batches)
     inputs = seen(network, batches)
     assert calibrate(network, batches) == len(inputs) == 7
     for name, norm in norms(network).items():
         means = [x.mean((0, 2, 3)) for x in inputs[name]]
         variances = [x.var((0, 2, 3), ddof=1) for x in inputs[name]]
-        np.testing.assert_allclose(norm.running_mean, np.mean(means, 0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(norm.running_var, np.mean(variances, 0), rtol=1e-4)
+        np.testing.assert_allclose(norm.running_mean, np.mean(means, 0), rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(norm.running_var, np.mean(variances, 0), rtol=1e-7)
         assert norm.num_batches_tracked == 3
 
 
-def test_old_statistics_do_not_matter(batches):
+def test_old_norm_statistics_do_not_matter(batches):
     one, other = tiny(), tiny()
     for norm in norms(other).values():
         norm.running_mean.fill_(100)
@@ -120,7 +121,7 @@ def test_no_batch_is_an_error():
     assert states(network) == before
 
 
-def test_layers_without_statistics_are_left_out():
+def test_layers_without_norm_statistics_are_left_out():
     network = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.LayerNorm(4))
     assert calibrate(network, []) == 0
     network.append(nn.BatchNorm2d(3))

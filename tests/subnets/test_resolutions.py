@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import json
-import random
 
 import pytest
 import torch
@@ -11,8 +9,11 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import nn
 
-from mmstp import Architecture, CompactSpec, Supernet
-from mmstp.subnets.cut import compact, count_macs, count_parameters
+from mmstp import Architecture, Supernet
+from mmstp.subnets.cut import compact
+from tests.networks import equal
+from tests.relations import RELATIONS, Case, some, subnet_equals_its_export
+from tests.relations import rebuilt_from_its_spec_it_equals_the_export as rebuilt_equals_the_export
 
 WINDOW, HEADS, WIDTH, CHANNELS = 2, 4, 4, 16
 
@@ -138,14 +139,9 @@ def no_grad():
 SHAPES = [(1, 3, 16, 16), (3, 3, 16, 16), (1, 3, 24, 16), (2, 3, 8, 32)]
 
 
-def some(supernet):
-    rng = random.Random(0)
-    return [supernet.space.smallest, *(supernet.space.sample(rng) for _ in range(3))]
-
-
 def test_nothing_fails_when_narrow(supernet):
     assert not [reason for reason in supernet.graph.fixed.values() if 'narrowed' in reason]
-    assert {run.paths for run in supernet.graph.runs} == {
+    assert {chain.paths for chain in supernet.graph.chains} == {
         ('stage1.0', 'stage1.1', 'stage1.2'),
         ('stage2.0', 'stage2.1'),
     }
@@ -153,35 +149,16 @@ def test_nothing_fails_when_narrow(supernet):
     assert [(g.units, g.unit_size) for g in heads] == [(HEADS, 3 * WIDTH)] * 5
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_subnet_equals_its_export(shape, supernet):
-    x = torch.randn(shape)
-    assert torch.equal(supernet.model(x), build()(x))
-    for architecture in some(supernet):
-        network = supernet.export(architecture)
-        with supernet.activate(architecture):
-            narrow = supernet.model(x)
-        assert torch.equal(narrow, network(x)), architecture
-        assert not torch.equal(narrow, supernet.model(x))
+@pytest.mark.parametrize('relation', RELATIONS, ids=lambda relation: relation.__name__)
+def test_holds(relation, supernet):
+    """Every relation, at all sizes."""
+    inputs = [torch.randn(shape) for shape in SHAPES]
+    with torch.enable_grad():
+        relation(Case(supernet, inputs, some(supernet.space, 3), build))
 
 
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
-def test_rebuilt_from_its_description(shape, supernet):
-    """The dense network anew, the plan as text, the weights: what a config holds."""
-    x = torch.randn(shape)
-    for architecture in some(supernet):
-        export = supernet.export(architecture)
-        plan = supernet.compact_spec(architecture)
-        read = CompactSpec.from_dict(json.loads(json.dumps(plan.to_dict())))
-        assert read == plan
-        network = Windows().eval()
-        compact(network, read)
-        network.load_state_dict(export.state_dict())
-        assert torch.equal(network(x), export(x))
-
-
-def test_slicing_equals_masking():
-    """A third way: weights of the dropped heads and hidden channels at zero."""
+def test_slicing_equals_masking_by_hand():
+    """By hand: weights of the dropped heads and hidden channels at zero."""
     supernet = made(embedding=False)
     largest = supernet.space.largest
     architecture = Architecture(largest.depths, (0.5,) * len(largest.widths))
@@ -197,23 +174,17 @@ def test_slicing_equals_masking():
             module[0].bias[12:] = 0
     network = supernet.export(architecture)
     assert network.stage1[0].attention.table.shape[1] == 2
+    network.double(), masked.double()
     for shape in SHAPES:
-        x = torch.randn(shape)
-        torch.testing.assert_close(network(x), masked(x), rtol=1e-4, atol=1e-5)
-
-
-def test_costs_are_those_of_the_export(supernet):
-    for architecture in some(supernet):
-        network = supernet.export(architecture)
-        assert count_parameters(network) == supernet.cost.params([architecture])
-        assert count_macs(network, supernet.inputs) == supernet.cost.macs([architecture])
+        x = torch.randn(shape).double()
+        torch.testing.assert_close(network(x), masked(x))
 
 
 def test_a_part_is_described_on_its_own(supernet):
     architecture = supernet.space.smallest
-    plan, export = supernet.compact_spec(architecture), supernet.export(architecture)
+    spec, export = supernet.compact_spec(architecture), supernet.export(architecture)
     part = build().stage1
-    compact(part, plan.within('stage1'))
+    compact(part, spec.within('stage1'))
     part.load_state_dict(export.stage1.state_dict())
     width = export.patch.out_channels
     for shape in ((1, 8, 8, width), (2, 4, 6, width)):
@@ -225,21 +196,6 @@ def test_copies_of_exports_run(supernet):
     x = torch.randn(2, 3, 16, 16)
     network = supernet.export(supernet.space.smallest)
     assert torch.equal(copy.deepcopy(network)(x), network(x))
-
-
-def test_gradients_of_a_subnet_are_its_export_s(supernet):
-    architecture = some(supernet)[1]
-    x = torch.randn(2, 3, 16, 16)
-    model, network = supernet.model, supernet.export(architecture)
-    with torch.enable_grad():
-        with supernet.activate(architecture):
-            model(x).square().sum().backward()
-        network(x).square().sum().backward()
-    plan = supernet._plan(architecture)
-    whole = dict(model.named_parameters())
-    for key, parameter in network.named_parameters():
-        torch.testing.assert_close(plan.narrow(key, whole[key].grad), parameter.grad)
-    model.zero_grad()
 
 
 # --- paths that depend on the size ----------------------------------------------------------------
@@ -274,17 +230,12 @@ def test_windows_are_shifted_where_there_are_several(kind, size):
     x = torch.randn(2, 3, *size)
     there = Supernet(swin(kind), torch.zeros(1, 3, *size), fix_outputs=False)
     largest, smallest = supernet.space.largest, supernet.space.smallest
-    for architecture in (smallest, Architecture(largest.depths, smallest.widths)):
-        network = supernet.export(architecture)
-        (found,) = network(x)
-        assert torch.equal(found, there.export(architecture)(x)[0])
-        with supernet.activate(architecture):
-            assert torch.equal(found, supernet.model(x)[0])
-        rebuilt = swin(kind)
-        plan = supernet.compact_spec(architecture).to_dict()
-        compact(rebuilt, CompactSpec.from_dict(json.loads(json.dumps(plan))))
-        rebuilt.load_state_dict(network.state_dict(), strict=False)
-        assert torch.equal(found, rebuilt(x)[0])
+    architectures = [smallest, Architecture(largest.depths, smallest.widths)]
+    case = Case(supernet, [x], architectures, functools.partial(swin, kind))
+    subnet_equals_its_export(case)
+    rebuilt_equals_the_export(case)
+    for architecture, network in case.exports:
+        assert equal(network(x), there.export(architecture)(x))
 
 
 def test_a_model_of_one_size_says_so():

@@ -1,4 +1,4 @@
-"""A supernet's subnets: four ways to the same output, and what is refused."""
+"""Supernets of unusual models, their order of channels, and what is refused."""
 
 import copy
 import random
@@ -8,173 +8,18 @@ import torch
 from mmengine.registry import DefaultScope
 from mmpretrain.models import ResNet
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstp import Architecture, ArchitectureError, Supernet, WideResNet
 from mmstp.errors import CallError, SpaceError, SupernetError, TraceError, VerificationError
 from mmstp.subnets.modules import DynamicMixin
-from tests.networks import (
-    TINY_INPUT,
-    build,
-    equal,
-    images,
-    names,
-    tensors,
-    tiny,
-)
-
-ANY = names()
-
-
-def some(supernet, count=2, seed=0):
-    """The smallest architecture and a few at random."""
-    rng = random.Random(seed)
-    return [supernet.space.smallest, *(supernet.space.sample(rng) for _ in range(count))]
+from tests.networks import TINY_INPUT, build, images, tiny
+from tests.relations import Case, subnet_equals_its_export
 
 
 @pytest.fixture(autouse=True)
 def no_grad():
     with torch.no_grad():
         yield
-
-
-# --- four ways to one output ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_largest_is_the_dense_network(name, supernet_of, dense_of):
-    supernet, dense, x = supernet_of(name), dense_of(name), images(name)
-    expected = dense(x)
-    assert equal(supernet.model(x), expected)
-    with supernet.activate(supernet.space.largest):
-        assert equal(supernet.model(x), expected)
-    assert equal(supernet.export(supernet.space.largest)(x), expected)
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_wrapping_changes_neither_keys_nor_weights(name, supernet_of, dense_of):
-    state, expected = supernet_of(name).model.state_dict(), dense_of(name).state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[key], expected[key]) for key in expected)
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_subnet_equals_its_export_to_the_bit(name, supernet_of):
-    supernet, x = supernet_of(name), images(name)
-    for architecture in some(supernet):
-        with supernet.activate(architecture):
-            dynamic = supernet.model(x)
-        assert equal(dynamic, supernet.export(architecture)(x)), architecture
-
-
-@pytest.mark.parametrize('name', ['resnet18', 'resnext', 'seresnet', 'densenet', 'mobilenet_v2'])
-def test_subnet_equals_its_export_in_train_mode(name, supernet_of):
-    """Batch statistics are those of the subnet's own channels."""
-    supernet, x = supernet_of(name), images(name, batch=8)
-    architecture = some(supernet)[1]
-    network = supernet.export(architecture)
-    supernet.model.train(), network.train()
-    try:
-        with supernet.activate(architecture):
-            dynamic = supernet.model(x)
-    finally:
-        supernet.model.eval()
-    assert equal(dynamic, network(x))
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_slicing_equals_masking(name, supernet_of, dense_of):
-    """The dense network with what was dropped at zero; only sizes are taken from the export."""
-    supernet, x = supernet_of(name), images(name).double()
-    for architecture in some(supernet, count=1):
-        network = supernet.export(architecture).double()
-        masked = mask(name, dense_of(name), network).double()
-        for actual, expected in zip(tensors(network(x)), tensors(masked(x)), strict=True):
-            torch.testing.assert_close(
-                actual, expected, rtol=0, atol=1e-10 * expected.abs().max().item()
-            )
-
-
-def mask(name, dense, network):
-    """Lets the dense network compute what the smaller one should.
-
-    The first channels of every layer stay, the others become zero. Only DenseNets normalise several
-    layers' channels, one behind the other: what comes in as zero leaves as zero.
-    """
-    small = dict(network.named_modules())
-    for path, module in list(dense.named_modules()):
-        if path not in small:  # inside a block that is gone
-            continue
-        if [*module.parameters()] and not [*small[path].parameters()]:  # a block that is gone
-            module.forward = lambda x: x
-        elif isinstance(module, _BatchNorm) and name.startswith('densenet'):
-            module.register_forward_hook(keep_zeros)
-        elif isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm):
-            kept = len(small[path].weight)
-            module.register_forward_hook(keep_first(kept, parts(name, path, dense, network)))
-    return dense
-
-
-def keep_first(kept, parts):
-    def hook(module, args, output):
-        split = output.unflatten(1, (parts, -1)).clone()
-        split[:, :, kept // parts :] = 0
-        return split.flatten(1, 2)
-
-    return hook
-
-
-def keep_zeros(module, args, output):
-    (x,) = args
-    return output * (x != 0).any(dim=0).flatten(1).any(dim=1).reshape(1, -1, 1, 1)
-
-
-def parts(name, path, dense, network):
-    """Into how many parts the output falls that each keep their first channels."""
-    block, _, layer = path.rpartition('.')
-    if name == 'res2net' and layer in ('conv1', 'bn1') and '.layer' in block:
-        return dense.get_submodule(block).scales
-    if name == 'regnet' and layer in ('conv1', 'bn1', 'conv2', 'bn2') and '.layer' in block:
-        path = f'{block}.conv2'  # either whole groups go, or the same channels of every group
-        groups = dense.get_submodule(path).groups, network.get_submodule(path).groups
-        return groups[0] if groups[0] == groups[1] else 1
-    return 1
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_every_choice_matters(name, supernet_of):
-    """One depth or one width as low as it gets changes the output, each in its own way."""
-    supernet, x = supernet_of(name), images(name, batch=1)
-    space = supernet.space
-    dense = space.encode(space.largest)
-    outputs = [tensors(supernet.model(x))[-1]]
-    for place, choices in enumerate(space.sizes):
-        if choices > 1:
-            row = dense.copy()
-            row[place] = 0
-            with supernet.activate(space.decode(row)):
-                outputs.append(tensors(supernet.model(x))[-1])
-    for i, one in enumerate(outputs):
-        for other in outputs[:i]:
-            assert (one - other).abs().max() > 1e-3 * one.abs().max()
-
-
-@pytest.mark.parametrize('name', ANY)
-def test_export_is_static_and_holds_copies(name, supernet_of):
-    supernet = supernet_of(name)
-    network = supernet.export(supernet.space.smallest)
-    assert not any(isinstance(module, DynamicMixin) for module in network.modules())
-    shared = {t.untyped_storage().data_ptr() for t in supernet.model.parameters()}
-    assert all(t.untyped_storage().data_ptr() not in shared for t in network.parameters())
-    for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            rows, columns = module.weight.shape[:2]
-            shape = (module.out_channels, module.in_channels // module.groups)
-            assert shape == (rows, columns), path
-        elif isinstance(module, nn.Linear):
-            assert (module.out_features, module.in_features) == module.weight.shape, path
-        elif isinstance(module, _BatchNorm):
-            assert module.num_features == len(module.weight) == len(module.running_mean), path
 
 
 # --- other models ---------------------------------------------------------------------------------
@@ -187,11 +32,9 @@ def test_backbone_with_free_outputs():
     supernet = Supernet(model, torch.zeros(1, 3, 8, 8), fix_outputs=False)
     x = torch.randn(2, 3, 8, 8)
     architecture = Architecture((1, 2, 1), (1.0, 0.5, 0.3))
-    with supernet.activate(architecture):
-        (dynamic,) = model(x)
-    (exported,) = supernet.export(architecture)(x)
-    assert torch.equal(dynamic, exported)
-    assert dynamic.shape[1] == 40  # 0.3 * 128, rounded up to a multiple of 8
+    subnet_equals_its_export(Case(supernet, [x], [architecture]))
+    (out,) = supernet.export(architecture)(x)
+    assert out.shape[1] == 40  # 0.3 * 128, rounded up to a multiple of 8
 
 
 class TwoInputs(nn.Module):
@@ -214,10 +57,7 @@ def test_several_inputs():
     (stage,) = supernet.space.stages
     (group,) = (supernet.graph.groups[g] for g in stage.groups)
     assert group.makers == ('left', 'right')
-    architecture = supernet.space.smallest
-    with supernet.activate(architecture):
-        dynamic = model(*inputs)
-    assert equal(dynamic, supernet.export(architecture)(*inputs))
+    subnet_equals_its_export(Case(supernet, [inputs]))
 
 
 class Tied(nn.Module):
@@ -241,11 +81,10 @@ def test_shared_weights_stay_shared(whole):
     x = torch.randn(2, 3, 4, 4)
     expected = model(x)
     supernet = Supernet(model, x, stem=True)
+    subnet_equals_its_export(Case(supernet, [x]))
+    assert torch.equal(model(x), expected)
     architecture = supernet.space.smallest
     network = supernet.export(architecture)
-    with supernet.activate(architecture):
-        assert torch.equal(model(x), network(x))
-    assert torch.equal(model(x), expected)
     assert network.first.weight.shape == (8, 8, 1, 1)
     assert network.first.weight is network.second.weight
     assert sum(p.numel() for p in network.parameters()) == supernet.cost.params([architecture])
@@ -303,11 +142,8 @@ def test_sizes_in_the_code_are_supplied(cls):
     expected = model(x)
     supernet = Supernet(model, x)
     assert set(supernet.space.fixed) == {'stem', 'head'}
-    architecture = supernet.space.smallest
-    network = supernet.export(architecture)
-    assert network.last.weight.shape[:2] == (16, 24)
-    with supernet.activate(architecture):
-        assert torch.equal(model(x), network(x))
+    assert supernet.export(supernet.space.smallest).last.weight.shape[:2] == (16, 24)
+    subnet_equals_its_export(Case(supernet, [x]))
     assert torch.equal(model(x), expected)
 
 
@@ -380,12 +216,8 @@ def test_a_module_that_is_called_twice_makes_its_calls_each_time():
     model = Shared().eval()
     supernet = Supernet(model, torch.randn(1, 3, 4, 4))
     assert 'inner' not in supernet.space.fixed
-    architecture = supernet.space.smallest
-    network = supernet.export(architecture)
-    x = torch.randn(2, 3, 5, 6)
-    with supernet.activate(architecture):
-        assert torch.equal(model(x), network(x))
-    calls = supernet.compact_spec(architecture).calls
+    subnet_equals_its_export(Case(supernet, [torch.randn(2, 3, 5, 6)]))
+    calls = supernet.compact_spec(supernet.space.smallest).calls
     lengths = {path: [len(way) for way in ways] for path, ways in calls.items()}
     assert lengths == {'': [6], 'mix': [2]}
 
@@ -398,14 +230,9 @@ class WholeBatch(Baked):
 
 
 def test_sizes_between_others_are_the_code_s():
-    model, x = WholeBatch().eval(), torch.randn(1, 3, 8, 8)
-    supernet = Supernet(model, x)
-    architecture = supernet.space.smallest
-    network = supernet.export(architecture)
-    for shape in ((3, 3, 8, 8), (2, 3, 5, 7)):
-        x = torch.randn(shape)
-        with supernet.activate(architecture):
-            assert torch.equal(model(x), network(x))
+    supernet = Supernet(WholeBatch().eval(), torch.randn(1, 3, 8, 8))
+    inputs = [torch.randn(shape) for shape in ((3, 3, 8, 8), (2, 3, 5, 7))]
+    subnet_equals_its_export(Case(supernet, inputs))
 
 
 class WrongWhenNarrow(Baked):
@@ -448,8 +275,7 @@ def test_ordering_channels_leaves_the_function(name, supernet_of):
     supernet.order_channels()
     torch.testing.assert_close(model(x), before, rtol=0, atol=1e-10 * before.abs().max().item())
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), first, strict=True))
-    with supernet.activate(supernet.space.smallest):
-        assert equal(model(x), supernet.export(supernet.space.smallest)(x))
+    subnet_equals_its_export(Case(supernet, [x]))
 
 
 def test_channels_are_ordered_by_what_makes_and_reads_them():
@@ -522,7 +348,7 @@ def test_copies_do_not_share_weights_or_state():
     assert torch.equal(supernet.model(x), dense)
 
 
-def test_statistics_and_gradients_are_not_touched():
+def test_norm_statistics_and_gradients_are_not_touched():
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())
     Supernet(model, TINY_INPUT)
@@ -577,3 +403,13 @@ def test_impossible_models_are_left_as_they_were(model, error, message):
         Supernet(model, torch.randn(1, 3, 8, 3))
     assert all(module.training for module in model.modules())
     assert not any(isinstance(module, DynamicMixin) for module in model.modules())
+
+
+def test_a_subnet_first_activated_inside_another_has_its_own_attributes():
+    """Its plan is worked out from the dense attributes, not from those of the outer subnet."""
+    alone, nested = Supernet(tiny(), TINY_INPUT), Supernet(tiny(), TINY_INPUT)
+    inner = alone.space.sample(random.Random(1))
+    with nested.activate(nested.space.smallest), nested.activate(inner):
+        pass
+    assert nested.compact_spec(inner) == alone.compact_spec(inner)
+    assert nested._plan(inner).attributes == alone._plan(inner).attributes

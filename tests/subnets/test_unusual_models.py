@@ -10,6 +10,7 @@ from torch import nn
 from mmstp import Supernet
 from mmstp.errors import SupernetError, TraceError
 from tests.networks import TINY_INPUT, Tiny, tiny
+from tests.relations import Case, some, subnet_equals_its_export
 
 
 class Wrapped(nn.Module):
@@ -86,10 +87,8 @@ def test_other_precisions(dtype):
     assert supernet.inputs[0].dtype == dtype
     architecture = supernet.space.sample(random.Random(0))
     x = torch.randn(2, 3, 8, 8, dtype=dtype)
-    with torch.no_grad(), supernet.activate(architecture):
-        out = supernet.model(x)
-    assert out.dtype == dtype
-    assert torch.equal(out, supernet.export(architecture)(x))
+    subnet_equals_its_export(Case(supernet, [x], [architecture]))
+    assert supernet.export(architecture)(x).dtype == dtype
 
 
 def test_frozen_parameters_stay_frozen():
@@ -125,10 +124,6 @@ def test_shared_modules():
     model = Shares().eval()
     supernet = Supernet(model, TINY_INPUT, divisor=1)
     assert any('stage1.1.conv1' in group.makers for group in supernet.graph.groups)
-    x = torch.randn(2, 3, 8, 8)
-    for architecture in (supernet.space.smallest, supernet.space.sample(random.Random(1))):
-        with torch.no_grad(), supernet.activate(architecture):
-            out = model(x)
-        exported = supernet.export(architecture)
-        assert torch.equal(out, exported(x))
-        assert exported.again is exported.stage1[1]
+    case = Case(supernet, [torch.randn(2, 3, 8, 8)], some(supernet.space, 1, seed=1))
+    subnet_equals_its_export(case)
+    assert all(exported.again is exported.stage1[1] for _, exported in case.exports)

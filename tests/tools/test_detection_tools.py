@@ -207,7 +207,7 @@ def dynamic_config(scenes, tmp_path_factory):
 
 
 def test_a_subnet_in_a_detector(call, dynamic_config, scenes, tmp_path):
-    """Trained, resumed and evaluated with statistics of its own, which the checkpoints keep."""
+    """Trained, resumed and evaluated with norm statistics of its own, kept in checkpoints."""
     call('train.py', dynamic_config, '--work-dir', tmp_path / 'a')
     saved = torch.load(tmp_path / 'a/epoch_2.pth', weights_only=False)
     statistics = saved['mmstp_statistics']['backbone'][SUBNET]
@@ -226,7 +226,7 @@ def test_a_subnet_in_a_detector(call, dynamic_config, scenes, tmp_path):
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'metrics.json').read_text())
 
 
-def test_the_hook_of_statistics_needs_a_dynamic_backbone(call, config, tmp_path):
+def test_the_hook_of_norm_statistics_needs_a_dynamic_backbone(call, config, tmp_path):
     with pytest.raises(TypeError, match=r'CalibrationHook: MaskRCNN has no mmstp\.DynamicBackbone'):
         call('train.py', config, '--work-dir', tmp_path, '--cfg-options',
              'custom_hooks.0.type=mmstp.CalibrationHook')  # fmt: skip

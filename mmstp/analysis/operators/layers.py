@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, fx
 
-from ..ids import Value, varying
+from ..ids import Ids, Value, one_dim, varying
 from ..trace import output_shape
 from .products import product
 from .table import Walker, register_handler
-
-# --- layers with weights ------------------------------------------------------------------------
 
 
 @register_handler('conv1d', 'conv2d', 'conv3d')
@@ -29,38 +26,27 @@ def convolution(
     dilation: object = None,
     groups: int = 1,
 ) -> Value:
-    ids = walk.ids
-    x = ids.keep_whole(x, range(2, len(x.shape)), 'varies over the space that a convolution sees')
-    ids.keep_whole(weight, range(2, len(weight.shape)), 'the size of a kernel')
-    x = ids.group_along(x, [1])
-    channels = walk.line(x, 1)
-    columns = walk.line(weight, 1)
-    rows = walk.line(weight, 0)
+    x = _over_space(walk, x, weight)
+    x = walk.ids.group_along(x, [1])
+    channels, columns, rows = walk.line(x, 1), walk.line(weight, 1), walk.line(weight, 0)
     if groups == 1:
         _tie_lines(walk, channels, columns)
     elif groups >= weight.shape[1]:
         # whole groups are dropped: the input channels of one, and the output channels with them
         if columns is not None:
-            ids.freeze(columns, 'the columns of a grouped convolution')
-        if channels is not None:
-            channels = ids.tie(channels.reshape(groups, -1), [1])
-        if rows is not None:
-            rows = ids.tie(rows.reshape(groups, -1), [1])
-        _tie_lines(walk, channels, rows)
+            walk.ids.freeze(columns, 'the columns of a grouped convolution')
+        _tie_lines(
+            walk, _tie_in_groups(walk, channels, groups, 1), _tie_in_groups(walk, rows, groups, 1)
+        )
     else:
         # few wide groups: every group keeps the same of its channels
-        if channels is not None:
-            channels = ids.tie(channels.reshape(groups, -1), [0])
-        if rows is not None:
-            ids.tie(rows.reshape(groups, -1), [0])
-        _tie_lines(walk, channels, columns)
+        _tie_lines(walk, _tie_in_groups(walk, channels, groups, 0), columns)
+        _tie_in_groups(walk, rows, groups, 0)
     walk.produced(node, weight)
     shape = output_shape(node)
-    factors = [factor.reshape(-1, *[1] * (len(shape) - 2)) for factor in walk.lines(weight, 0)]
     batch = [factor for factor in x.factors if varying(factor) == [0]]
-    out = ids.value(shape, [*batch, *(factor[None] for factor in factors)])
-    if bias is not None:
-        out = _add_bias(walk, node, out, bias, 1)
+    made = [line.reshape(one_dim(len(shape), 1)) for line in walk.lines(weight, 0)]
+    out = _add_bias(walk, node, walk.ids.value(shape, [*batch, *made]), bias)
     kernel_and_space = math.prod(weight.shape[2:]) * math.prod(shape[2:])
     walk.cost(node, 'matmul', [(x, 0), (weight, 0), (weight, 1)], kernel_and_space)
     return out
@@ -73,21 +59,16 @@ def transposed_convolution(
     groups: int = 1, *args: Any,
 ) -> Value:  # fmt: skip
     """Its weight has input channels first. Grouped, its channels stay."""
-    ids = walk.ids
-    space = range(2, len(x.shape))
-    x = ids.keep_whole(x, space, 'varies over the space that a convolution sees')
-    ids.keep_whole(weight, space, 'the size of a kernel')
+    x = _over_space(walk, x, weight)
     shape = output_shape(node)
     if groups > 1:
         for value in (x, weight, *([] if bias is None else [bias])):
-            ids.freeze_value(value, 'a transposed convolution in groups')
+            walk.ids.freeze_value(value, 'a transposed convolution in groups')
         return Value(shape)
     _tie_lines(walk, walk.line(x, 1), walk.line(weight, 0))
     walk.produced(node, weight, 1)
-    rows = [line.reshape(1, -1, *[1] * len(space)) for line in walk.lines(weight, 1)]
-    out = ids.value(shape, rows)
-    if bias is not None:
-        out = _add_bias(walk, node, out, bias, 1)
+    made = [line.reshape(one_dim(len(shape), 1)) for line in walk.lines(weight, 1)]
+    out = _add_bias(walk, node, walk.ids.value(shape, made), bias)
     kernel_and_space = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0]
     walk.cost(node, 'matmul', [(weight, 0), (weight, 1)], kernel_and_space)
     return out
@@ -100,7 +81,7 @@ def linear(
     walk.produced(node, weight, channels=-1)
     transposed = walk.ids.permute(weight, [1, 0], weight.shape[::-1])
     out = product(walk, node, x, transposed)
-    return out if bias is None else _add_bias(walk, node, out, bias, len(out.shape) - 1)
+    return _add_bias(walk, node, out, bias, len(out.shape) - 1)
 
 
 def _narrow_per_channel(
@@ -157,9 +138,7 @@ def group_norm(
     if groups == 1:
         x = walk.over_channels(node, x, [1])
     elif groups < x.shape[1]:  # whole groups are dropped: the others' statistics stay as they are
-        channels = walk.line(x, 1)
-        if channels is not None:
-            walk.ids.tie(channels.reshape(groups, -1), [1])
+        _tie_in_groups(walk, walk.line(x, 1), groups, 1)
     return instance_norm(walk, node, x, *args)
 
 
@@ -177,9 +156,6 @@ def layer_norm(
     return out
 
 
-# --- element by element -------------------------------------------------------------------------
-
-
 @register_handler(
     *'relu relu6 hardtanh leaky_relu elu hardswish silu mish gelu'.split(), passes=True
 )
@@ -193,7 +169,20 @@ def activation(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any)
     return out
 
 
-def _tie_lines(walk: Walker, first: Any, second: Any) -> None:
+def _over_space(walk: Walker, x: Value, weight: Value) -> Value:
+    """Nothing is dropped along the space that a convolution goes over, nor of its kernel."""
+    reason = 'varies over the space that a convolution sees'
+    x = walk.ids.keep_whole(x, range(2, len(x.shape)), reason)
+    walk.ids.keep_whole(weight, range(2, len(weight.shape)), 'the size of a kernel')
+    return x
+
+
+def _tie_in_groups(walk: Walker, line: Ids | None, groups: int, dim: int) -> Ids | None:
+    """Ties channels within groups (``dim`` 1), or those in the same place of each (0)."""
+    return None if line is None else walk.ids.tie(line.reshape(groups, -1), [dim])
+
+
+def _tie_lines(walk: Walker, first: Ids | None, second: Ids | None) -> None:
     """Ties two rows of ids of one length; what has no partner has to stay."""
     if first is not None and second is not None:
         walk.ids.unite(first.reshape(-1), second.reshape(-1))
@@ -203,26 +192,21 @@ def _tie_lines(walk: Walker, first: Any, second: Any) -> None:
             walk.ids.freeze(line, 'meets a tensor of fixed size')
 
 
-def _per_channel(walk: Walker, x: Value, params: Iterable[Value]) -> Value:
-    """One number per channel (dimension 1) for every position."""
-    shape = (1, -1, *[1] * (len(x.shape) - 2))
+def _per_channel(walk: Walker, x: Value, params: Iterable[Value], dim: int = 1) -> Value:
+    """One number per channel for every position."""
+    rank = len(x.shape)
     lifted = [
         Value(
-            tuple(np.broadcast_to(0, param.shape).reshape(shape).shape),
-            [factor.reshape(shape) for factor in param.factors],
+            one_dim(rank, dim, math.prod(param.shape)),
+            [factor.reshape(one_dim(rank, dim)) for factor in param.factors],
         )
         for param in params
     ]
     return walk.ids.combine([x, *lifted], x.shape)
 
 
-def _add_bias(walk: Walker, node: fx.Node, out: Value, bias: Value, dim: int) -> Value:
-    shape = [1] * len(out.shape)
-    shape[dim] = -1
-    lifted = Value(
-        tuple(size if d == dim else 1 for d, size in enumerate(out.shape)),
-        [factor.reshape(shape) for factor in bias.factors],
-    )
-    out = walk.ids.combine([out, lifted], out.shape)
-    walk.elementwise_cost(node, 'bias', out)
+def _add_bias(walk: Walker, node: fx.Node, out: Value, bias: Value | None, dim: int = 1) -> Value:
+    if bias is not None:
+        out = _per_channel(walk, out, [bias], dim)
+        walk.elementwise_cost(node, 'bias', out)
     return out

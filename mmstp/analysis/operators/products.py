@@ -31,7 +31,7 @@ def matrix_product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
     right = walk.ids.reshape(right, (*right.shape[:-2], 1, *right.shape[-2:]))
     shape = tuple(max(pair) for pair in zip(left.shape, right.shape, strict=True))
     every = walk.ids.contract([left, right], shape, [rank - 1])
-    walk.cost(node, 'matmul', [(every, dim) for dim in range(rank + 1)])
+    walk.cost(node, 'matmul', every.all_dims)
     return walk.ids.squeeze(every, [rank - 1])
 
 
@@ -51,16 +51,13 @@ def einsum(
     inputs, _, output = equation.replace(' ', '').partition('->')
     spare = [c for c in string.ascii_letters if c not in equation]
     terms = inputs.split(',')
-    widest = max(
-        (len(x.shape) - len(term) + 3 for term, x in zip(terms, operands, strict=True)
-         if '...' in term), default=0,
-    )  # fmt: skip
-    dots = ''.join(spare[:widest])
+    # how many dimensions the dots of each term stand for; those of the widest have all letters
+    ranks = [len(x.shape) for x in operands]
+    hidden = [n - len(term.replace('...', '')) for term, n in zip(terms, ranks, strict=True)]
+    dots = ''.join(spare[: max(hidden)])
     terms = [
-        term.replace('...', dots[widest - (len(x.shape) - len(term) + 3) :]) if '...' in term
-        else term
-        for term, x in zip(terms, operands, strict=True)
-    ]  # fmt: skip
+        term.replace('...', dots[len(dots) - n :]) for term, n in zip(terms, hidden, strict=True)
+    ]
     if '->' not in equation:
         names = ''.join(terms).replace(dots, '')
         output = dots + ''.join(sorted(c for c in set(names) if names.count(c) == 1))
@@ -76,7 +73,7 @@ def einsum(
     aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
     summed = range(len(output), len(letters))
     every = walk.ids.contract(aligned, full, summed)
-    walk.cost(node, 'matmul', [(every, dim) for dim in range(len(letters))])
+    walk.cost(node, 'matmul', every.all_dims)
     return walk.ids.squeeze(every, summed)
 
 
@@ -99,10 +96,8 @@ def attention(
 ) -> Value:  # fmt: skip
     ids, rank = walk.ids, len(query.shape)
     if scale is None:
-        reason = 'its size is the scale of the attention'
-        query, key = (
-            ids.keep_whole(ids.group_along(x, [rank - 1]), [rank - 1], reason) for x in (query, key)
-        )
+        reason, last = 'its size is the scale of the attention', [rank - 1]
+        query, key = (ids.keep_whole(ids.group_along(x, last), last, reason) for x in (query, key))
     order = [*range(rank - 2), rank - 1, rank - 2]
     keys = ids.permute(key, order, [key.shape[d] for d in order])
     scores = matrix_product(walk, node, query, keys)

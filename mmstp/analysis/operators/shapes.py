@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from ..ids import Value, align, aligned_runs, plain, varying
+from ..ids import Value, align, aligned_runs, one_dim, plain, varying
 from ..trace import operator_name, output_shape
 from .table import Walker, over_dims, register_handler
 
@@ -21,9 +22,6 @@ def as_complex(walk: Walker, node: fx.Node, x: Value) -> Value:
         return Value(output_shape(node), [f.reshape(*f.shape, 1) for f in x.factors])
     x = walk.ids.keep_whole(x, [rank - 1], 'the parts of a complex number')
     return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in x.factors])
-
-
-# --- shapes -------------------------------------------------------------------------------------
 
 
 @register_handler('view', 'reshape', passes=True, supplies='reshape')
@@ -39,7 +37,7 @@ def reshape(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) ->
         for before, after in aligned_runs(x.shape, shape)
         if any(x.factor(d) is not None for d in before)
     ]
-    walk.sizes(node, [(out, dim) for dim in range(len(shape))], runs)
+    walk.sizes(node, out.all_dims, runs)
     return out
 
 
@@ -61,8 +59,7 @@ def move(
 
 @register_handler('permute', passes=True)
 def permute(walk: Walker, node: fx.Node, x: Value, order: Sequence[int]) -> Value:
-    rank = len(x.shape)
-    return walk.ids.permute(x, [dim % rank for dim in order], output_shape(node))
+    return walk.ids.permute(x, over_dims(x, order), output_shape(node))
 
 
 @register_handler('transpose', passes=True)
@@ -82,7 +79,7 @@ def matrix_transpose(walk: Walker, node: fx.Node, x: Value) -> Value:
 @register_handler('expand_as')
 def expand(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     out = spread(walk, align(x, len(output_shape(node))), output_shape(node))
-    walk.sizes(node, [(out, dim) for dim in range(len(out.shape))])
+    walk.sizes(node, out.all_dims)
     return out
 
 
@@ -98,17 +95,16 @@ def repeat(walk: Walker, node: fx.Node, x: Value, counts: Sequence[int]) -> Valu
     tiled = tuple(size if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True))
     out = spread(walk, Value(tiled, copies), shape)
     alone = Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])
-    walk.sizes(node, [(alone, dim) for dim in range(len(shape))])
+    walk.sizes(node, alone.all_dims)
     return out
 
 
 def spread(walk: Walker, x: Value, shape: Sequence[int]) -> Value:
     """Copies along dimensions of size 1; as many as whatever they meet has, so they get ids."""
-    grown = [d for d, (own, size) in enumerate(zip(x.shape, shape, strict=True)) if own < size]
-    rank = len(shape)
     fresh = [
-        walk.ids.fresh(shape[dim]).reshape([-1 if d == dim else 1 for d in range(rank)])
-        for dim in grown
+        walk.ids.fresh(size).reshape(one_dim(len(shape), dim))
+        for dim, (own, size) in enumerate(zip(x.shape, shape, strict=True))
+        if own < size
     ]
     return Value(tuple(shape), [*x.factors, *fresh])
 
@@ -149,8 +145,7 @@ def stack(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -
     shape = output_shape(node)
     dim %= len(shape)
     one = (*shape[:dim], 1, *shape[dim + 1 :])
-    lifted = [walk.ids.reshape(tensor, one) for tensor in tensors]
-    return walk.ids.concatenate(lifted, dim, shape)
+    return walk.ids.concatenate([walk.ids.reshape(x, one) for x in tensors], dim, shape)
 
 
 @register_handler('split', 'split_with_sizes', supplies='split')
@@ -158,18 +153,14 @@ def stack(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -
 def split(
     walk: Walker, node: fx.Node, x: Value, sizes: int | Sequence[int], dim: int = 0
 ) -> tuple[Value, ...]:
-    shapes = [tuple(part.shape) for part in node.meta['val']]
     dim %= len(x.shape)
-    lengths = [shape[dim] for shape in shapes]
-    by_size = operator_name(node).startswith(
-        'aten::split'
-    )  # the sizes of unequal parts are supplied
+    lengths = [part.shape[dim] for part in node.meta['val']]
+    by_size = operator_name(node).startswith('aten::split')
+    # the sizes of unequal parts are supplied
     if not by_size or (isinstance(sizes, int) and len(set(lengths)) == 1):
         x = tie_equal_parts(walk, x, dim, lengths)
-    parts, start = [], 0
-    for shape in shapes:
-        parts.append(walk.ids.take(x, dim, start, start + shape[dim]))
-        start += shape[dim]
+    places = itertools.pairwise(itertools.accumulate(lengths, initial=0))
+    parts = [walk.ids.take(x, dim, start, end) for start, end in places]
     walk.sizes(node, [(part, dim) for part in parts])
     return tuple(parts)
 
@@ -217,10 +208,8 @@ def index(walk: Walker, node: fx.Node, x: Value, places: Sequence[Value | None])
     shape = output_shape(node)
     after = len(x.shape) - dims[-1] - 1
     found = len(shape) - dims[0] - after
-    return Value(
-        shape,
-        [f.reshape(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in x.factors],
-    )
+    shapes = [(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in x.factors]
+    return Value(shape, [f.reshape(own) for f, own in zip(x.factors, shapes, strict=True)])
 
 
 @register_handler('index_select')
@@ -248,7 +237,5 @@ def tie_equal_parts(walk: Walker, x: Value, dim: int, sizes: Sequence[int]) -> V
         return x
     if len(set(sizes)) > 1:
         return walk.ids.keep_whole(x, [dim], f'split into unequal parts {list(sizes)}')
-    parts = np.split(factor, np.cumsum(sizes)[:-1], axis=dim)
-    for part in parts[1:]:
-        walk.ids.unite(parts[0], part)
+    walk.ids.unite_parts(factor, dim, len(sizes))
     return x

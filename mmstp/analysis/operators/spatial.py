@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ..ids import Value, varying
-from ..trace import output_shape
+from ..ids import Value, one_dim, varying
+from ..trace import operator_name, output_shape
 from .table import Walker, register_handler
-
-# --- over space ---------------------------------------------------------------------------------
 
 
 @register_handler(
@@ -61,12 +59,11 @@ def pad(walk: Walker, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, 
         if out.factor(dim) is None:
             out = Value(tuple(shape), out.factors)
             continue
-        around = [
-            Value(tuple(size if d == dim else s for d, s in enumerate(out.shape)))
-            for size in (pads[k], pads[k + 1])
-        ]
-        values = [value for value in (around[0], out, around[1]) if value.shape[dim]]
-        out = walk.ids.concatenate([Value(v.shape, v.factors) for v in values], dim, shape)
+        before, behind = (
+            Value((*shape[:dim], size, *shape[dim + 1 :])) for size in pads[k : k + 2]
+        )
+        values = [value for value in (before, out, behind) if value.shape[dim]]
+        out = walk.ids.concatenate(values, dim, shape)
     return out
 
 
@@ -78,33 +75,19 @@ def windows(walk: Walker, node: fx.Node, x: Value, dim: int, size: int, step: in
     return Value(output_shape(node), [f[..., None] for f in x.factors])
 
 
-@register_handler('im2col')
-def unfold(walk: Walker, node: fx.Node, x: Value, kernel: Sequence[int], *args: Any) -> Value:
-    """Every channel becomes one per position of the kernel."""
-    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is unfolded')
-    shape = output_shape(node)
-    lines = [np.repeat(line, shape[1] // x.shape[1]) for line in walk.lines(x, 1)]
-    return walk.ids.value(shape, [line.reshape(1, -1, 1) for line in lines])
+SPACE_TO_CHANNELS = {'im2col': 'unfolded', 'pixel_unshuffle': 'shuffled'}
+CHANNELS_TO_SPACE = {'col2im': 'folded', 'pixel_shuffle': 'shuffled'}
 
 
-@register_handler('col2im')
-def fold(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
-    """The positions of the kernel become one channel again."""
-    shape = output_shape(node)
-    x = walk.ids.keep_whole(x, [2], 'varies over space that is folded')
-    lines = [walk.ids.tie(f.reshape(shape[1], -1), [1]) for f in walk.lines(x, 1)]
-    return walk.ids.value(shape, [line.reshape(1, -1, 1, 1) for line in lines])
-
-
-@register_handler('pixel_shuffle')
-def pixel_shuffle(walk: Walker, node: fx.Node, x: Value, factor: int) -> Value:
-    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
-    lines = [walk.ids.tie(line.reshape(-1, factor**2), [1]) for line in walk.lines(x, 1)]
-    return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])
-
-
-@register_handler('pixel_unshuffle')
-def pixel_unshuffle(walk: Walker, node: fx.Node, x: Value, factor: int) -> Value:
-    x = walk.ids.keep_whole(x, [2, 3], 'varies over space that is shuffled')
-    lines = [np.repeat(line, factor**2) for line in walk.lines(x, 1)]
-    return walk.ids.value(output_shape(node), [line.reshape(1, -1, 1, 1) for line in lines])
+@register_handler(*SPACE_TO_CHANNELS, *CHANNELS_TO_SPACE)
+def space_and_channels(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
+    """Every channel becomes one per position of a window, or these become one again."""
+    name, shape = operator_name(node).removeprefix('aten::'), output_shape(node)
+    how = (SPACE_TO_CHANNELS | CHANNELS_TO_SPACE)[name]
+    x = walk.ids.keep_whole(x, range(2, len(x.shape)), f'varies over space that is {how}')
+    lines = walk.lines(x, 1)
+    if name in SPACE_TO_CHANNELS:
+        lines = [np.repeat(line, shape[1] // x.shape[1]) for line in lines]
+    else:
+        lines = [walk.ids.tie(line.reshape(shape[1], -1), [1]) for line in lines]
+    return walk.ids.value(shape, [line.reshape(one_dim(len(shape), 1)) for line in lines])

@@ -110,6 +110,6 @@ def register_handler(
 
 def over_dims(x: Value, dims: int | Sequence[int] | None) -> list[int]:
     """Dimensions as an operator is given them; all, where it is given none."""
-    if dims is None or (not isinstance(dims, int) and not dims):
-        return list(range(len(x.shape)))
-    return [dim % len(x.shape) for dim in ([dims] if isinstance(dims, int) else dims)]
+    rank = len(x.shape)
+    given = [dims] if isinstance(dims, int) else dims
+    return [dim % rank for dim in given or range(rank)]

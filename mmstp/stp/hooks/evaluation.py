@@ -36,21 +36,20 @@ class SubnetEvalHook(Hook):
         self.num_images = positive('SubnetEvalHook.num_images', num_images)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        if metrics is not None:
-            metrics.update(self._evaluate(runner, runner.val_loop))
+        self._evaluate(runner, runner.val_loop, metrics)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        if metrics is not None:
-            metrics.update(self._evaluate(runner, runner.test_loop))
+        self._evaluate(runner, runner.test_loop, metrics)
 
     @torch.no_grad()
-    def _evaluate(self, runner: Runner, loop: Any) -> dict[str, Any]:
-        stp = stp_of(runner)
-        network: Any = stp.export()
+    def _evaluate(self, runner: Runner, loop: Any, metrics: dict[str, Any] | None) -> None:
+        if metrics is None:
+            return
+        network: Any = stp_of(runner).export()
         calibrate_on(network, runner.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False
         for batch in loop.dataloader:
             loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
-        metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-        return {f'subnet/{name}': value for name, value in metrics.items()}
+        found = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        metrics.update({f'subnet/{name}': value for name, value in found.items()})

@@ -17,8 +17,6 @@ from ..algorithm import STP, stp_of
 from ..pool import ShrinkSchedule
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
-
-
 BEST = 'best_architecture.json'
 
 
@@ -53,11 +51,11 @@ class PoolHook(Hook):
         self._schedule = ShrinkSchedule(self._size, interval, end)
         visits = end / self._size
         if self._size > 1 and visits < 5:
+            smaller = f'use model.pool.size={end // 10}, or ' if end >= 20 else ''
             runner.logger.warning(
                 f'the pool has {self._size} architectures and shrinks within {end} iterations: '
                 f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything; '
-                + (f'use model.pool.size={end // 10}, or ' if end >= 20 else '')
-                + 'train longer'
+                f'{smaller}train longer'
             )
 
     def after_train_iter(
@@ -81,20 +79,17 @@ class PoolHook(Hook):
         best = stp.pool.best
         ratio = stp.supernet.describe(best)['macs_ratio']
         score = stp.pool.scores[best]
+        scored = '(not visited yet)' if score is None else f'with score {score:.4f}'
         runner.logger.info(
-            f'pool: {len(stp.pool)} left, best {best} '
-            f'{"(not visited yet)" if score is None else f"with score {score:.4f}"}, '
-            f'{ratio:.2%} of the MACs'
+            f'pool: {len(stp.pool)} left, best {best} {scored}, {ratio:.2%} of the MACs'
         )
-        stages = stp.supernet.space.stages
-        runner.visualizer.add_scalars(
-            {
-                'best/macs_ratio': ratio,
-                **{f'best/depth/{s.name}': d for s, d in zip(stages, best.depths, strict=True)},
-                **{f'best/width/{s.name}': w for s, w in zip(stages, best.widths, strict=True)},
-            },
-            step=step,
-        )
+        names = [stage.name for stage in stp.supernet.space.stages]
+        scalars = {
+            'best/macs_ratio': ratio,
+            **{f'best/depth/{name}': d for name, d in zip(names, best.depths, strict=True)},
+            **{f'best/width/{name}': w for name, w in zip(names, best.widths, strict=True)},
+        }
+        runner.visualizer.add_scalars(scalars, step=step)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
@@ -103,7 +98,13 @@ class PoolHook(Hook):
             'pool_size': self._size or len(stp.pool),
             'best': str(stp.pool.best),
         }
-        write_json(Path(runner.work_dir) / BEST, describe(stp, runner.iter))
+        found = {
+            **stp.supernet.describe(stp.pool.best),
+            'iteration': runner.iter,
+            'pool_size': len(stp.pool),
+            'score': stp.pool.scores[stp.pool.best],
+        }
+        write_json(Path(runner.work_dir) / BEST, found)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
@@ -131,13 +132,3 @@ def spread(stp: STP) -> float:
     full = np.array([*stp.supernet.space.largest.depths, *stp.supernet.space.largest.widths])
     vectors = np.array([[*a.depths, *a.widths] for a in stp.pool.scores]) / full
     return float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
-
-
-def describe(stp: STP, iteration: int) -> dict[str, Any]:
-    """The best architecture and what is known of it, in plain types."""
-    return {
-        **stp.supernet.describe(stp.pool.best),
-        'iteration': iteration,
-        'pool_size': len(stp.pool),
-        'score': stp.pool.scores[stp.pool.best],
-    }

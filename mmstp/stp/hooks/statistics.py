@@ -25,14 +25,8 @@ def calibrate_on(
     """Estimates statistics on images of a dataloader's dataset.
 
     The same images with the same augmentation are drawn every time and on every rank, and the
-    random state is left as it was.
-
-    Args:
-        network: With a ``data_preprocessor``, as classifiers and detectors have.
-        dataloader: The training's; its dataset, batch size and workers are used.
-        num_images: How many images; all there are if the dataset has fewer.
-        estimate: Takes the batches of images; by default those of a compact classifier are
-            estimated.
+    random state is left as it was. ``estimate`` takes the batches of images; by default it is that
+    of a compact classifier.
     """
     if estimate is None:
         estimate = partial(calibrate, network, forward=partial(network, mode='tensor'))
