@@ -88,8 +88,9 @@ class Walk:
         for walked in self.walked:
             for key, value in walked.tensors.items():
                 first = self.tensors.setdefault(key, value)
-                for one, other in zip(first.factors, value.factors, strict=True):
-                    self.ids.unite(one, other)
+                if first.shape == value.shape:  # else a buffer that a forward made for its input
+                    for one, other in zip(first.factors, value.factors, strict=True):
+                        self.ids.unite(one, other)
         self._tie_slices()
         self.ids.rectangular(_tensors(list(self.values.values())))
 
