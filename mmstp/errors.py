@@ -47,7 +47,7 @@ class FieldError(MmstpError, TypeError):
 
 
 class OperatorError(MmstpError, ValueError):
-    """An operator that is registered twice."""
+    """An operator that is registered twice, or under a name that no operator has."""
 
 
 class LaunchError(MmstpError, RuntimeError):

@@ -412,11 +412,12 @@ def stages_follow_the_forward(case: Case) -> None:
     supernet = case.supernet
     stages = supernet.space.stages
     assert len({stage.name for stage in stages}) == len(stages)
-    starts = [
-        min(chain.order for chain in supernet.graph.chains if chain.paths in stage.chains)
-        for stage in stages
-        if stage.chains
-    ]
+    place = {
+        path: (chain.order, i)
+        for chain in supernet.graph.chains
+        for i, path in enumerate(chain.paths)
+    }
+    starts = [min(place[part[0]] for part in stage.chains) for stage in stages if stage.chains]
     assert starts == sorted(starts)
 
 

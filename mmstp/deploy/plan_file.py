@@ -42,6 +42,8 @@ def read_plan(plan: str | Path | Mapping[str, Any], part: str) -> CompactSpec:
     """One part of a plan, which is a file or the part itself (`CompactSpec.to_dict`)."""
     if isinstance(plan, Mapping):
         return CompactSpec.from_dict(plan)
+    if not isinstance(plan, (str, Path)):
+        raise CompactSpecError(f'plan={plan!r}: expected the path of a {PLAN}, or a part of one')
     path = Path(plan)
     if not path.is_file():
         raise FileNotFoundError(

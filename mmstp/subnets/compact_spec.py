@@ -101,6 +101,11 @@ class CompactSpec:
         fields = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(plan, Mapping) or set(plan) != set(fields):
             found = sorted(plan) if isinstance(plan, Mapping) else repr(plan)
+            if isinstance(plan, Mapping) and 'parts' in plan:
+                raise CompactSpecError(
+                    f'plan has the fields {found}: that is a whole plan.json; give its path, or '
+                    f'one of its parts ({", ".join(plan["parts"])})'
+                )
             raise CompactSpecError(
                 f'plan has the fields {found}; expected {", ".join(fields)}, as '
                 'tools/export.py writes them (an export of an earlier version: export it anew)'

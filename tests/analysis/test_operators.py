@@ -11,7 +11,7 @@ from torch import nn
 
 from mmstp import Supernet, register_handler
 from mmstp.analysis.operators.table import OPERATORS
-from mmstp.errors import SpaceError
+from mmstp.errors import OperatorError, SpaceError
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 
@@ -691,3 +691,14 @@ def test_in_place_variants_are_the_same_operators():
     assert plain.groups[0].makers == in_place.groups[0].makers == ('a', 'b')
     assert in_place.unknown == {}
     assert plain.costs == in_place.costs
+
+
+@pytest.mark.parametrize('name', ['relu_', 'example::halve.default', 'aten::add_.Tensor'])
+def test_names_that_no_operator_has_are_refused(name):
+    with pytest.raises(OperatorError, match='expected the name without overload'):
+        register_handler(name)(lambda walk, node, x: x)
+
+
+def test_an_operator_is_registered_once():
+    with pytest.raises(OperatorError, match=r"'aten::relu' is registered already, with activation"):
+        register_handler('relu')(lambda walk, node, x: x)

@@ -63,3 +63,10 @@ def test_a_plan_of_an_earlier_version_is_refused_with_what_to_do():
     earlier = {**SPEC.to_dict(), 'sizes': {'a': {'in_features': 3}}}
     with pytest.raises(CompactSpecError, match=r'an export of an earlier version: export it anew'):
         read_plan(json.loads(json.dumps(earlier)), 'backbone')
+
+
+def test_a_whole_plan_in_place_of_a_part_is_refused(path):
+    with pytest.raises(CompactSpecError, match=r'a whole plan\.json; .* parts \(backbone\)'):
+        read_plan(json.loads(path.read_text()), 'backbone')
+    with pytest.raises(CompactSpecError, match=r'plan=None: expected the path of a plan\.json'):
+        read_plan(None, 'backbone')

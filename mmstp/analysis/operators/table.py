@@ -90,12 +90,18 @@ def register_handler(
         narrowed: See `Operator`.
 
     Raises:
-        OperatorError: If one of the operators is in the table already.
+        OperatorError: If one of the operators is in the table already, or a name has an overload.
     """
 
     def register(handler: Handler) -> Handler:
         for name in names:
             qualified = name if '::' in name else f'aten::{name}'
+            namespace, _, own = qualified.partition('::')
+            if '.' in own or (own.endswith('_') and not own.startswith('__')):
+                raise OperatorError(
+                    f'operator {name!r}: expected the name without overload and without the mark '
+                    f'of in-place variants: {namespace}::{own.partition(".")[0].rstrip("_")}'
+                )
             if qualified in OPERATORS:
                 raise OperatorError(
                     f'operator {qualified!r} is registered already, with '
