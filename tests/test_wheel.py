@@ -80,8 +80,9 @@ def test_its_metadata(wheel):
     assert set(always) == {'numpy', 'torch'}
     tried = (ROOT / 'requirements/torch.txt').read_text().partition('torch==')[2].split()[0]
     assert tried in always['torch']
-    following = f'{tried.split(".")[0]}.{int(tried.split(".")[1]) + 1}.0'
-    assert following not in always['torch']
+    # with these .ci/wheel_smoke was tried; the first release that was not is left out
+    assert all(version in always['torch'] for version in ('2.6.0', '2.13.0', '2.14.1'))
+    assert '2.15.0' not in always['torch']
 
 
 def test_a_config_is_found_by_its_name(wheel):

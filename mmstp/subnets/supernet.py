@@ -144,8 +144,10 @@ class Supernet:
         """
         plan = self._plan(architecture)
         network = copy.deepcopy(self.model)
-        for module in network.modules():
+        modes = {path: module.training for path, module in self.model.named_modules()}
+        for path, module in network.named_modules():
             unswap(module, DynamicMixin)
+            module.training = modes[path]  # a class may copy itself in another mode
         spec = self.compact_spec(architecture)
         tensors = {
             key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)

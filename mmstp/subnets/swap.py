@@ -8,6 +8,7 @@ where they are loaded.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 from typing import Any, ClassVar
 
@@ -46,12 +47,15 @@ class Swapped:
     role: ClassVar[Role]
     added: ClassVar[tuple[str, ...]]
 
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Classes that note their subclasses are not told: the swapped one stands for the own."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, args, *rest = reduced
         cls: Any = type(self)
-        if not args or args[0] is not cls:
-            return (make, args, *rest)  # a class with a way of its own to be copied
+        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return reduced  # a class with a way of its own to be copied
         roles: list[tuple[Role, tuple[str, ...]]] = []
         while issubclass(cls, Swapped):
             roles.insert(0, (cls.role, cls.added))

@@ -258,3 +258,49 @@ def test_a_supernet_s_own_copy_shares_one_subnet():
     subnets = {id(vars(m)['_subnet']) for m in network.modules() if isinstance(m, DynamicMixin)}
     assert len(subnets) == 1
     assert equal(network(TINY_INPUT), supernet.model(TINY_INPUT))
+
+
+def rebuilt(cls, state):
+    found = nn.Linear.__new__(cls)
+    found.__setstate__(state)
+    return found
+
+
+class Reduced(nn.Linear):
+    """Has a way of its own to be copied, and tells no one of its subclasses."""
+
+    def __init_subclass__(cls, **kwargs):
+        raise TypeError('final')
+
+    def __reduce__(self):
+        return rebuilt, (type(self), self.__dict__)
+
+    def __reduce_ex__(self, protocol):
+        return self.__reduce__()
+
+
+def test_a_class_that_copies_itself_its_own_way():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 4), nn.Flatten(), Reduced(32, 5))
+    x = torch.randn(2, 3, 4, 4)
+    supernet = Supernet(model.eval(), x)
+    export = supernet.export(supernet.space.smallest)
+    assert type(export[3]) is Reduced
+    with supernet.activate(supernet.space.smallest):
+        assert same(supernet.model, export, x)
+
+
+class Trains(nn.Sequential):
+    """Copies itself in train mode."""
+
+    def __deepcopy__(self, memo):
+        found = nn.Sequential.__new__(type(self))
+        memo[id(self)] = found
+        vars(found).update(copy.deepcopy(vars(self), memo))
+        return found.train()
+
+
+def test_an_export_has_the_modes_of_the_model():
+    model = Trains(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 5, 1)).eval()
+    supernet = Supernet(model, TINY_INPUT, stem=True)
+    export = supernet.export(supernet.space.smallest)
+    assert not any(module.training for module in export.modules())

@@ -93,9 +93,10 @@ def register_handler(
         OperatorError: If one of the operators is in the table already, or a name has an overload.
     """
 
+    found = [name if '::' in name else f'aten::{name}' for name in names]
+
     def register(handler: Handler) -> Handler:
-        for name in names:
-            qualified = name if '::' in name else f'aten::{name}'
+        for name, qualified in zip(names, found, strict=True):
             namespace, _, own = qualified.partition('::')
             if '.' in own or (own.endswith('_') and not own.startswith('__')):
                 raise OperatorError(
@@ -108,6 +109,7 @@ def register_handler(
                     f'{OPERATORS[qualified].handler.__qualname__}; '
                     'take it out of mmstp.analysis.operators.table.OPERATORS first'
                 )
+        for qualified in found:
             OPERATORS[qualified] = Operator(qualified, handler, passes, supplies, narrowed)
         return handler
 
