@@ -16,6 +16,7 @@ from ..architecture import Architecture
 from ..errors import CompactSpecError
 from ..search.space import SearchSpace
 from ..search.stages import Stage
+from .plan import is_within
 from .sized_calls import Ways
 
 
@@ -184,7 +185,7 @@ def stage_shapes(space: SearchSpace, stage: Stage) -> StageShapes:
     for key, dims in space.graph.dims.items():
         for dim, dim_map in dims.items():
             whole = len(dim_map.groups) == 1 and WHOLE not in dim_map.group
-            if not whole or is_inside(key, skippable) or dim_map.groups[0] not in stage.groups:
+            if not whole or is_within(key, skippable) or dim_map.groups[0] not in stage.groups:
                 continue
             (index,), groups = dim_map.groups, space.graph.groups
             units = [group.units for group in groups]
@@ -195,12 +196,6 @@ def stage_shapes(space: SearchSpace, stage: Stage) -> StageShapes:
             if len({size for _, size in widths}) > len({size for _, size in best.widths}):
                 best = StageShapes(stage.name, stage.chains, key, dim, tuple(widths))
     return best
-
-
-def is_inside(key: str, paths: Collection[str]) -> bool:
-    """Whether a tensor is that of one of these modules, or of one inside."""
-    parts = key.split('.')
-    return any('.'.join(parts[:n]) in paths for n in range(1, len(parts)))
 
 
 def _tuples(value: Any) -> Any:

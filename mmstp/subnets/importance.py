@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import WHOLE
+from .plan import named_tensors
 
 
 def channel_orders(
@@ -67,10 +68,7 @@ def reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> T
 @torch.no_grad()
 def order_channels(model: nn.Module, graph: ChannelGraph, norm: int) -> None:
     """Sorts the channels of every group in place; the model computes what it did before."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    tensors = named_tensors(model)
     weights = {key for key, parameter in model.named_parameters() if parameter.dim() > 1}
     orders = channel_orders(graph, tensors, weights, norm)
     for key, dims in graph.dims.items():

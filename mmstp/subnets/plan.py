@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -118,7 +118,7 @@ def plan_subnet(
                 for way in ways
             )
             for path, ways in graph.ways.items()
-            if tensors and gone.isdisjoint(_and_parents(path))
+            if tensors and not is_within(path, gone)
         },
         gone,
     )
@@ -131,6 +131,15 @@ def _in_subnet(call: SizedCall[DimMap], units: Sequence[int]) -> SizedCall[int]:
     return replace(call.resolve(lambda dim: len(dim.kept(units))), modules=())
 
 
-def _and_parents(path: str) -> set[str]:
+def is_within(path: str, paths: Collection[str]) -> bool:
+    """Whether a module or tensor is one of these modules, or in one."""
     parts = path.split('.')
-    return {'.'.join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return any('.'.join(parts[:n]) in paths for n in range(1, len(parts) + 1))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a model, shared ones under every key."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ..architecture import Architecture
 from ..foreign import pytree
 from ..search.cost import CostModel
-from .compact_spec import CompactSpec, is_inside, stage_shapes
+from .compact_spec import CompactSpec, stage_shapes
 from .convert import convert
 from .cut import compact
 from .importance import order_channels
 from .modules import DynamicMixin
 from .norm_statistics import calibrate, norms_with_statistics
-from .plan import Selection, SubnetPlan, plan_subnet
+from .plan import Selection, SubnetPlan, is_within, named_tensors, plan_subnet
 from .refuse import check_intact
 from .swap import unswap
 
@@ -124,8 +124,8 @@ class Supernet:
         plan = self._plan(architecture)
         shapes = {
             key: tuple(plan.narrow(key, tensor).shape)
-            for key, tensor in self._tensors()
-            if key in plan.tensors and not is_inside(key, plan.skipped)
+            for key, tensor in named_tensors(self.model).items()
+            if key in plan.tensors and not is_within(key, plan.skipped)
         }
         return CompactSpec(
             shapes,
@@ -151,7 +151,7 @@ class Supernet:
         spec = self.compact_spec(architecture)
         tensors = {
             key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
-            for key, tensor in self._tensors()
+            for key, tensor in named_tensors(self.model).items()
             if key in spec.shapes
         }
         compact(network, spec, tensors)
@@ -252,7 +252,3 @@ class Supernet:
             SupernetError: Naming the first that was replaced.
         """
         check_intact(self.model, self.graph)
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.model.named_parameters(remove_duplicate=False)
-        yield from self.model.named_buffers(remove_duplicate=False)

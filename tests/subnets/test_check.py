@@ -12,7 +12,7 @@ from mmstp import Architecture, ChannelGraph, Supernet
 from mmstp.errors import VerificationError
 from mmstp.subnets import check as verify
 from mmstp.subnets.check import Verifier
-from mmstp.subnets.plan import DENSE, Selection
+from mmstp.subnets.plan import DENSE, Selection, named_tensors
 from tests.networks import TINY_INPUT, tiny
 
 SMALL = Architecture((2, 1), (0.5, 0.3))
@@ -52,7 +52,7 @@ def in_use(plan):
 def test_wrong_positions_are_found(supernet, verifier):
     """As many as there should be, but the last instead of the first."""
     plan, units = planned(supernet)
-    tensors = dict(supernet._tensors())
+    tensors = named_tensors(supernet.model)
     for key in in_use(plan):
         for i, selection in enumerate(plan.tensors[key]):
             size, count = tensors[key].shape[selection.dim], len(selection.positions)
