@@ -51,10 +51,8 @@ class _Fit:
         if not found:
             return
         where = f' ({prefix[:-1]})' if prefix else ''
-        lines = [
-            f'the weights do not fit this {type(module).__name__}{where}:',
-            *(f'  {line}' for line in found[:5]),
-        ]
+        lines = [f'the weights do not fit this {type(module).__name__}{where}:']
+        lines += [f'  {line}' for line in found[:5]]
         if len(found) > 5:
             lines.append(f'  … and {len(found) - 5} more')
         if self.describe is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import FieldError
@@ -17,32 +17,31 @@ def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) ->
         if name not in accepted:
             close = difflib.get_close_matches(name, accepted, n=1)
             hint = f'did you mean {close[0]!r}? ' if close else ''
-            raise FieldError(
-                f'{where} has no field {name!r}: {hint}accepted are {", ".join(accepted)}'
-            )
+            known = ', '.join(accepted)
+            raise FieldError(f'{where} has no field {name!r}: {hint}accepted are {known}')
+
+
+def _constructors(cls: type) -> Iterator[Mapping[str, inspect.Parameter]]:
+    """The parameters of a class's own ``__init__`` and of its bases', in the order of the MRO."""
+    inits = (vars(base).get('__init__') for base in cls.__mro__)
+    return (inspect.signature(init).parameters for init in inits if init is not None)
 
 
 def constructor_options(cls: type) -> set[str]:
     """The names that a class takes, with those that its ``**kwargs`` hand on to its bases."""
     names: set[str] = set()
-    for base in cls.__mro__:
-        if '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
-        names.update(p.name for p in parameters)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    for parameters in _constructors(cls):
+        names.update(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return names
 
 
 def default_of(cls: type, name: str) -> Any:
     """The default of an option of a class or its bases; None where there is none."""
-    for base in cls.__mro__:
-        parameters = inspect.signature(vars(base).get('__init__', object)).parameters
-        if name in parameters:
-            default = parameters[name].default
-            return None if default is inspect.Parameter.empty else default
-    return None
+    defaults = (own[name].default for own in _constructors(cls) if name in own)
+    found = next(defaults, None)
+    return None if found is inspect.Parameter.empty else found
 
 
 def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:

@@ -8,7 +8,9 @@
 | ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.6 to 2.14 |
 | ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.6 to 2.14 |
 | ``Module._load_state_dict_pre_hooks``: their order | torch 2.6 to 2.14 |
+| ``Module._forward_pre_hooks``: whether there are any | torch 2.6 to 2.14 |
 | ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.6 to 2.14 |
+| ``torch.nn.modules.module._global_*_registration_hooks`` | torch 2.6 to 2.14 |
 | ``torch.utils._pytree``: nested outputs | torch 2.6 to 2.14 |
 | ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
 | ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
@@ -18,11 +20,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
@@ -38,6 +42,11 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in both.items() if tensor is not None}
 
 
+def empty_buffers(model: nn.Module) -> int:
+    """How many registered buffers hold no tensor (yet)."""
+    return sum(x is None for module in model.modules() for x in module._buffers.values())
+
+
 def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Puts a tensor in the place of a parameter or buffer, of another shape too."""
     store: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
@@ -47,6 +56,11 @@ def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 def is_compiled(module: nn.Module) -> bool:
     """Whether it came from `torch.compile`, or `nn.Module.compile` was called."""
     return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+
+
+def has_hooks_before(module: nn.Module) -> bool:
+    """Whether it has a ``forward_pre_hook``."""
+    return bool(module._forward_pre_hooks)
 
 
 def before_loading(module: nn.Module, hook: Callable[..., None], first: bool = False) -> None:
@@ -59,6 +73,23 @@ def before_loading(module: nn.Module, hook: Callable[..., None], first: bool = F
     if first:
         hooks: Any = module._load_state_dict_pre_hooks
         hooks.move_to_end(handle.id, last=False)
+
+
+@contextmanager
+def registration_hooks_kept() -> Iterator[None]:
+    """Takes away the global registration hooks that `torch.export` leaves behind when it fails."""
+    stores = (
+        hooks._global_buffer_registration_hooks,
+        hooks._global_module_registration_hooks,
+        hooks._global_parameter_registration_hooks,
+    )
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, known in zip(stores, before, strict=True):
+            for key in [key for key in store if key not in known]:
+                del store[key]
 
 
 def schema_name(operator: Any) -> str | None:

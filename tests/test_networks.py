@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.networks import ALL, equal, images, names, tensors
-from tests.relations import RELATIONS, Case, architecture_is_read_off_shapes, some
+from tests.relations import RELATIONS, Case, some
 
 
 @pytest.fixture(scope='session')
@@ -26,15 +26,9 @@ def case_of(supernet_of, dense_of):
     return case
 
 
-# one chain of EfficientFormer's begins with a module that holds no tensor, so that none is found
-UNKNOWN = {(architecture_is_read_off_shapes, 'efficientformer')}
-
-
 @pytest.mark.parametrize('name', names(ALL))
 @pytest.mark.parametrize('relation', RELATIONS, ids=lambda relation: relation.__name__)
-def test_holds(relation, name, case_of, request):
-    if (relation, name) in UNKNOWN:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_holds(relation, name, case_of):
     relation(case_of(name))
 
 

@@ -25,7 +25,7 @@ from mmstp.cli.launch import (
     load_search,
 )
 from mmstp.deploy.detector_config import write_detector
-from mmstp.deploy.export import BACKBONE, max_abs_difference, reload, write_export
+from mmstp.deploy.export import BACKBONE, check_folder, max_abs_difference, reload, write_export
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
 from mmstp.stp.hooks.statistics import calibrate_on
@@ -64,6 +64,7 @@ def main() -> None:
     """Cuts a subnet out, or takes the one there is; then writes what else is asked for."""
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
+    check_folder(args.out)
     check_work_dir(args.out)
     if is_export(config):
         check_same_folder(args)

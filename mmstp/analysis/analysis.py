@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from .blocks import Chain, find_chains
-from .groups import DimMap, Group, find_groups, kind_of
+from .groups import DimMap, Group, find_groups
 from .ids import Ids, Value
 from .records import ChannelReduction, Cost
 from .trace import Trace, trace
@@ -26,6 +27,14 @@ class Traced:
     outputs: tuple[Mapping[int, DimMap], ...]
 
 
+class Layer(NamedTuple):
+    """A layer that makes channels, with its place in the trace and its output's spatial shape."""
+
+    order: int
+    path: str
+    resolution: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Coupled channels, skippable blocks and costs of a model; nothing about training.
@@ -37,7 +46,9 @@ class ChannelGraph:
         chains: Blocks that may be skipped.
         costs: One row per operator and per parameter.
         ways: By module path, the sized calls of its forward, for each way through it.
+        layers: Layers that make channels, those whose channels have to stay among them.
         fixed: Layers whose channels have to stay, with the reason.
+        unskippable: Modules with a way around them that have to stay, with the reason.
         unknown: Operators without a handler, with the modules that call them.
         traced: The traces: the first is of the example inputs.
     """
@@ -48,19 +59,21 @@ class ChannelGraph:
     chains: tuple[Chain, ...]
     costs: tuple[Cost[DimMap], ...]
     ways: Mapping[str, tuple[Way, ...]]
+    layers: tuple[Layer, ...]
     fixed: Mapping[str, str]
+    unskippable: Mapping[str, str]
     unknown: Mapping[str, Sequence[str]]
     traced: tuple[Traced, ...]
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, inputs: Sequence[Tensor], fix_outputs: bool = True
+        cls, model: nn.Module, inputs: Sequence[Any], fix_outputs: bool = True
     ) -> ChannelGraph:
         """Traces and analyses ``model(*inputs)``.
 
         Args:
             model: Any module that `torch.export` can follow; left as it was.
-            inputs: Example inputs.
+            inputs: Its positional arguments.
             fix_outputs: Keep the channels of the model's outputs whole.
 
         Raises:
@@ -74,7 +87,8 @@ class ChannelGraph:
         model: nn.Module,
         traces: Sequence[Trace],
         fix_outputs: bool = True,
-        freeze: Mapping[str, str] | None = None,
+        groups_fixed: Mapping[str, str] | None = None,
+        blocks_fixed: Mapping[str, str] | None = None,
         own_forwards: Collection[str] = (),
     ) -> ChannelGraph:
         """Analyses a model that has been traced, with inputs of one size or several.
@@ -84,15 +98,14 @@ class ChannelGraph:
             traces: What `trace` returned for it. Costs, blocks and the order of layers are those
                 of the first.
             fix_outputs: Keep the channels of the model's outputs whole.
-            freeze: Kinds (`kind_of`) of groups and blocks, or paths of blocks, that have to stay,
-                with the reason.
+            groups_fixed: Names of groups that have to stay, with the reason.
+            blocks_fixed: Paths of blocks that have to stay, with the reason.
             own_forwards: Paths of modules that run another forward than the traced one when they
                 are narrow.
         """
-        freeze = freeze or {}
         walk = Walk(model, traces, fix_outputs)
-        found = find_chains(model, walk, traces[0].module.graph)
-        groups = find_groups(walk, found, freeze)
+        chains, unskippable = find_chains(model, walk, blocks_fixed or {})
+        groups = find_groups(walk, groups_fixed or {})
 
         def free_dims(lines: Iterable[Ids | None]) -> dict[int, DimMap]:
             found = enumerate(map(groups.free, lines))
@@ -118,10 +131,15 @@ class ChannelGraph:
             groups=groups.groups,
             dims=dims,
             aliases={key: first for key, first in walk.aliases.items() if first in dims},
-            chains=tuple(_without(found, freeze)),
+            chains=tuple(chains),
             costs=tuple(costs),
             ways=find_ways(calls, own_forwards),
-            fixed=groups.fixed,
+            layers=(
+                *(Layer(p.order, p.path, p.resolution) for p in walk.producers),
+                *(Layer(order, path, ()) for order, path, _ in walk.layers_kept),
+            ),
+            fixed={**{path: reason for _, path, reason in walk.layers_kept}, **groups.fixed},
+            unskippable=unskippable,
             unknown=dict(walk.unknown),
             traced=tuple(traced),
         )
@@ -133,11 +151,3 @@ def _parameters(model: nn.Module, walk: Walk) -> Iterator[Cost[Ids]]:
         value = walk.tensors.get(key, Value(tuple(parameter.shape)))
         paths = itertools.accumulate(key.split('.')[:-1], '{}.{}'.format)
         yield cost_of('parameter', value.all_dims, 1, paths)
-
-
-def _without(chains: Sequence[Chain], freeze: Mapping[str, str]) -> Iterator[Chain]:
-    """Blocks that are left; chains of which some are."""
-    for chain in chains:
-        left = [b for b in chain.skippable if freeze.keys().isdisjoint((b.path, kind_of(b.path)))]
-        if left:
-            yield replace(chain, skippable=tuple(left))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
+from .handing_on import HandsOn, find_results
 from .ids import Value
 from .operators.table import OPERATORS
 from .trace import module_stack, operator_name
@@ -16,15 +18,19 @@ from .walk import Walk
 # a block of less than this share of the network's multiply-adds is not worth a choice
 NEGLIGIBLE = 0.002
 
+CALLED_AGAIN = 'its module is called more than once'
+OTHER_CHANNELS = 'its output has other channels than its input'
+
 
 @dataclass(frozen=True)
 class Block:
-    """A module that may be replaced by the identity, with its place in the trace."""
+    """A module that may be left out, with its place in the trace, and what is returned instead."""
 
     path: str
     input: fx.Node
     output: fx.Node
     nodes: frozenset[fx.Node]
+    hands_on: HandsOn = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,15 @@ class Chain:
     """Consecutive blocks of one container, the output of each being the input of the next.
 
     The first stays, and may be the only one: it makes the residual stream, or is the first of its
-    container. ``residual`` are the channels of the stream; chains that share them are one stage.
-    ``order`` is the place of the first skippable block's input in the trace.
+    container. ``stream`` tells streams apart; chains on one stream are one stage. ``order`` is the
+    place of the first skippable block's input in the trace.
+
+    A stream is the channels that may be narrowed in it; where all of them stay, its shape.
     """
 
     first: str
     skippable: tuple[Block, ...]
-    residual: frozenset[int]
+    stream: frozenset[int]
     order: int
 
     @property
@@ -46,14 +54,20 @@ class Chain:
         return (self.first, *(block.path for block in self.skippable))
 
 
-def find_chains(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Chain]:
-    """Runs of blocks in order of execution.
+def find_chains(
+    model: nn.Module, walk: Walk, freeze: Mapping[str, str]
+) -> tuple[list[Chain], dict[str, str]]:
+    """Runs of blocks in order of execution, and why other modules with a way around stay.
 
     A block is a module with an input and one output of the same shape and the same channels, at
-    least one parameter, and a path between the two that only adds or activates.
+    least one parameter, and a path between the two that only adds or activates. Blocks whose path
+    is in ``freeze`` have to stay, with the reason.
     """
-    calls = _calls(graph)
-    blocks = _outermost(_candidates(model, walk, calls))
+    traced = walk.walked[0].trace
+    calls = _calls(traced.module.graph)
+    candidates, reasons = _candidates(model, walk, calls)
+    blocks = _outermost(candidates)
+    results = find_results(model, traced, {b.path: (b.input, b.output) for b in blocks})
     chains: list[list[Block]] = []
     for block in sorted(blocks, key=lambda b: walk.order[b.output]):
         last = chains[-1][-1] if chains else None
@@ -63,13 +77,35 @@ def find_chains(model: nn.Module, walk: Walk, graph: fx.Graph) -> list[Chain]:
             chains.append([block])
     found = []
     for chain in chains:
-        first, skippable = _maker(calls, chain[0]), chain
+        first, skippable = _maker(calls, chain[0]), list[Block]()
         if first is None:  # the stream comes from outside the container
-            first, skippable = chain[0].path, chain[1:]
-        factors = walk.values[chain[0].output].factors
-        stream = frozenset(root for factor in factors for root in walk.ids.roots(factor))
-        found.append(Chain(first, tuple(skippable), stream, walk.order[chain[0].input]))
-    return found
+            first, chain = chain[0].path, chain[1:]
+        for block in chain:
+            result = results[block.path]
+            if block.path in freeze:
+                reasons[block.path] = freeze[block.path]
+            elif isinstance(result, str):
+                reasons[block.path] = result
+            else:
+                skippable.append(replace(block, hands_on=result))
+        if skippable:
+            value = walk.values[skippable[0].output]
+            roots = (root for factor in value.factors for root in walk.ids.roots(factor))
+            order = walk.order[chain[0].input]
+            stream = frozenset(roots) or frozenset(value.shape)
+            found.append(Chain(first, tuple(skippable), stream, order))
+    near = [path for one in found for path in one.paths]
+    return found, {
+        path: reason
+        for path, reason in reasons.items()
+        if not any(_within(path, other) or _within(other, path) for other in near if other != path)
+    }
+
+
+def kind_of(path: str) -> str:
+    """A path without numbers: modules that play one role in repeated blocks share it."""
+    parts = path.split('.')
+    return '.'.join('*' if part.isdigit() else part.rstrip('0123456789') for part in parts)
 
 
 def _calls(graph: fx.Graph) -> dict[str, list[frozenset[fx.Node]]]:
@@ -87,27 +123,39 @@ def _calls(graph: fx.Graph) -> dict[str, list[frozenset[fx.Node]]]:
 
 def _candidates(
     model: nn.Module, walk: Walk, calls: dict[str, list[frozenset[fx.Node]]]
-) -> list[Block]:
+) -> tuple[list[Block], dict[str, str]]:
+    """Modules that may be blocks, and why others with a way around them may not."""
     modules = dict(model.named_modules())
     macs: dict[str, int] = defaultdict(int)
     for cost in walk.walked[0].costs:
         if cost.kind == 'matmul':
             for path in {'', *cost.paths}:
                 macs[path] += cost.factor * math.prod(len(ids) for ids in cost.dims)
-    candidates = []
+    frozen = {root for ids, _ in walk.ids.frozen for root in walk.ids.roots(ids)}
+    candidates, reasons = [], {}
     for path, regions in calls.items():
-        if not path or len(regions) != 1 or path not in modules:
+        if not path or path not in modules or macs[path] < NEGLIGIBLE * macs['']:
             continue
-        (nodes,) = regions
+        nodes = regions[0]
         inputs, outputs = _border(nodes)
-        if len(outputs) != 1 or macs[path] < NEGLIGIBLE * macs['']:
+        around = [  # of several inputs (positions, masks) the one that is the residual stream
+            (source, sink)
+            for sink in outputs
+            for source in inputs
+            if _same_shape(walk, source, sink) and _identity_path(source, sink, nodes)
+        ]
+        same = [pair for pair in around if _same_channels(walk, *pair, frozen)]
+        if not around:
             continue
-        (sink,) = outputs
-        for source in inputs:  # of several (positions, masks) the one that is the residual stream
-            if _same(walk, source, sink) and _identity_path(source, sink, nodes):
-                candidates.append(Block(path, source, sink, nodes))
-                break
-    return candidates
+        if len(regions) > 1:
+            reasons[path] = CALLED_AGAIN
+        elif len(outputs) > 1:
+            reasons[path] = f'{len(outputs)} tensors that it makes are used outside, not one'
+        elif not same:
+            reasons[path] = OTHER_CHANNELS
+        else:
+            candidates.append(Block(path, *same[0], nodes))
+    return candidates, reasons
 
 
 def _border(nodes: frozenset[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -129,12 +177,19 @@ def _is_lifted(node: fx.Node) -> bool:
     )
 
 
-def _same(walk: Walk, source: fx.Node, sink: fx.Node) -> bool:
+def _same_shape(walk: Walk, source: fx.Node, sink: fx.Node) -> bool:
     a, b = walk.values[source], walk.values[sink]
-    if not isinstance(a, Value) or not isinstance(b, Value) or a.shape != b.shape:
-        return False
-    first, second = ({walk.ids.compress(f).tobytes() for f in v.factors} for v in (a, b))
-    return bool(first) and first == second
+    return isinstance(a, Value) and isinstance(b, Value) and a.shape == b.shape
+
+
+def _same_channels(walk: Walk, source: fx.Node, sink: fx.Node, frozen: set[int]) -> bool:
+    """Whether both hold the same of the channels that may be narrowed, or none."""
+
+    def free(node: fx.Node) -> set[bytes]:
+        factors = map(walk.ids.compress, walk.values[node].factors)
+        return {f.tobytes() for f in factors if not frozen.issuperset(walk.ids.roots(f))}
+
+    return free(source) == free(sink)
 
 
 def _identity_path(source: fx.Node, sink: fx.Node, nodes: frozenset[fx.Node]) -> bool:
@@ -160,6 +215,10 @@ def _outermost(candidates: list[Block]) -> list[Block]:
     return kept
 
 
+def _within(path: str, other: str) -> bool:
+    return path == other or path.startswith(other + '.')
+
+
 def _parent(path: str) -> str:
     return path.rpartition('.')[0]
 
@@ -171,3 +230,33 @@ def _maker(calls: dict[str, list[frozenset[fx.Node]]], block: Block) -> str | No
         if sibling and any(block.input in nodes for nodes in regions):
             return path
     return None
+
+
+def embeddings(walk: Walk) -> set[int]:
+    """Channels that are added to what was made of them, and that an operator goes over (a norm).
+
+    A residual stream is what is added to something that was made of it, in a block that may be
+    skipped or in one that may not (a transformer that normalises the sum).
+    """
+    above: dict[fx.Node, int] = {}  # the places of the nodes that a node depends on, as bits
+    given, streams = 0, set[int]()
+    for node in walk.walked[0].trace.module.graph.nodes:
+        place = 1 << walk.order[node]
+        above[node] = place
+        for source in node.all_input_nodes:
+            above[node] |= above[source]
+        if node.op == 'placeholder' and not _is_lifted(node):
+            given |= place
+        if node.op == 'call_function' and operator_name(node) == 'aten::add':
+            terms = [term for term in node.args if isinstance(term, fx.Node)]
+            if any(above[a] >> walk.order[b] & 1 for a in terms for b in terms if a is not b):
+                factors = walk.values[node].factors
+                streams |= {root for factor in factors for root in walk.ids.roots(factor)}
+    return {
+        root
+        for reduction in walk.walked[0].reductions
+        if above[reduction.node] & given
+        for ids in reduction.dims.values()
+        for root in walk.ids.roots(ids)
+        if root in streams
+    }

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .scratch import clones
+
 
 @contextmanager
 def eval_mode(model: nn.Module, live: Collection[nn.Module] = ()) -> Iterator[None]:
@@ -71,14 +73,14 @@ def kept_in_eval(model: nn.Module) -> set[nn.Module]:
     return found
 
 
-def kept_by_forward(model: nn.Module, inputs: Sequence[Tensor]) -> set[nn.Module]:
+def kept_by_forward(model: nn.Module, inputs: Sequence[Any]) -> set[nn.Module]:
     """The modules that keep tensors of a forward in eval mode for the next one.
 
     They keep them: the exporter hides what a forward keeps, and traces how it is worked out.
     """
     with eval_mode(model), torch.no_grad():
         before = [(module, _held(module)) for module in model.modules()]
-        model(*inputs)
+        model(*clones(tuple(inputs)))
         return {module for module, held in before if _other_tensors(_held(module), held)}
 
 

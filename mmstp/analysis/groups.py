@@ -13,23 +13,19 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Chain
+from .blocks import embeddings, kind_of
 from .ids import ChannelIds, Ids
 from .walk import Walk
 
 WHOLE = -1  # a position that belongs to no group is always kept
-
-
-def kind_of(path: str) -> str:
-    """A path without numbers: modules that play one role in repeated blocks share it."""
-    parts = path.split('.')
-    return '.'.join('*' if part.isdigit() else part.rstrip('0123456789') for part in parts)
+ALL_COUPLED = 'all its channels are coupled'
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,17 @@ class DimMap:
         return LinearForm(int((self.group == WHOLE).sum()), tuple(weights))
 
 
-# by root: order, path and resolution of a maker, and how many of its channels are the root's
-Makers = dict[int, list[tuple[int, str, tuple[int, ...], int]]]
+class Made(NamedTuple):
+    """An operator, and how many of the ``channels`` that it makes are one; see `Producer`."""
+
+    order: int
+    path: str
+    resolution: tuple[int, ...]
+    channels: int
+    key: str
+
+
+Makers = dict[int, list[Made]]  # by root
 
 
 @dataclass(frozen=True)
@@ -154,26 +159,23 @@ class FoundGroups:
         return found if found is not None and found.free else None
 
 
-def find_groups(walk: Walk, chains: Sequence[Chain], freeze: Mapping[str, str]) -> FoundGroups:
+def find_groups(walk: Walk, freeze: Mapping[str, str]) -> FoundGroups:
     """The groups that are left when a walk is over.
 
-    Residual streams of the chains tell what an embedding is. Groups of a kind (`kind_of`) in
-    ``freeze`` have to stay, with the reason.
+    Groups whose name is in ``freeze`` have to stay, with the reason.
     """
     makers = _makers(walk)
     classes, fixed = _classes(walk, makers)
-    reductions = [ids for one in walk.walked[0].reductions for ids in one.dims.values()]
-    normalised = {root for ids in reductions for root in walk.ids.roots(ids)}
-    embedding = {root for chain in chains for root in chain.residual if root in normalised}
+    embedding = embeddings(walk)
     heads = {root for ids in walk.ids.wholes for root in walk.ids.roots(ids)}
+    found = [(_group(roots, makers, embedding, heads), roots) for roots in classes]
+    found.sort(key=lambda pair: pair[0].order)
     free = []
-    for roots in classes:
-        group = _group(roots, makers, embedding, heads)
-        if group.kind in freeze:
-            fixed.update(dict.fromkeys(group.makers, freeze[group.kind]))
+    for group, roots in _told_apart(found, makers):
+        if group.name in freeze:
+            fixed.update(dict.fromkeys(group.makers, freeze[group.name]))
         else:
             free.append((group, roots))
-    free.sort(key=lambda pair: pair[0].order)
     place = np.full((len(walk.ids), 2), [WHOLE, 0])
     for index, (_, roots) in enumerate(free):
         place[roots, 0] = index
@@ -181,12 +183,25 @@ def find_groups(walk: Walk, chains: Sequence[Chain], freeze: Mapping[str, str]) 
     return FoundGroups(tuple(group for group, _ in free), fixed, walk.ids, place)
 
 
+def _told_apart(
+    found: Sequence[tuple[Group, list[int]]], makers: Makers
+) -> Iterator[tuple[Group, list[int]]]:
+    """Groups that one module makes of several parameters are named after those."""
+    first = {}
+    for group, roots in found:
+        made = min(made for made in makers[roots[0]] if made.path == group.name)
+        first[group] = made.key
+    for group, roots in found:
+        alike = {key for other, key in first.items() if other.name == group.name}
+        yield (replace(group, name=first[group]) if len(alike) > 1 else group), roots
+
+
 def _makers(walk: Walk) -> Makers:
     """For every class of channels the layers that make it, and how many of its channels each."""
     makers: Makers = defaultdict(list)
-    for producer in walk.producers:
-        for root, count in _counts(walk, producer.ids):
-            makers[root].append((producer.order, producer.path, producer.resolution, count))
+    for one in walk.producers:
+        for root, count in _counts(walk, one.ids):
+            makers[root].append(Made(one.order, one.path, one.resolution, count, one.key))
     return makers
 
 
@@ -212,27 +227,27 @@ def _classes(walk: Walk, makers: Makers) -> tuple[list[list[int]], dict[str, str
     fixed: dict[str, str] = {}
     for root in sorted(appears):
         if root in reasons:
-            for _, path, *_ in makers.get(root, ()):
-                fixed.setdefault(path, reasons[root])
+            for made in makers.get(root, ()):
+                fixed.setdefault(made.path, reasons[root])
         elif root in makers:
             classes[tuple(appears[root])].append(root)
     for members in classes.values():
         if len(members) == 1:
-            for _, path, *_ in makers[members[0]]:
-                fixed.setdefault(path, 'all its channels are coupled')
+            for made in makers[members[0]]:
+                fixed.setdefault(made.path, ALL_COUPLED)
     return [members for members in classes.values() if len(members) > 1], fixed
 
 
 def _group(roots: Sequence[int], makers: Makers, embedding: set[int], heads: set[int]) -> Group:
     made_by = sorted(set(makers[roots[0]]))
     # beside a head's channels a layer may make one number for it
-    unit_size = (max if roots[0] in heads else min)(count for *_, count in made_by)
+    unit_size = (max if roots[0] in heads else min)(made.channels for made in made_by)
     return Group(
-        name=next(path for _, path, _, count in made_by if count == unit_size),
+        name=next(made.path for made in made_by if made.channels == unit_size),
         units=len(roots),
         unit_size=unit_size,
-        makers=tuple(dict.fromkeys(path for _, path, *_ in made_by)),
-        order=made_by[0][0],
-        resolution=made_by[0][2],
-        embedding=roots[0] in embedding,
+        makers=tuple(dict.fromkeys(made.path for made in made_by)),
+        order=made_by[0].order,
+        resolution=made_by[0].resolution,
+        embedding=roots[0] in embedding and len({made.path for made in made_by}) > 1,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import traceback
 import warnings
@@ -17,8 +18,9 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from ..errors import TraceError
-from ..foreign import schema_name
+from ..foreign import pytree, registration_hooks_kept, schema_name
 from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
+from .scratch import clones, copied
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,81 @@ class Trace:
     """The exported graph of a model in eval mode.
 
     ``module`` runs the graph: it takes the lifted tensors first, whose state-dict keys (or names of
-    constants, which are in no state dict) are ``names``, then the model's inputs. ``live`` are
-    modules that keep in eval mode what their parameters gave when it was entered. They were traced
-    as in train mode, and have to run so as a part of themselves.
+    constants, which are in no state dict) are ``names``, then the leaves of the ``inputs``.
+    ``live`` are modules that keep in eval mode what their parameters gave when it was entered. They
+    were traced as in train mode, and have to run so as a part of themselves.
     """
 
     module: fx.GraphModule
     names: tuple[str, ...]
     constants: Mapping[str, Tensor]
     live: frozenset[str]
+    inputs: tuple[Any, ...]
+
+    def lifted(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        """The tensors that the graph takes first, with their state-dict keys.
+
+        Args:
+            model: The traced model, or a copy of it with other values.
+        """
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        held = {**self.constants, **own}
+        known = first_keys(model)  # the trace may name a shared tensor by another key
+        keys = [known.get(name, name) for name in self.names]
+        return [(key, held[key]) for key in keys]
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor]) -> Trace:
+def first_keys(model: nn.Module) -> dict[str, str]:
+    """For every parameter and buffer key the first key of the same (maybe shared) tensor."""
+    named = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    first: dict[int, str] = {}
+    return {key: first.setdefault(id(tensor), key) for key, tensor in named}
+
+
+def trace(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     """Exports ``model(*inputs)``; the model is left as it was.
 
-    Where the export fails, a `TraceError` holds the exporter's own message.
+    What is traced is a copy with the model's parameters: the exporter leaves tensors without values
+    behind in buffers and caches, and a forward may change its own.
+
+    Args:
+        model: Any module that `torch.export` can follow.
+        inputs: Its positional arguments: tensors, numbers, None, and lists or dicts of these.
+
+    Raises:
+        TraceError: With the exporter's own message, if it cannot follow.
     """
+    original, model = model, copied(model, share_parameters=True)
+    given: tuple[Any, ...] = clones(tuple(inputs))
     try:
         live = kept_in_eval(model)
         # What a forward keeps in eval mode for the next one is worked out by the dense network too.
         # Modules that drop it in train mode (so override it, and hold parameters) are asked to.
         asked = {m for m in overriding(model) if list(m.parameters(recurse=False))} - live
         if asked:
-            live |= kept_by_forward(model, inputs) & asked
-        program = _export(model, inputs, live)
+            live |= kept_by_forward(model, given) & asked
+        program = _export(model, given, live)
     except Exception as error:
-        raise TraceError(_failed(model, inputs, error)) from error
+        raise TraceError(_failed(original, given, error)) from error
     _inline(program.graph_module)
     _drop_assertions(program.graph_module)
     specs = program.graph_signature.input_specs
     names = tuple(str(spec.target) for spec in specs if spec.kind != InputKind.USER_INPUT)
     paths = frozenset(path for path, module in model.named_modules() if module in live)
-    return Trace(program.graph_module, names, dict(program.constants), paths)
+    return Trace(program.graph_module, names, dict(program.constants), paths, given)
 
 
 def _export(
-    model: nn.Module, inputs: Sequence[Tensor], live: Collection[nn.Module]
+    model: nn.Module, inputs: Sequence[Any], live: Collection[nn.Module]
 ) -> torch.export.ExportedProgram:
     level, pages = logging.root.manager.disable, io.StringIO()
     try:
         logging.disable(logging.WARNING)  # before it fails, the exporter prints all that it has
         with (
             redirect_stdout(pages), redirect_stderr(pages), warnings.catch_warnings(),
-            eval_mode(model, live), torch.no_grad(),
+            registration_hooks_kept(), eval_mode(model, live), torch.no_grad(),
         ):  # fmt: skip
             # of what forwards keep in attributes: `kept_by_forward` finds out
             warnings.simplefilter('ignore')
@@ -77,9 +111,9 @@ def _export(
         logging.disable(level)
 
 
-def _failed(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
+def _failed(model: nn.Module, inputs: Sequence[Any], error: Exception) -> str:
     """What was the matter, where in the model's code, and what can be done."""
-    shapes = [tuple(x.shape) for x in inputs]
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in pytree.tree_leaves(inputs)]
     what = f'{type(model).__name__} cannot be traced with inputs of shape {shapes}: '
     others = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     stack = traceback.extract_tb(error.__traceback__)

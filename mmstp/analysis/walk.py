@@ -13,7 +13,6 @@ Whatever is tied at the end is kept or dropped together.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,20 +25,28 @@ from ..foreign import pytree
 from .ids import ChannelIds, Ids, Value, one_dim, plain, varying
 from .operators.table import OPERATORS
 from .records import ChannelReduction, Cost, SizedCall
-from .trace import Trace, caller, module_stack, operator_name, output_shape
+from .trace import Trace, caller, first_keys, module_stack, operator_name, output_shape
+
+THE_MODEL = 'the model'  # the name of what is in none of its modules
 
 
 @dataclass(frozen=True)
 class Producer:
-    """An operator that makes channels, with the layer whose weight it takes.
+    """An operator that makes channels.
 
-    ``order`` is its place in the trace, ``resolution`` the spatial shape of its output.
+    Attributes:
+        path: The layer whose weight it takes; of a weight of the model itself its key.
+        ids: The channels.
+        order: Its place in the trace.
+        resolution: The spatial shape of its output.
+        key: The weight's state-dict key; the path where the weight is worked out.
     """
 
     path: str
     ids: Ids
     order: int
     resolution: tuple[int, ...]
+    key: str
 
 
 @dataclass
@@ -67,6 +74,7 @@ class Walk:
         tensors: The value of every parameter and buffer, by state-dict key.
         aliases: Further state-dict keys of shared tensors, and the key each is known by.
         producers: Operators of the first trace that make new channels.
+        layers_kept: Others with a weight that make none that could go: place, layer and reason.
         walked: For every trace what was found on the way.
         unknown: Operators without a handler that channels reach, with the modules that call them.
     """
@@ -77,6 +85,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[str, Value] = {}
         self.producers: list[Producer] = []
+        self.layers_kept: list[tuple[int, str, str]] = []
         self.walked: list[Walked] = []
         self.unknown: dict[str, list[str]] = defaultdict(list)
         self._slices: dict[tuple[fx.Node, int], list[tuple[int, int, int]]] = defaultdict(list)
@@ -128,40 +137,55 @@ class Walk:
     def _call(self, node: fx.Node) -> Any:
         name = operator_name(node)
         args, kwargs = _replace(node.args, self.values), _replace(node.kwargs, self.values)
+        reason = f'operator {name!r} has no handler'
         if name in OPERATORS:
-            return OPERATORS[name].handler(self, node, *args, **kwargs)
-        held = [value for value in _tensors((args, kwargs)) if value.factors]
-        path = caller(node)
-        if held and path not in self.unknown[name]:
+            try:
+                return OPERATORS[name].handler(self, node, *args, **kwargs)
+            except Exception as error:  # arguments that the handler does not expect
+                reason = f'operator {name!r}: its handler raises {type(error).__name__}: {error}'
+        values = _tensors((args, kwargs))
+        path = caller(node) or THE_MODEL
+        if any(value.factors for value in values) and path not in self.unknown[name]:
             self.unknown[name].append(path)
-        for value in held:
-            self.ids.freeze_value(value, f'operator {name!r} has no handler')
-        return plain(node)
+        return self.stays(node, values, reason)
 
     # --- what handlers call ---------------------------------------------------------------------
 
-    def line(self, value: Value, dim: int) -> Ids | None:
-        """The ids along one dimension, as a vector; None where there are none."""
+    def lines(self, value: Value, dim: int) -> list[Ids]:
+        """The ids along one dimension, as a vector; none where there are none."""
         factor = value.factor(dim)
         if factor is None:
-            return None
-        return self.ids.tie(factor, [d for d in varying(factor) if d != dim]).reshape(-1)
+            return []
+        return [self.ids.tie(factor, [d for d in varying(factor) if d != dim]).reshape(-1)]
 
-    def lines(self, value: Value, dim: int) -> list[Ids]:
-        """The same as a list, which is empty where there are none."""
-        line = self.line(value, dim)
-        return [] if line is None else [line]
+    def produced(
+        self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1, ids: Ids | None = None
+    ) -> None:
+        """The operator makes new channels.
 
-    def produced(self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1) -> None:
-        """The operator makes new channels: ``dim`` of the weight, ``channels`` of the output."""
-        line = self.line(weight, dim)
-        if line is None or len(self.walked) > 1:
-            return
+        Args:
+            node: The operator's.
+            weight: What it makes them with.
+            dim: The weight's dimension that they are.
+            channels: The output's dimension that they are.
+            ids: The channels, where they are no dimension of the weight.
+        """
+        lines = self.lines(weight, dim) if ids is None else [ids]
         key = self._keys.get(id(weight))
-        path = caller(node) if key is None else key.rpartition('.')[0]
+        path = (caller(node) or THE_MODEL) if key is None else key.rpartition('.')[0] or key
         shape = output_shape(node)
         space = shape[2:] if channels == 1 else shape[1:-1]
-        self.producers.append(Producer(path, line, self.order[node], space))
+        for line in lines if len(self.walked) == 1 else ():
+            self.producers.append(Producer(path, line, self.order[node], space, key or path))
+
+    def stays(self, node: fx.Node, values: Sequence[Value], reason: str) -> Any:
+        """All that the operator's tensors hold has to stay; returns its output's value."""
+        for value in values:
+            self.ids.freeze_value(value, reason)
+        held = [value for value in values if value.factors and id(value) in self._keys]
+        if held and len(self.walked) == 1:
+            self.layers_kept.append((self.order[node], caller(node) or THE_MODEL, reason))
+        return plain(node)
 
     def cost(
         self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
@@ -225,15 +249,6 @@ class Walk:
                 self.ids.unite_parts(factor, dim, len(parts))
             else:
                 self.ids.keep_whole(value, [dim], f'sliced into parts {[p[:2] for p in parts]}')
-
-
-def first_keys(model: nn.Module) -> dict[str, str]:
-    """For every parameter and buffer key the first key of the same (maybe shared) tensor."""
-    named = itertools.chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
-    first: dict[int, str] = {}
-    return {key: first.setdefault(id(tensor), key) for key, tensor in named}
 
 
 def cost_of(

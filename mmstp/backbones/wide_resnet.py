@@ -43,11 +43,9 @@ class PreActBlock(BaseModule):
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            if in_channels != out_channels or stride != 1
-            else None
-        )
+        self.shortcut = None
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
@@ -133,19 +131,10 @@ class WideResNet(BaseBackbone):
         channels = _BASE_CHANNELS[0]
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         for i, (base, stride) in enumerate(zip(_BASE_CHANNELS, _STRIDES, strict=True), start=1):
-            stage = nn.Sequential()
-            for j in range(blocks):
-                stage.append(
-                    PreActBlock(
-                        in_channels=channels,
-                        out_channels=base * widen_factor,
-                        stride=stride if j == 0 else 1,
-                        dropout=dropout,
-                        norm_cfg=norm_cfg,
-                        with_cp=with_cp,
-                    )
-                )
-                channels = base * widen_factor
+            stage, width = nn.Sequential(), base * widen_factor
+            for _ in range(blocks):
+                stage.append(PreActBlock(channels, width, stride, dropout, norm_cfg, with_cp))
+                channels, stride = width, 1
             self.add_module(f'layer{i}', stage)
         self.norm1 = build_norm_layer(norm_cfg, channels)[1]
         self.relu = nn.ReLU(inplace=True)

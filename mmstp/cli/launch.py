@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from mmengine.registry import init_default_scope
 from ..datasets.check import check_datasets
 from ..deploy.export import BACKBONE
 from ..errors import CheckpointError, LaunchError
-from ..registry import MODELS
+from ..registry import build_model
 from ..stp.algorithm import STP
 from ..stp.hooks.pool import STATE
 
@@ -25,13 +24,10 @@ from ..stp.hooks.pool import STATE
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that ``train.py`` and ``test.py`` of mmpretrain and mmdet share."""
     parser.add_argument('--work-dir', help='the folder to save logs and models')
-    parser.add_argument(
-        '--no-pin-memory', action='store_true', help='disable pin_memory in dataloaders'
-    )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='job launcher',
-    )  # fmt: skip
+    pinning = 'disable pin_memory in dataloaders'
+    parser.add_argument('--no-pin-memory', action='store_true', help=pinning)
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='job launcher')
     # torch.distributed passes it to every process it starts
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     add_config_options(parser)
@@ -71,20 +67,25 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
     elif config.get('work_dir') is None:
         config.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if config.get(field) is None:
+        own = config.get(field)
+        if own is None:
             continue
-        defaults = ConfigDict(
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=config[field].get('num_workers', 0) > 0,
+        defaults = dict(
+            pin_memory=torch.cuda.is_available(), persistent_workers=own.get('num_workers', 0) > 0
         )
         if not is_detection(config):  # detectors take lists of images of different sizes
-            defaults.collate_fn = dict(type='default_collate')
-        config[field] = ConfigDict({**defaults, **config[field]})
-        if args.no_pin_memory:
-            config[field].pin_memory = False
+            defaults['collate_fn'] = dict(type='default_collate')
+        forced = dict(pin_memory=False) if args.no_pin_memory else {}
+        config[field] = ConfigDict({**defaults, **own, **forced})
     check_work_dir(config.work_dir)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        _start_cpu_process(config)
+        # MMEngine itself starts processes on accelerators only
+        torch.distributed.init_process_group('gloo')
+        wrapper = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        )  # fmt: skip
+        config.setdefault('model_wrapper_cfg', wrapper)
 
 
 def is_detection(config: Config) -> bool:
@@ -95,20 +96,6 @@ def is_detection(config: Config) -> bool:
 def is_stp(config: Config) -> bool:
     """Whether it is the config of an STP run."""
     return config.model.get('type') in ('mmstp.STP', 'STP')
-
-
-def _start_cpu_process(config: Config) -> None:
-    """Joins the process group; MMEngine itself starts processes on accelerators only."""
-    torch.distributed.init_process_group('gloo')
-    config.setdefault(
-        'model_wrapper_cfg',
-        dict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            device_ids=None,
-            find_unused_parameters=config.get('find_unused_parameters', False),
-        ),
-    )
 
 
 def leave_processes() -> None:
@@ -141,15 +128,12 @@ def check_data(config: Config, *fields: str) -> None:
 
 def build_stp(config: Config) -> STP:
     """The algorithm of a config, without a runner; a `LaunchError` where the model is no `STP`."""
-    model = copy.deepcopy(config.model)  # some of mmpretrain's modules write into their configs
     if not is_stp(config):
         raise LaunchError(
-            f'model.type is {model.get("type")!r}; this tool needs the config of an STP run, '
-            'where it is mmstp.STP'
+            f'model.type is {config.model.get("type")!r}; this tool needs the config of an STP '
+            'run, where it is mmstp.STP'
         )
-    if config.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
-    stp = MODELS.build(model)
+    stp = build_model({'data_preprocessor': config.get('data_preprocessor'), **config.model})
     assert isinstance(stp, STP)
     return stp
 

@@ -7,6 +7,8 @@ from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
+NO_HANDLER = 'has no handler; called by'
+MET, NOT_MET = 'met by', 'cannot be met'
 _SAMPLED = 1000  # architectures looked for where a space is too large to be enumerated
 
 
@@ -22,14 +24,11 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
             more = f' and {len(group.makers) - 1} more' if len(group.makers) > 1 else ''
             kept = [space.units(group, w) * group.unit_size for w in stage.widths]
             lines.append(f'    {group.name}{more}: {group.channels} channels, choices {kept}')
-    lines.append('')
-    if space.fixed:
-        lines.append('fixed:')
-        lines += [
-            f'    {", ".join(paths)}: {reason}' for reason, paths in by_reason(space.fixed).items()
-        ]
-    for operator, paths in supernet.graph.unknown.items():
-        lines.append(f'    operator {operator!r} has no handler; called by {", ".join(paths)}')
+    lines += ['', *(['fixed:'] if space.fixed else [])]
+    for reason, paths in by_reason(space.fixed).items():
+        lines.append(f'    {", ".join(paths)}: {reason}')
+    for operator, callers in supernet.graph.unknown.items():
+        lines.append(f'    operator {operator!r} {NO_HANDLER} {", ".join(callers)}')
     if supernet.one_size:
         lines.append(f'    the size of the input: {supernet.one_size}')
     smallest = supernet.describe(space.smallest)
@@ -42,22 +41,17 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         f'         (the smallest has {smallest["macs_ratio"]:.2%} of the MACs, '
         f'{smallest["params_ratio"]:.2%} of the parameters)',
     ]
-    feasible, met = _feasible(supernet, budget)
-    return '\n'.join([*lines, '', feasible]), met
-
-
-def _feasible(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
-    space, cost = supernet.space, supernet.cost
-    dense = int(cost.count([space.largest], budget.metric)[0])
+    dense = smallest[f'{budget.metric}_dense']
     target = (
         f'target   {budget.target:,.0f} {budget.metric} ({budget.target / dense:.2%} of the dense '
         f'network) within {budget.tolerance:.2%}: '
     )
     try:
-        met = len(feasible_rows(space, cost, budget, _SAMPLED))
+        met = len(feasible_rows(space, supernet.cost, budget, _SAMPLED))
     except BudgetError as error:
-        return f'{target}cannot be met\n         {error}', False
+        return '\n'.join([*lines, '', f'{target}{NOT_MET}', f'         {error}']), False
     if space.size <= ENUMERABLE:
-        share = met / space.size
-        return f'{target}met by {met:,} architectures ({share:.2%} of the space)', True
-    return f'{target}can be met; a random search found {met:,} architectures', True
+        found = f'{MET} {met:,} architectures ({met / space.size:.2%} of the space)'
+    else:
+        found = f'can be met; a random search found {met:,} architectures'
+    return '\n'.join([*lines, '', target + found]), True

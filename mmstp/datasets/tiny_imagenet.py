@@ -114,16 +114,14 @@ def _list_val(root: Path, labels: dict[str, int]) -> list[dict]:
     lines, names = _read_lines(annotations), set(_image_names(folder))
     data_list = []
     for number, line in enumerate(lines, start=1):
-        name, _, rest = line.partition('\t')
-        wnid = rest.partition('\t')[0]
+        name, wnid, *_ = [*line.split('\t'), '']  # a line may be a name alone
         if wnid not in labels:
             raise ValueError(
                 f'{annotations}, line {number}: {line!r} gives {wnid!r} as class id; expected '
                 "'file<tab>class id<tab>box' with a class id of wnids.txt"
             )
         if name not in names:
-            raise _missing(
-                folder / name, f'no image, but named by line {number} of {annotations.name},'
-            )
+            what = f'no image, but named by line {number} of {annotations.name},'
+            raise _missing(folder / name, what)
         data_list.append(dict(img_path=str(folder / name), gt_label=labels[wnid]))
     return data_list

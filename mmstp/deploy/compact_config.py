@@ -36,12 +36,10 @@ def compact_classifier(
     part becomes a `CompactPart`.
     """
     config = copy.deepcopy(dict(classifier))
-    config.pop('init_cfg', None)
-    backbone = dict(config['backbone'])
-    backbone.pop('init_cfg', None)
-    config['backbone'] = dict(
-        type='mmstp.CompactBackbone', backbone=scoped(backbone, SCOPE), plan=HERE + PLAN
-    )
+    for own in (config, config['backbone']):
+        own.pop('init_cfg', None)
+    backbone = scoped(config['backbone'], SCOPE)
+    config['backbone'] = dict(type='mmstp.CompactBackbone', backbone=backbone, plan=HERE + PLAN)
     parts = {'backbone': spec.within('backbone')}
 
     def compact_part(name: str, own: dict[str, Any]) -> dict[str, Any]:
@@ -104,26 +102,22 @@ def compact_backbone(
     maps = pyramid(dense, shape)
     if maps[0].index is not None:
         dense['out_indices'] = tuple(one.index for one in maps)
+    backbone = dict(type='mmstp.CompactBackbone', backbone=dense, plan=HERE + PLAN)
     known, network = dict(build_model(own).named_modules()), build_model(dense)
     fresh = [
         path
         for path, module in network.named_modules()
         if path not in known and module.state_dict() and not list(module.children())
     ]
-    backbone = dict(type='mmstp.CompactBackbone', backbone=dense, plan=HERE + PLAN)
     if fresh:
         space = config.model.get('space', {})
-        parts['feature_maps'] = _with_layers(
-            network, space, stp, architecture, parts['backbone'].shapes
-        )
+        parts['feature_maps'] = _with_layers(network, space, stp, architecture, parts['backbone'])
         backbone.update(plan_part='feature_maps', fresh=fresh)
-    normalise = config.model.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     built = build_model(inline(backbone, parts))
+    init_cfg = dict(type='Pretrained', checkpoint=HERE + WEIGHTS, prefix='backbone.')
+    normalise = config.model.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
     return {
-        'compact_backbone': {
-            **backbone,
-            'init_cfg': dict(type='Pretrained', checkpoint=HERE + WEIGHTS, prefix='backbone.'),
-        },
+        'compact_backbone': {**backbone, 'init_cfg': init_cfg},
         'compact_channels': [one.channels for one in feature_maps(built, shape)],
         'compact_strides': [one.stride for one in maps],
         'compact_preprocessor': {
@@ -135,13 +129,10 @@ def compact_backbone(
 
 
 def _with_layers(
-    network: nn.Module,
-    space: Mapping[str, Any],
-    stp: STP,
-    architecture: Architecture,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> CompactSpec:
-    """The plan of a backbone that has layers beside those of the classifier's, of these shapes."""
+    network: nn.Module, space: Mapping[str, Any], stp: STP, architecture: Architecture,
+    plan: CompactSpec,
+) -> CompactSpec:  # fmt: skip
+    """The plan of a backbone that has layers beside those of the classifier's, ``plan``."""
     # at the path that it has in the classifier, by which stages and layers are named
     model = nn.Sequential(OrderedDict(backbone=network))
     with eval_mode(model):
@@ -149,11 +140,9 @@ def _with_layers(
     names = [stage.name for stage in stp.supernet.space.stages]
     pairs = zip(architecture.depths, architecture.widths, strict=True)
     chosen = dict(zip(names, pairs, strict=True))
-    stages = supernet.space.stages
-    choices = [chosen.get(s.name, (s.depths[-1], s.widths[-1])) for s in stages]
-    depths, widths = zip(*choices, strict=True)
-    found = supernet.compact_spec(Architecture(depths, widths)).within('backbone')
-    for key, size in shapes.items():
+    choices = [chosen.get(s.name, (s.depths[-1], s.widths[-1])) for s in supernet.space.stages]
+    found = supernet.compact_spec(Architecture(*zip(*choices, strict=True))).within('backbone')
+    for key, size in plan.shapes.items():
         if found.shapes.get(key, size) != size:
             raise ExportError(
                 f'with all its outputs the backbone would be another: {key} would have shape '

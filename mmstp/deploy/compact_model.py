@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import nn
 from ..checkpoints import require_fit
 from ..config_fields import constructor_options
 from ..registry import MODELS, build_model
-from ..subnets.compact_spec import CompactSpec
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.swap import Role, swap
@@ -57,10 +56,13 @@ def CompactBackbone(
         own = 'norm_eval' in constructor_options(type(plain))
         norm_eval = not own and options.pop('norm_eval', False)
         network = build_model({**dense, **options})
-        optional |= _of_other_modules(network, plain) | _of_other_modules(plain, network)
+        # of modules that only one of the two has
+        both = dict(network.named_modules()).keys() & dict(plain.named_modules()).keys()
+        keys = network.state_dict().keys() | plain.state_dict().keys()
+        optional |= {key for key in keys if key.rpartition('.')[0] not in both}
         if norm_eval:
             swap(network, NormEval())
-    _cut(network, read_plan(plan, plan_part), optional)
+    _cut(network, plan, plan_part, optional)
     set_init_cfg(network, init_cfg)
     return network
 
@@ -84,19 +86,16 @@ def CompactPart(
     part: Mapping[str, Any], plan: str | Mapping[str, Any], plan_part: str = 'head'
 ) -> nn.Module:
     """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`."""
-    network = build_model(part)
-    _cut(network, read_plan(plan, plan_part), set())
-    return network
+    return _cut(build_model(part), plan, plan_part)
 
 
-def _cut(network: nn.Module, plan: CompactSpec, optional: set[str]) -> None:
+def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:
     """Makes a dense network compact, and strict about its weights."""
-    compact(network, plan.without(optional - network.state_dict().keys()))
-
-    require_fit(
-        network, 'A compact network takes the weights of the export that it describes.',
-        plan.describe, optional,
-    )  # fmt: skip
+    spec = read_plan(plan, part)
+    compact(network, spec.without(optional - network.state_dict().keys()))
+    hint = 'A compact network takes the weights of the export that it describes.'
+    require_fit(network, hint, spec.describe, optional)
+    return network
 
 
 def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:
@@ -107,9 +106,3 @@ def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None
             'would load it; load the weights with torch'
         )
     vars(network)['init_cfg'] = None if init_cfg is None else dict(init_cfg)
-
-
-def _of_other_modules(network: nn.Module, other: nn.Module) -> set[str]:
-    """Keys of tensors in modules that the other network does not have."""
-    known = dict(other.named_modules())
-    return {key for key in network.state_dict() if key.rpartition('.')[0] not in known}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,8 @@ def try_detector(config: Config, dense: Config, export: Path) -> str | None:
     Returns why nothing could be tried: the dense detector fails at the same place (for want of a
     GPU, a package, another kind of input). Other failures are errors, which name the module.
     """
-    failure = _failure(config, export)
-    if failure is None:
-        return None
-    message, place = failure
-    other = _failure(dense)
-    if other is None or other[1] != place:
+    message, place = _failure(config, export)
+    if message is not None and place != _failure(dense)[1]:
         raise DetectorError(f'the detector cannot have the compact backbone: {message}')
     return message
 
@@ -47,7 +43,7 @@ def _described(error: Exception, modules: list[str]) -> tuple[str, str]:
 
 
 @torch.no_grad()
-def _failure(config: Config, export: Path | None = None) -> tuple[str, str] | None:
+def _failure(config: Config, export: Path | None = None) -> tuple[str | None, str]:
     """What goes wrong, and where, when a detector with the backbone of an export sees an image."""
     from mmdet.structures import DetDataSample
 
@@ -69,7 +65,7 @@ def _failure(config: Config, export: Path | None = None) -> tuple[str, str] | No
             detector(**data, mode='predict')
         except Exception as error:  # whatever reads other channels than it gets
             return _described(error, inside)
-    return None
+    return None, ''
 
 
 def _load_backbones(detector: nn.Module, export: Path) -> None:
@@ -95,15 +91,11 @@ def _load_backbones(detector: nn.Module, export: Path) -> None:
 def running(model: nn.Module) -> Iterator[list[str]]:
     """Inside, the list holds the paths of the modules whose forward runs, outermost first."""
     stack: list[str] = []
-    handles = []
-    for path, module in model.named_modules():
-        if path:
-            handles += [
-                module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)),
-                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
-            ]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if path:
+                enter = module.register_forward_pre_hook(lambda *_, path=path: stack.append(path))
+                leave = module.register_forward_hook(lambda *_: (stack.pop(), None)[1])
+                hooks.enter_context(enter)
+                hooks.enter_context(leave)
         yield stack
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -16,7 +16,7 @@ from ..config_fields import constructor_options, default_of
 from ..errors import DetectorError
 from ..registry import build_model
 from .detector_check import SCOPE, SIZE, try_detector
-from .export import BACKBONE, DESCRIPTION
+from .export import BACKBONE, DESCRIPTION, read_config
 from .feature_maps import FeatureMap, feature_maps
 
 UNTRIED = 'was not tried: the dense detector does not run here either.'
@@ -44,30 +44,40 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     """
     directory = Path(directory)
     _check_export(directory)
+    export = read_config(directory, BACKBONE)
     config = load_detector(detector)
     where, parts = _part_with_backbone(config)
     backbone = Config(parts['backbone']).to_dict()
     dense = _dense_maps(backbone, config.get('default_scope', SCOPE))
-    export = Config.fromfile(directory / BACKBONE)
     indices, channels = _outputs_at([one.stride for one in dense], export)
-
     options = _carried(backbone, export.compact_backbone.backbone)
     if indices is not None:
         options['out_indices'] = indices
     fields = ', '.join(f'{key}={value!r}' for key, value in options.items())
-    readers = _readers(parts, [one.channels for one in dense], channels)
+    pairs = [(one.channels, own) for one, own in zip(dense, channels, strict=True)]
+    readers = _readers(parts, pairs)
     # there are detectors with a preprocessor for each of their parts, inside another one
     name = 'data_preprocessor'
-    preprocessors = [
-        (*path, name) for path, own in _with(name, config.model) if name not in own[name]
-    ]
     edits = {
-        **dict.fromkeys(preprocessors, '_base_.compact_preprocessor'),
+        **{
+            (*path, name): '_base_.compact_preprocessor'
+            for path, own in _with(name, config.model)
+            if name not in own[name]
+        },
         (*where, 'backbone'): f'dict(_delete_=True, **_base_.compact_backbone, {fields})',
         **{(*where, part): code for part, code in readers.items()},
     }
     base = detector if '::' in detector else os.path.relpath(detector, directory)
-    text = _text(base, edits, config.get('custom_imports', {}).get('imports', []))
+    modules = dict.fromkeys([*config.get('custom_imports', {}).get('imports', []), 'mmstp'])
+    text = f"""# {base}
+# with the compact backbone of {BACKBONE} in this folder; written by tools/export.py --detector.
+_base_ = [{base!r}, './{BACKBONE}']
+
+custom_imports = dict(imports={[*modules]!r}, allow_failed_imports=False)
+load_from = None
+
+model = {_code(edits)}
+"""
     path = directory / f'compact_{Path(detector.partition("::")[2] or detector).stem}.py'
     temporary = path.with_name(f'untried_{path.name}')
     try:
@@ -155,14 +165,16 @@ def _outputs_at(strides: Sequence[int], export: Config) -> tuple[tuple[int, ...]
             f'{tuple(own)}: anchors and regions of interest would lie elsewhere'
         )
     places = [own.index(stride) for stride in strides]
+    channels = [export.compact_channels[place] for place in places]
     indices = export.compact_backbone.backbone.get('out_indices')
-    if indices is None and places != list(range(len(own))):
+    if indices is not None:
+        return tuple(indices[place] for place in places), channels
+    if places != list(range(len(own))):
         raise DetectorError(
             f'the compact backbone has no out_indices: it returns maps at strides {tuple(own)}, '
             f'the detector reads those at {tuple(strides)}'
         )
-    channels = [export.compact_channels[place] for place in places]
-    return (None if indices is None else tuple(indices[place] for place in places)), channels
+    return None, channels
 
 
 def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +186,7 @@ def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[st
     own, norm = compact.get('norm_cfg', default_of(cls, 'norm_cfg')), backbone.get('norm_cfg')
     if own and norm and {own['type'], norm['type']} <= _BATCH_NORMS:
         # not eps and momentum, which are the compact network's
-        kept = {k: v for k, v in norm.items() if k in ('type', 'requires_grad')}
+        kept = {key: norm[key] for key in ('type', 'requires_grad') if key in norm}
         carried['norm_cfg'] = {**own, **kept}
     kind = str(backbone['type']).rpartition('.')[2]
     if 'frozen_stages' in backbone and kind in [base.__name__ for base in cls.__mro__]:
@@ -186,70 +198,50 @@ def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[st
     return carried
 
 
-def _readers(
-    parts: Mapping[str, Any], dense: Sequence[int], compact: Sequence[int]
-) -> dict[str, str]:
-    """By part of the detector that reads the backbone's outputs, what the config says of it."""
+def _readers(parts: Mapping[str, Any], channels: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """By part of the detector that reads the backbone's outputs, what the config says of it.
+
+    ``channels`` are those of each output, of the dense backbone and of the compact one.
+    """
     neck = parts.get('neck')
-    if isinstance(neck, Mapping):
-        return {'neck': f'dict(in_channels={_filled("neck", neck, dense, compact)})'}
     if isinstance(neck, (list, tuple)):  # a list is replaced as a whole
-        first = {**neck[0], 'in_channels': _filled('neck.0', neck[0], dense, compact)}
+        first = {**neck[0], 'in_channels': _filled('neck.0', neck[0], channels)}
         return {'neck': repr([Config(one).to_dict() for one in (first, *neck[1:])])}
-    heads = {
-        name: f'dict(in_channels={_filled(name, part, dense, compact)})'
-        for name, part in parts.items()
-        if isinstance(part, Mapping) and 'in_channels' in part
-    }
-    if not heads:
+    readers = ['neck'] if isinstance(neck, Mapping) else [
+        name for name, part in parts.items() if isinstance(part, Mapping) and 'in_channels' in part
+    ]  # fmt: skip
+    if not readers:
         raise DetectorError(
             'the detector has no neck, and none of its heads has in_channels: what reads the '
             f'backbone is not known; model has the fields {sorted(parts)}'
         )
-    return heads
+    return {name: f'dict(in_channels={_filled(name, parts[name], channels)})' for name in readers}
 
 
-def _filled(
-    name: str, part: Mapping[str, Any], dense: Sequence[int], compact: Sequence[int]
-) -> Any:
+def _filled(name: str, part: Mapping[str, Any], channels: Sequence[tuple[int, int]]) -> Any:
     """A part's ``in_channels``: the compact ones at the places that they have in the dense ones."""
     own: Any = part.get('in_channels')
+    dense = [before for before, _ in channels]
     if own in dense:  # the coarsest of those that have as many
-        return dict(zip(dense, compact, strict=True))[own]
+        return dict(channels)[own]
     for step in (1, -1) if isinstance(own, (list, tuple)) else ():
-        known, new = list(dense)[::step], list(compact)[::step]
-        for start in range(len(known) - len(own) + 1):
-            if known[start : start + len(own)] == list(own):
-                return new[start : start + len(own)]
+        for start in range(len(channels) - len(own) + 1):
+            chosen = channels[::step][start : start + len(own)]
+            if [before for before, _ in chosen] == list(own):
+                return [after for _, after in chosen]
     raise DetectorError(
         f'model.{name}.in_channels = {own!r} ({part.get("type")}) cannot be filled in: it is '
-        f"made of none of the channels of the detector's own backbone, {list(dense)}"
+        f"made of none of the channels of the detector's own backbone, {dense}"
     )
 
 
-def _text(base: str, edits: Mapping[tuple[str, ...], str], imports: Sequence[str]) -> str:
-    """The config: the edits of ``model``, by path, over what it inherits."""
-    tree: dict[str, Any] = {}
-    for path, code in edits.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = code
-    modules = list(dict.fromkeys([*imports, 'mmstp']))
-    return f"""# {base}
-# with the compact backbone of {BACKBONE} in this folder; written by tools/export.py --detector.
-_base_ = [{base!r}, './{BACKBONE}']
-
-custom_imports = dict(imports={modules!r}, allow_failed_imports=False)
-load_from = None
-
-model = {_code(tree)}
-"""
-
-
-def _code(tree: Mapping[str, Any] | str, indent: str = '') -> str:
-    if isinstance(tree, str):
-        return tree
+def _code(edits: Mapping[tuple[str, ...], str], indent: str = '') -> str:
+    """A dict of these edits, by path, as a config says it."""
+    if () in edits:
+        return edits[()]
     inner = indent + '    '
-    lines = [f'{inner}{key}={_code(value, inner)},' for key, value in tree.items()]
+    lines = []
+    for key in dict.fromkeys(path[0] for path in edits):
+        below = {path[1:]: code for path, code in edits.items() if path[0] == key}
+        lines.append(f'{inner}{key}={_code(below, inner)},')
     return '\n'.join(['dict(', *lines, f'{indent})'])

@@ -110,17 +110,16 @@ class DynamicBackboneMixin(DynamicMixin):
         if architecture is not None:
             architecture = Architecture.from_nested(architecture)
             self.supernet.space.check(architecture)
-        vars(self)['_architecture'] = architecture
+        self._architecture = architecture
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[None]:
         """Inside, the backbone is this subnet; afterwards what it was before."""
-        before = self._architecture
-        self.architecture = architecture
+        before, self.architecture = self._architecture, architecture
         try:
             yield
         finally:
-            vars(self)['_architecture'] = before
+            self.architecture = before
 
     def calibrate(
         self, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
@@ -146,7 +145,8 @@ def DynamicBackbone(
     `DynamicBackboneMixin`: ``detector.backbone.architecture = '((2, 3, 4, 2), (…))'`` switches it.
 
     Running statistics are the main network's, which do not fit a subnet: in eval mode a subnet
-    without its own (``calibrate``, `CalibrationHook`) is an error.
+    without its own (``calibrate``, `CalibrationHook`) is an error. It can be copied, but not
+    pickled, as nodes of its trace cannot: save its ``state_dict``.
 
     Args:
         backbone: The dense backbone's config.
@@ -193,25 +193,20 @@ class Switchable(Role):
     def members(self, base: type[nn.Module]) -> dict[str, Any]:
         @functools.wraps(base.forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            architecture = self.architecture
-            if architecture == self.supernet.space.largest:
+            architecture, supernet = self.architecture, self.supernet
+            if architecture == supernet.space.largest:
                 return base.forward(self, *args, **kwargs)
-            _check_statistics(self, architecture)
-            with self.supernet.activate(architecture):
+            if architecture not in supernet.norm_statistics:
+                stale = [path for path, norm in norms_with_statistics(self) if not norm.training]
+                if stale:
+                    raise StatisticsError(
+                        f'{stale[0]} is in eval mode and has the running statistics of the main '
+                        f'network, which do not fit its subnet {architecture}: add '
+                        "dict(type='mmstp.CalibrationHook') to custom_hooks, or call "
+                        'backbone.calibrate(batches of images)'
+                    )
+            with supernet.activate(architecture):
                 outputs = base.forward(self, *args, **kwargs)
-            return self.supernet.pad(outputs, architecture) if self.pad else outputs
+            return supernet.pad(outputs, architecture) if self.pad else outputs
 
         return {'forward': forward}
-
-
-def _check_statistics(network: Any, architecture: Architecture) -> None:
-    if architecture in network.supernet.norm_statistics:
-        return
-    for path, norm in norms_with_statistics(network):
-        if not norm.training:
-            raise StatisticsError(
-                f'{path} is in eval mode and has the running statistics of the main network, '
-                f'which do not fit its subnet {architecture}: add '
-                "dict(type='mmstp.CalibrationHook') to custom_hooks, or call "
-                'backbone.calibrate(batches of images)'
-            )

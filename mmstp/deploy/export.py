@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ CONFIG, BACKBONE = 'compact.py', 'backbone.py'
 DESCRIPTION = 'architecture.json'
 CONVENTION = 'multiply-adds of convolutions, linear layers and matrix products, one image'
 _OWN_HOOKS = ('mmstp.PoolHook', 'mmstp.SubnetEvalHook')
+# What would not stay as it is where MMEngine pastes a folder's path between quotes.
+_NOT_IN_PATHS = ("'", '\\', '{{', '\n', '\r')
 
 
 def write_export(
@@ -51,10 +54,11 @@ def write_export(
         What the description holds.
 
     Raises:
-        ExportError: If the dense network's config, so changed, does not build the subnet.
+        ExportError: If the dense network's config, so changed, does not build the subnet, or
+            configs cannot lie in the folder (`check_folder`).
     """
+    check_folder(directory)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     description = describe_export(network, stp, architecture)
     compact_config = _without_search(config)
     compact_config.model, parts = compact_classifier(
@@ -96,14 +100,12 @@ def write_export(
 def _without_search(config: Config) -> Config:
     """The config of an STP run without what belongs to the search."""
     found = copy.deepcopy(config)
-    found.custom_hooks = [
-        hook for hook in config.get('custom_hooks', []) if hook['type'] not in _OWN_HOOKS
-    ]
-    checkpoint = found.get('default_hooks', {}).get('checkpoint')
-    if checkpoint and str(checkpoint.get('save_best', '')).startswith('subnet/'):
+    hooks = config.get('custom_hooks', [])
+    found.custom_hooks = [hook for hook in hooks if hook['type'] not in _OWN_HOOKS]
+    checkpoint: Any = found.get('default_hooks', {}).get('checkpoint') or {}
+    if str(checkpoint.get('save_best', '')).startswith('subnet/'):
         checkpoint.save_best = checkpoint.save_best.removeprefix('subnet/')
-    found.load_from = None
-    found.resume = False
+    found.load_from, found.resume = None, False
     found.pop('work_dir', None)
     return found
 
@@ -125,33 +127,50 @@ def describe_export(network: nn.Module, stp: STP, architecture: Architecture) ->
     }
 
 
+def check_folder(directory: str | Path) -> None:
+    """Whether configs can be read in a folder: MMEngine pastes its path into their text.
+
+    Raises:
+        ExportError: If not; the message has the path and what in it does not do.
+    """
+    path = os.path.abspath(directory)
+    if found := [text for text in _NOT_IN_PATHS if text in path]:
+        raise ExportError(
+            f'an export cannot lie in the folder {path!r}, whose path holds {found[0]!r}: MMEngine '
+            'pastes the path into its configs as it is; accepted are paths without '
+            + ', '.join(map(repr, _NOT_IN_PATHS))
+        )
+
+
+def read_config(directory: str | Path, name: str) -> Config:
+    """One of the configs of an export; an `ExportError` where its folder cannot be read from."""
+    check_folder(directory)
+    return Config.fromfile(Path(directory) / name)
+
+
 def reload(directory: str | Path) -> nn.Module:
     """The network of an export, from its config and weights alone.
 
     Raises:
         CheckpointError: If the weights do not fit the config.
     """
-    directory = Path(directory)
-    config = Config.fromfile(directory / CONFIG)
+    config = read_config(directory, CONFIG)
     model = config.model.to_dict()
     if config.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     network = build_model(model, config.get('default_scope', SCOPE))
-    weights = torch.load(directory / WEIGHTS, map_location='cpu', weights_only=True)
-    if found := differences(network, weights['state_dict']):
-        raise CheckpointError(f'{directory / WEIGHTS} does not fit its config:\n  {found[0]}')
+    path = Path(directory) / WEIGHTS
+    weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    if found := differences(network, weights):
+        raise CheckpointError(f'{path} does not fit its config:\n  {found[0]}')
     # not strict: SwinV2 takes keys away that it works out itself
-    network.load_state_dict(weights['state_dict'], strict=False)
+    network.load_state_dict(weights, strict=False)
     return network
 
 
 def load_backbone(directory: str | Path) -> nn.Module:
-    """The backbone of an export as detectors have it, with its weights.
-
-    Raises:
-        CheckpointError: If the weights do not fit.
-    """
-    network: Any = build_model(Config.fromfile(Path(directory) / BACKBONE).compact_backbone)
+    """The backbone of an export as detectors have it; a `CheckpointError` for other weights."""
+    network: Any = build_model(read_config(directory, BACKBONE).compact_backbone)
     initialize(network, network.init_cfg)
     return network
 

@@ -55,22 +55,19 @@ def with_maps(config: Mapping[str, Any]) -> dict[str, Any]:
 def pyramid(config: Mapping[str, Any], shape: Sequence[int]) -> list[FeatureMap]:
     """The last feature map of a backbone at each stride, from fine to coarse."""
     network = build_model(config)
-    name = type(network).__name__
-    maps = []
-    if 'out_indices' not in constructor_options(type(network)):
-        maps = feature_maps(network, shape)
-    else:
-        for index in range(_MOST):
-            try:
-                network = build_model({**config, 'out_indices': (index,)})
-            except Exception as error:  # each class has its own way to say that there is none
-                if not index:
-                    raise FeatureError(f'{name} has no output 0: {error}') from error
-                break
-            found = feature_maps(network, shape)
-            if not found:
-                break
-            maps.append(replace(found[0], index=index))
+    name, accepted = type(network).__name__, constructor_options(type(network))
+    maps = [] if 'out_indices' in accepted else feature_maps(network, shape)
+    for index in range(_MOST) if 'out_indices' in accepted else ():
+        try:
+            network = build_model({**config, 'out_indices': (index,)})
+        except Exception as error:  # each class has its own way to say that there is none
+            if not index:
+                raise FeatureError(f'{name} has no output 0: {error}') from error
+            break
+        found = feature_maps(network, shape)
+        if not found:
+            break
+        maps.append(replace(found[0], index=index))
     if not maps:
         raise FeatureError(f'{name} returns no feature maps')
     by_stride = {one.stride: one for one in maps}

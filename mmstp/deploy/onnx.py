@@ -35,14 +35,11 @@ def write_onnx(directory: str | Path) -> dict[Path, float]:
         ExportError: If they differ by more than `TOLERANCE`.
     """
     directory = Path(directory)
-    networks = {'compact.onnx': reload(directory)}
+    networks = {directory / 'compact.onnx': reload(directory)}
     if (directory / BACKBONE).is_file():
-        networks['backbone.onnx'] = load_backbone(directory)
-    shape = json.loads((directory / DESCRIPTION).read_text())['input_shape']
-    return {
-        directory / name: export_onnx(directory / name, network, torch.zeros(1, *shape))
-        for name, network in networks.items()
-    }
+        networks[directory / 'backbone.onnx'] = load_backbone(directory)
+    image = torch.zeros(1, *json.loads((directory / DESCRIPTION).read_text())['input_shape'])
+    return {path: export_onnx(path, network, image) for path, network in networks.items()}
 
 
 @torch.no_grad()

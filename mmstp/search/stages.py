@@ -49,19 +49,16 @@ def free_groups(
             raise SpaceError(f'space.fix: {pattern!r} is no regular expression: {error}') from error
     groups, fixed = graph.groups, dict(graph.fixed)
     blocks = [path for chain in graph.chains for path in chain.paths]
-    first = min(groups, key=lambda g: g.order, default=None)
-    first_block = min(
-        (g.order for g in groups if any(_inside(maker, blocks) for maker in g.makers)), default=None
-    )
+    first = min(graph.layers, default=None)
+    first_block = min((o for o, path, _ in graph.layers if _inside(path, blocks)), default=None)
     free = []
     for index, group in enumerate(groups):
         named = (f'space.fix={p!r}' for p in fix for m in group.makers if re.search(p, m))
         in_block = sum(_inside(m, blocks) for m in group.makers) * 2 > len(group.makers)
-        if first_block is None:
-            in_stem = group is first
+        if first is None or first_block is None:
+            in_stem = first is not None and first.path in group.makers
         else:
-            same = first is not None and group.resolution == first.resolution
-            in_stem = same and group.order < first_block
+            in_stem = group.resolution == first.resolution and group.order < first_block
         reason = next(named, None)
         if reason is None and in_stem and not in_block and not stem:
             reason = 'the stem stays whole (space.stem=False)'
@@ -100,7 +97,7 @@ def find_stages(
             found[blocks] = _Found(chain.order + int(part[0]), [blocks])
     else:
         for chain in graph.chains:
-            found.setdefault(chain.residual, _Found(chain.order)).chains.append(chain.paths)
+            found.setdefault(chain.stream, _Found(chain.order)).chains.append(chain.paths)
     anchors = sorted(found.values(), key=lambda stage: stage.order)
     loose = []
     for index in free:

@@ -15,20 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .swap import Swapped
+
 Forward = Callable[..., Any]
 FORWARDS: dict[type[nn.Module], Forward] = {}
+_SUPPLIED: set[Forward] = set()
 
 
-def register_forward(*types: type[nn.Module]) -> Callable[[Forward], Forward]:
-    """Registers the forward of narrow modules of these types and their subclasses.
+def register_forward(
+    *types: type[nn.Module], supplied: bool = False
+) -> Callable[[Forward], Forward]:
+    """Registers the forward of narrow modules of these types.
 
-    It is called as ``forward(module, *args, **kwargs)`` and reads the module's tensors, and the
-    attributes that `register_sizes` gives, as those of the subnet.
+    Subclasses that have no forward of their own get it too. It is called as
+    ``forward(module, *args, **kwargs)`` and reads the module's tensors, and the attributes that
+    `register_sizes` gives, as those of the subnet.
+
+    Args:
+        *types: Types of modules.
+        supplied: Whether it calls the same modules and operators as the own forward, so that sizes
+            are supplied in it as they are there.
     """
 
     def register(forward: Forward) -> Forward:
         for kind in types:
             FORWARDS[kind] = forward
+        if supplied:
+            _SUPPLIED.add(forward)
         return forward
 
     return register
@@ -36,7 +49,17 @@ def register_forward(*types: type[nn.Module]) -> Callable[[Forward], Forward]:
 
 def forward_of(module: nn.Module) -> Forward | None:
     """The registered forward of a module's type; None where its own serves."""
-    return next((FORWARDS[kind] for kind in type(module).__mro__ if kind in FORWARDS), None)
+    for kind in type(module).__mro__:
+        if kind in FORWARDS:
+            return FORWARDS[kind]
+        if 'forward' in vars(kind) and not issubclass(kind, Swapped):
+            return None
+    return None
+
+
+def is_supplied(forward: Forward | None) -> bool:
+    """Whether sizes are supplied in a forward: in a module's own, and where it was said so."""
+    return forward is None or forward in _SUPPLIED
 
 
 @register_forward(nn.MultiheadAttention)
@@ -109,3 +132,42 @@ def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
     if mask is None or mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float('-inf'))
+
+
+@register_forward(nn.TransformerEncoderLayer, supplied=True)
+def transformer_encoder_layer(
+    self,
+    src: Tensor,
+    src_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """`torch.nn.TransformerEncoderLayer` without the fused operator that it runs in eval mode.
+
+    That one takes the weights of the layers inside, and their width for that of all heads.
+    """
+    x, padding = src, src_key_padding_mask
+    if self.norm_first:
+        x = x + self._sa_block(self.norm1(x), src_mask, padding, is_causal)
+        x = x + self._ff_block(self.norm2(x))
+    else:
+        x = self.norm1(x + self._sa_block(x, src_mask, padding, is_causal))
+        x = self.norm2(x + self._ff_block(x))
+    return x
+
+
+@register_forward(nn.TransformerEncoder, supplied=True)
+def transformer_encoder(
+    self,
+    src: Tensor,
+    mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool | None = None,
+) -> Tensor:
+    """`torch.nn.TransformerEncoder` without the nested tensors that the fused operator takes."""
+    x = src
+    for layer in self.layers:
+        x = layer(x, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+    if self.norm is not None:
+        x = self.norm(x)
+    return x

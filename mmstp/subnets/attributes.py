@@ -35,6 +35,16 @@ def register_sizes(*types: type[nn.Module]) -> Callable[[AttributeRule], Attribu
     return register
 
 
+def holder(key: str) -> tuple[str, str]:
+    """The layer whose attributes follow from a tensor, and the tensor's name in it.
+
+    A parametrized layer holds its own deeper down: ``'conv.parametrizations.weight.original1'``.
+    """
+    path, _, name = key.rpartition('.')
+    layer, mark, inner = f'.{path}'.partition('.parametrizations.')
+    return (layer[1:], f'{mark[1:]}{inner}.{name}') if mark else (path, name)
+
+
 def attributes_of(module: nn.Module, shapes: Shapes | None = None) -> dict[str, Attribute]:
     """The attributes of a module whose tensors have these shapes.
 
@@ -45,26 +55,44 @@ def attributes_of(module: nn.Module, shapes: Shapes | None = None) -> dict[str, 
     for kind in type(module).__mro__:
         if kind in ATTRIBUTE_RULES:
             dense = {name: tuple(x.shape) for name, x in own_tensors(module).items()}
+            if isinstance(inside := getattr(module, 'parametrizations', None), nn.Module):
+                for name, x in inside.named_parameters(prefix='parametrizations'):
+                    dense[name] = tuple(x.shape)
             return ATTRIBUTE_RULES[kind](module, {**dense, **(shapes or {})})
     return {}
+
+
+# of a layer whose weight is worked out of other tensors, the one of the weight's shape
+_WEIGHTS = (
+    'weight', 'weight_orig', 'weight_v',
+    'parametrizations.weight.original1', 'parametrizations.weight.original',
+)  # fmt: skip
+
+
+def _weight(shapes: Shapes) -> Sequence[int] | None:
+    return next((shapes[name] for name in _WEIGHTS if name in shapes), None)
 
 
 @register_sizes(Convolution)
 def _convolution(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     assert isinstance(module, Convolution)
-    rows, columns = shapes['weight'][:2]
-    if module.transposed:  # grouped ones stay whole
-        return {'in_channels': rows, 'out_channels': columns * module.groups}
-    groups = module.groups
+    if (weight := _weight(shapes)) is None:
+        return {}
+    first, second, groups = weight[0], weight[1], module.groups
+    dense = module.in_channels if module.transposed else module.out_channels
     if groups > 1 and groups >= module.in_channels // groups:  # whole groups are dropped
-        groups = rows * groups // module.out_channels
-    return {'in_channels': columns * groups, 'out_channels': rows, 'groups': groups}
+        groups = first * groups // dense
+    sizes = {'in_channels': second * groups, 'out_channels': first}
+    if module.transposed:  # the weight's first dimension is the input's
+        sizes = {'in_channels': first, 'out_channels': second * groups}
+    return {**sizes, 'groups': groups}
 
 
 @register_sizes(nn.Linear)
 def _linear(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
-    rows, columns = shapes['weight']
-    return {'out_features': rows, 'in_features': columns}
+    if (weight := _weight(shapes)) is None:
+        return {}
+    return {'out_features': weight[0], 'in_features': weight[1]}
 
 
 @register_sizes(NormBase)

@@ -8,28 +8,30 @@ differs is found kind by kind, and has to stay whole.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import eval_mode
-from ..analysis.groups import DimMap
-from ..analysis.operators.table import OPERATORS
-from ..analysis.records import ChannelReduction
-from ..analysis.trace import operator_name
-from ..analysis.walk import first_keys
+from ..analysis.scratch import clones, copied, random_like, randomize
 from ..errors import VerificationError
-from ..foreign import pytree
+from ..foreign import BatchNorm, pytree
+from .masked import masked_outputs, outputs_and_trace, tensors_of
 from .modules import ActiveSubnet, DynamicMixin
 from .plan import DENSE, SubnetPlan
 
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
+
+TRACE_FAILS = 'its trace fails to run: '
+OTHER_BATCH = 'for a batch of another size (two example inputs tell it from channels): '
+TRAINING = (True,)  # modes, for `Verifier.difference`
+BOTH = (False, True)
 
 
 class Verifier:
@@ -38,25 +40,31 @@ class Verifier:
     Args:
         model: A model whose layers have been made dynamic; not touched.
         graph: Its analysis.
-        inputs: Example inputs, of the size of the trace.
+        inputs: Its positional arguments, of the size of the trace.
         traced: Which of the analysis' traces it is held against.
+
+    Attributes:
+        one_batch: Why batches of another size could not be tried: what the dense model does with
+            them. None where they were, or have not been yet.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Tensor], traced: int = 0
+        self, model: nn.Module, graph: ChannelGraph, inputs: Sequence[Any], traced: int = 0
     ) -> None:
         self._graph, self._traced = graph, graph.traced[traced]
         self._name = type(model).__name__
-        self._model = copy.deepcopy(model)
+        self._model = copied(model)
         self._subnet: ActiveSubnet = next(
             (vars(m)['_subnet'] for m in self._model.modules() if isinstance(m, DynamicMixin)),
             ActiveSubnet(),
         )
-        for path, module in self._model.named_modules():
-            module.training = path in self._traced.trace.live
+        trained = self._traced.trace.live
+        self._live = [m for path, m in self._model.named_modules() if path in trained]
         generator = torch.Generator().manual_seed(0)
-        self._inputs = [_random_like(x, generator) for x in inputs]
-        _randomize(self._model, generator)
+        self._inputs = random_like(tuple(inputs), generator)
+        self._others = random_like(tuple(inputs), generator)
+        randomize(self._model, generator)
+        self.one_batch: str | None = None
 
     @property
     def supplied(self) -> set[str]:
@@ -69,175 +77,206 @@ class Verifier:
         Raises:
             VerificationError: If not.
         """
-        with eval_mode(self._model):
-            reason = self.difference(DENSE, [group.units for group in self._graph.groups])
+        live, self._live = self._live, []
+        reason = self.difference(DENSE, self._all_units())
         if reason:
+            where = '' if reason.startswith(TRACE_FAILS) else self._first_apart() or ''
             raise VerificationError(
-                f'the trace of {self._name} does not compute what the model does '
-                f'({reason}): its forward depends on values, on chance or on its own state'
+                f'the trace of {self._name} does not compute what the model does ({reason}'
+                f'{where and f"; the first module that differs is {where}"}): its forward depends '
+                'on values, on chance or on its own state'
             )
+        self._live = live
 
-    def difference(self, plan: SubnetPlan, units: Sequence[int]) -> str | None:
-        """How the two ways disagree for a subnet; None where they agree."""
-        reason = None
+    def _all_units(self) -> list[int]:
+        return [group.units for group in self._graph.groups]
+
+    def _first_apart(self) -> str | None:
+        """The first module whose output is not the trace's."""
+        inputs = _in_precision(_dtype(self._model), self._inputs)
+        for path, output, expected in outputs_and_trace(self._model, self._traced.trace, inputs):
+            if _compared([output], [expected], _TOLERANCE[_dtype(self._model)]):
+                return path
+        return None
+
+    def difference(
+        self, plan: SubnetPlan, units: Sequence[int], modes: Sequence[bool] = ()
+    ) -> str | None:
+        """How the two ways disagree for a subnet.
+
+        That is in eval mode, without gradients, for the inputs. In the ``modes`` it is for a batch
+        of another size and with gradients. In train mode norms and dropout stay in eval mode: what
+        else depends on the mode has to give what it gives the dense model there.
+
+        Args:
+            plan: The subnet's.
+            units: Units that it keeps of every group.
+            modes: `TRAINING`, `BOTH` or none.
+
+        Returns:
+            None where they agree.
+        """
+        found = None
         for dtype in (torch.float32, torch.float64):
             self._model.to(dtype)
-            inputs = [x.to(dtype) if x.is_floating_point() else x for x in self._inputs]
-            reason, rounding = self._difference(plan, units, inputs, _TOLERANCE[dtype])
-            if not rounding:
+            inputs = _in_precision(dtype, self._inputs)
+            narrow = self._run(plan, inputs)
+            found = self._from_masked(narrow, plan, units, inputs, _TOLERANCE[dtype])
+            for training in modes if found is None else ():
+                found = found or self._in_batch(narrow, plan, inputs, _TOLERANCE[dtype], training)
+            if found is None or not found.rounding:
                 break
-        return reason
+        return None if found is None else found.reason
 
-    @torch.no_grad()
-    def _difference(
-        self, plan: SubnetPlan, units: Sequence[int], inputs: list[Tensor], tolerance: float
-    ) -> tuple[str | None, bool]:
-        """The difference, and whether more digits may make it go."""
+    def _from_masked(
+        self,
+        narrow: list[Tensor] | _Apart,
+        plan: SubnetPlan,
+        units: Sequence[int],
+        inputs: tuple[Any, ...],
+        tolerance: float,
+    ) -> _Apart | None:
+        """What the active subnet gave, and what the masked trace gives."""
+        if isinstance(narrow, _Apart):
+            return narrow
+        try:
+            masked = masked_outputs(self._model, self._graph, self._traced, plan, units, inputs)
+        except Exception as error:  # a trace that lacks what the exporter cannot express
+            return _Apart(f'{TRACE_FAILS}{type(error).__name__}: {error}', raises=True)
+        return _compared(narrow, masked, tolerance)
+
+    def _in_batch(
+        self,
+        narrow: list[Tensor] | _Apart,
+        plan: SubnetPlan,
+        inputs: tuple[Any, ...],
+        tolerance: float,
+        training: bool,
+    ) -> _Apart | None:
+        """What the active subnet gave, and what it gives for the same inputs in a larger batch."""
+        batch = _surrounded(inputs, _in_precision(_dtype(self._model), self._others))
+        found = _ends_apart(narrow, self._run(plan, batch, training, True), tolerance)
+        if found is None:
+            return None
+        whole, one = self._run(DENSE, batch, training, True), self._run(DENSE, inputs)
+        dense = _ends_apart(one, whole, tolerance)
+        if dense is None or (found.raises and not dense.raises):
+            where = 'in train mode: ' if training else OTHER_BATCH
+            return replace(found, reason=where + found.reason)
+        again = self._run(DENSE, inputs)
+        if isinstance(one, list) and isinstance(again, list) and _compared(again, one, tolerance):
+            raise VerificationError(
+                f'{self._name} gives another output each time it is called with the same inputs in '
+                'eval mode: its forward depends on chance or on its own state'
+            )
+        if not training:
+            self.one_batch = f'the dense network: {dense.reason}'
+        return None
+
+    def _run(
+        self,
+        plan: SubnetPlan,
+        inputs: tuple[Any, ...],
+        training: bool = False,
+        gradients: bool = False,
+    ) -> list[Tensor] | _Apart:
+        """The tensors that a subnet gives, or what it raises."""
+        live = self._live
+        if training:
+            live = [m for m in self._model.modules() if not _changes_in_training(m)]
         self._subnet.plan = plan
         try:
-            narrow = _tensors(self._model(*inputs))
+            with eval_mode(self._model, live), torch.set_grad_enabled(gradients):
+                outputs = tensors_of(self._model(*clones(inputs)))
+                if training and gradients:
+                    _backward(self._model, outputs)
         except Exception as error:  # whatever the model's code raises about sizes it did not expect
-            return f'its forward fails when narrowed: {type(error).__name__}: {error}', False
+            text = f'its forward fails when narrowed: {type(error).__name__}: {error}'
+            return _Apart(text, raises=True)
         finally:
             self._subnet.plan = None
-        try:
-            masked = self._masked_outputs(plan, units, inputs)
-        except Exception as error:  # a trace that lacks what the exporter cannot express
-            return f'its trace fails to run: {type(error).__name__}: {error}', False
-        for a, b in zip(narrow, masked, strict=True):
-            if a.shape != b.shape:
-                shapes = f'{tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
-                return f'its output has shape {shapes}', False
-            scale = b.abs().max().item()
-            gap = (a - b).abs().max().item()
-            if not gap <= tolerance * scale or not math.isfinite(scale):
-                values = f'by {gap:.1e} where values reach {scale:.1e}'
-                return f'its narrowed output differs {values}', True
-        return None, False
-
-    def _masked_outputs(
-        self, plan: SubnetPlan, units: Sequence[int], inputs: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The dense trace with dropped channels at zero; outputs narrowed to what is kept."""
-        parameters: dict[str, Tensor] = dict(self._model.named_parameters())
-        dtype = next(iter(parameters.values())).dtype
-        others = {**self._traced.trace.constants, **dict(self._model.named_buffers())}
-        known = first_keys(self._model)  # the trace may name a shared tensor by another key
-        lifted = []
-        for name in self._traced.trace.names:
-            key = known.get(name, name)
-            tensor = parameters.get(key)
-            if tensor is None:
-                constant = others[key]
-                if constant.is_floating_point():
-                    constant = constant.to(dtype)
-                lifted.append(constant)
-                continue
-            for dim, dim_map in self._graph.dims.get(key, {}).items():
-                keep = torch.zeros(tensor.shape[dim], dtype=tensor.dtype)
-                keep[torch.from_numpy(dim_map.kept(units))] = 1
-                shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-                tensor = tensor * keep.reshape(shape).to(tensor.device)
-            lifted.append(tensor)
-        skipped = {
-            block.output: block
-            for chain in self._graph.chains
-            for block in chain.skippable
-            if block.path in plan.skipped
-        }
-        reductions = [
-            (one, {dim: torch.from_numpy(over.kept(units)) for dim, over in one.dims.items()})
-            for one in self._traced.reductions
-        ]
-        outputs = _Masked(self._traced.trace.module, skipped, reductions).run(*lifted, *inputs)
-        narrowed = []
-        for output, dims in zip(_tensors(outputs), self._traced.outputs, strict=True):
-            for dim, dim_map in dims.items():
-                index = torch.from_numpy(dim_map.kept(units)).to(output.device)
-                output = output.index_select(dim, index)
-            narrowed.append(output)
-        return narrowed
+        return [output.detach() for output in outputs]
 
 
-class _Masked(fx.Interpreter):
-    """Runs a graph in which some blocks are the identity and some channels are zero.
+@dataclass(frozen=True)
+class _Apart:
+    """How two ways disagree; more digits may make ``rounding`` go."""
 
-    Operators over channels (norms, softmax, means) see those that are kept alone, as they would in
-    the narrow network.
-    """
-
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        skipped: Mapping[fx.Node, Any],
-        reductions: Sequence[tuple[ChannelReduction[DimMap], Mapping[int, Tensor]]],
-    ) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._outputs = skipped
-        self._inside = {node for block in skipped.values() for node in block.nodes}
-        self._over = {one.node: kept for one, kept in reductions}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n in self._outputs:
-            return self.env[self._outputs[n].input]
-        if n in self._inside:
-            return None
-        kept = self._over.get(n)
-        if kept is None:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return over_kept(n, kept, list(args), kwargs)
+    reason: str
+    raises: bool = False
+    rounding: bool = False
 
 
-def over_kept(
-    node: fx.Node, kept: Mapping[int, Tensor], args: list[Any], kwargs: dict[str, Any]
-) -> Any:
-    """Runs an operator on the kept channels; the others are zero in what it returns."""
-    x: Tensor = args[0]
-    for dim, places in kept.items():
-        args[0] = args[0].index_select(dim, places.to(x.device))
-    narrowed = OPERATORS[operator_name(node)].narrowed
-    if narrowed is not None:
-        args, kwargs = narrowed(args, kwargs, kept, x.dim())
-    assert callable(node.target)
-    out = node.target(*args, **kwargs)
-    outs = [out] if isinstance(out, Tensor) else list(out)
-    for i, one in enumerate(outs):
-        if one.shape == args[0].shape:
-            for dim, places in kept.items():
-                shape = [*one.shape]
-                shape[dim] = x.shape[dim]
-                one = one.new_zeros(shape).index_copy(dim, places.to(x.device), one)
-        outs[i] = one
-    return outs[0] if isinstance(out, Tensor) else tuple(outs)
+def _ends_apart(
+    one: list[Tensor] | _Apart, batch: list[Tensor] | _Apart, tolerance: float
+) -> _Apart | None:
+    """Outputs for inputs, and those for a batch that begins and ends with these (`_surrounded`)."""
+    if isinstance(one, _Apart):
+        return one
+    if isinstance(batch, _Apart):
+        return batch
+    if len(one) != len(batch):
+        return _compared(batch, one, tolerance)
+    first, last = list(batch), list(batch)
+    for place, (x, y) in enumerate(zip(one, batch, strict=True)):
+        if x.dim() and y.shape[:1] == (2 * len(x) + 1,):
+            first[place], last[place] = y[: len(x)], y[-len(x) :]
+    return _compared(first, one, tolerance) or _compared(last, one, tolerance)
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
-
-
-def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    if not x.is_floating_point():
-        return x.clone()
-    return torch.randn(x.shape, generator=generator).to(x)
-
-
-def _randomize(model: nn.Module, generator: torch.Generator) -> None:
-    """Values that keep signals alive through any depth.
-
-    A fresh network can hide mistakes: residual branches that start at zero, outputs of 1e-10.
-    Buffers other than running statistics (positions, frequencies, means of images) stay.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        statistic = name.endswith(('running_mean', 'running_var'))
-        if not tensor.is_floating_point() or not (isinstance(tensor, nn.Parameter) or statistic):
+def _compared(
+    narrow: Sequence[Tensor], masked: Sequence[Tensor], tolerance: float
+) -> _Apart | None:
+    if len(narrow) != len(masked):
+        return _Apart(f'it returns {len(narrow)} tensors, not {len(masked)}')
+    for a, b in zip(narrow, masked, strict=True):
+        if a.shape != b.shape:
+            shapes = f'{tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
+            return _Apart(f'its output has shape {shapes}')
+        if not b.numel():
             continue
-        noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.dim() > 1:
-            fan_in = tensor[0].numel()
-            value = noise * math.sqrt(2 / fan_in)
-        elif name.endswith(('bias', 'running_mean')):
-            value = noise * 0.1
-        else:
-            value = 1 + noise.clamp(-2, 2) * 0.2
-        tensor.data.copy_(value)
+        a, b = a.to(torch.complex128 if a.is_complex() else torch.float64), b.to(a.dtype)
+        scale, gap = b.abs().max().item(), (a - b).abs().max().item()
+        if not gap <= tolerance * scale or not math.isfinite(scale):
+            values = f'by {gap:.1e} where values reach {scale:.1e}'
+            return _Apart(f'its narrowed output differs {values}', rounding=True)
+    return None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def _in_precision(dtype: torch.dtype, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = pytree.tree_map_only(
+        Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs
+    )
+    return found
+
+
+def _surrounded(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, one of the others and the inputs again in one batch.
+
+    The first tensor says how many are a batch; twice as many and one are no multiple of it.
+    """
+    size = next(x.shape[:1] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
+
+    def joined(x: Any, other: Any) -> Any:
+        together = isinstance(x, Tensor) and x.dim() and x.shape[:1] == size
+        return torch.cat([x, other[:1], x]) if together else x
+
+    found: tuple[Any, ...] = pytree.tree_map(joined, inputs, others)
+    return found
+
+
+def _changes_in_training(module: nn.Module) -> bool:
+    """Norms that estimate their statistics, and what drops at random."""
+    return isinstance(module, BatchNorm) or 'Drop' in type(module).__name__
+
+
+def _backward(model: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Gradients of the sum of all outputs; none are left at the parameters."""
+    sums = [o.sum() for o in outputs if o.is_floating_point() and o.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if sums and trained:
+        torch.autograd.grad(sums, trained, allow_unused=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.groups import WHOLE
+from ..analysis.handing_on import HandsOn
 from ..analysis.records import SizedCall
 from ..architecture import Architecture
 from ..errors import CompactSpecError
@@ -55,10 +56,11 @@ class StageShapes:
         """Blocks that a network with tensors of these shapes has; None where it is no depth."""
         counts = []
         for chain in self.chains:
-            kept = [any(key.startswith(path + '.') for key in shapes) for path in chain]
-            if not kept[0] or kept != sorted(kept, reverse=True):
+            # the first is always there, and may hold no tensor to tell
+            kept = [any(key.startswith(path + '.') for key in shapes) for path in chain[1:]]
+            if kept != sorted(kept, reverse=True):
                 return None
-            counts.append(sum(kept))
+            counts.append(1 + sum(kept))
         depth = max(counts, default=1)
         agree = all(
             n == min(depth, len(chain)) for n, chain in zip(counts, self.chains, strict=True)
@@ -83,13 +85,13 @@ class CompactSpec:
     Attributes:
         shapes: Shapes of tensors, by state-dict key.
         calls: The sized calls of a forward, by module path, for each way through it.
-        skipped: Paths of blocks that are the identity.
+        skipped: By path of a block that is left out, what is returned instead (`HandsOn`).
         stages: How the architecture is read off a network of this kind.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     calls: Mapping[str, Ways]
-    skipped: tuple[str, ...]
+    skipped: Mapping[str, HandsOn]
     stages: tuple[StageShapes, ...] = ()
 
     @classmethod
@@ -105,7 +107,7 @@ class CompactSpec:
             if isinstance(plan, Mapping) and 'parts' in plan:
                 raise CompactSpecError(
                     f'plan has the fields {found}: that is a whole plan.json; give its path, or '
-                    f'one of its parts ({", ".join(plan["parts"])})'
+                    f'one of its parts ({", ".join(map(str, plan["parts"]))})'
                 )
             raise CompactSpecError(
                 f'plan has the fields {found}; expected {", ".join(fields)}, as '
@@ -117,7 +119,7 @@ class CompactSpec:
                 path: tuple(tuple(map(SizedCall.from_list, way)) for way in ways)
                 for path, ways in plan['calls'].items()
             },
-            tuple(plan['skipped']),
+            dict(plan['skipped']),
             tuple(StageShapes(**_tuples(stage)) for stage in plan['stages']),
         )
 
@@ -129,7 +131,7 @@ class CompactSpec:
                 path: [[call.to_list() for call in way] for way in ways]
                 for path, ways in self.calls.items()
             },
-            'skipped': list(self.skipped),
+            'skipped': dict(self.skipped),
             'stages': [dataclasses.asdict(stage) for stage in self.stages],
         }
 
@@ -144,9 +146,9 @@ class CompactSpec:
                 if key == prefix or key.startswith(start)
             }
 
-        skipped = tuple(p.removeprefix(start) for p in self.skipped if p.startswith(start))
         stages = tuple(found for stage in self.stages if (found := stage.within(start)) is not None)
-        return CompactSpec(inside(self.shapes), inside(self.calls), skipped, stages)
+        shapes, calls, skipped = map(inside, (self.shapes, self.calls, self.skipped))
+        return CompactSpec(shapes, calls, skipped, stages)
 
     def without(self, keys: Collection[str]) -> CompactSpec:
         """For a network that lacks the modules of these tensors."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..analysis.eval_state import eval_mode, renew
+from ..analysis.handing_on import HandsOn, hand_on, own_signature
 from ..errors import CompactSpecError
 from ..foreign import own_tensors, set_tensor
-from .attention import Forward, forward_of
-from .attributes import Attribute, attributes_of
+from .attention import Forward, forward_of, is_supplied
+from .attributes import Attribute, attributes_of, holder
 from .compact_spec import CompactSpec
-from .modules import Dynamic, FixedSubnet, first_argument
+from .modules import Dynamic, FixedSubnet
 from .plan import SubnetPlan
 from .swap import Role, Swapped, swap
 
@@ -43,9 +44,9 @@ def compact(
         CompactSpecError: If the spec names a module or tensor that the model does not have, or a
             shape that is not within the dense one.
     """
-    for path in spec.skipped:
+    for path, result in spec.skipped.items():
         parent = _module(model, path.rpartition('.')[0], path)
-        setattr(parent, path.rpartition('.')[2], _skipped(_module(model, path, path)))
+        setattr(parent, path.rpartition('.')[2], _skipped(_module(model, path, path), result))
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     placed: list[tuple[nn.Module, str, Tensor]] = []
@@ -68,7 +69,8 @@ def compact(
                 data = nn.Parameter(data, requires_grad=dense.requires_grad)
             narrow[dense] = data
         placed.append((module, name, narrow[dense]))
-        shapes[path][name] = shape
+        layer, own = holder(key)
+        shapes[layer][own] = shape
     attributes: dict[str, Mapping[str, Attribute]] = {}
     for path, narrowed in shapes.items():
         if found := attributes_of(model.get_submodule(path), narrowed):
@@ -78,7 +80,7 @@ def compact(
     for path, changed in attributes.items():
         for name, value in changed.items():
             setattr(model.get_submodule(path), name, value)
-    _supply(model, SubnetPlan({}, attributes, spec.calls, frozenset()))
+    _supply(model, SubnetPlan(dict.fromkeys(spec.shapes, ()), attributes, spec.calls, {}))
     renew(model)
 
 
@@ -113,15 +115,14 @@ def _supply(model: nn.Module, plan: SubnetPlan) -> None:
     """Has modules run with the sizes of a subnet, or another forward than their class's."""
     subnet = FixedSubnet(plan)
     for path in plan.calls:
-        module = _module(model, path, path)
-        swap(module, Cut(calls=True), **Cut.named(subnet, path))
-    for path, module in model.named_modules():
-        if (own := forward_of(module)) is None:
-            continue
-        if any(_is_inside(path, parent) for parent in plan.calls):
-            # calls inside it are none of those that are supplied
-            swap(module, Cut(own=own), **Cut.named(subnet, path))
-        elif path in plan.attributes:
+        _module(model, path, path)
+    for path, module in dict(model.named_modules()).items():
+        own = forward_of(module)
+        # calls inside such a forward are none of those that are supplied around it
+        apart = not is_supplied(own) and any(_is_inside(path, parent) for parent in plan.calls)
+        if path in plan.calls or apart:
+            swap(module, Cut(calls=path in plan.calls, own=own), **Cut.named(subnet, path))
+        elif own is not None and path in plan.narrowed:
             swap(module, OtherForward(own))
 
 
@@ -130,25 +131,38 @@ def _is_inside(path: str, parent: str) -> bool:
 
 
 class Skipped(nn.Identity):
-    """Stands where a block was left out that is called with more than one argument."""
+    """Stands where a block was left out that takes or returns more than one tensor.
+
+    Attributes:
+        result: What it returns of what it is called with (`HandsOn`).
+        signature: Of the block's forward.
+    """
+
+    def __init__(self, result: HandsOn, signature: inspect.Signature) -> None:
+        super().__init__()
+        self.result, self.signature = result, signature
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Hands on the first of what it is called with."""
-        return first_argument(args, kwargs)
+        """Hands on what the block adds to."""
+        return hand_on(self.result, self.signature, args, kwargs)
 
 
-def _skipped(block: nn.Module) -> nn.Module:
+def _skipped(block: nn.Module, result: HandsOn) -> nn.Module:
     """What stands where a block was left out.
 
     It keeps the block's numbers and names, which the code around it may read, but is no instance of
     its class, whose layers others would look for.
     """
-    parameters = list(inspect.signature(block.forward).parameters.values())
-    alone = len(parameters) == 1 and parameters[0].kind is parameters[0].POSITIONAL_OR_KEYWORD
-    identity = nn.Identity() if alone else Skipped()
+    signature = own_signature(type(block).forward)
+    alone = all(
+        parameter.kind is parameter.POSITIONAL_OR_KEYWORD and result == {'argument': [name]}
+        for name, parameter in signature.parameters.items()
+    )
+    identity = nn.Identity() if alone else Skipped(result, signature)
     for name, value in vars(block).items():
         if not name.startswith('_') and isinstance(value, (bool, int, float, str, tuple)):
-            vars(identity)[name] = value
+            vars(identity).setdefault(name, value)
+    vars(identity)['training'] = block.training
     return identity
 
 

@@ -18,7 +18,10 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, fx, nn
 
-from .attention import Forward, forward_of
+from ..analysis.handing_on import hand_on, own_signature
+from ..errors import CallError
+from ..foreign import has_hooks_before
+from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute
 from .plan import SubnetPlan
 from .sized_calls import SuppliedSizes, unsupplied
@@ -124,14 +127,10 @@ def make_dynamic(module: nn.Module, path: str, subnet: ActiveSubnet, **role: Any
     swap(module, Dynamic(**role, own=forward_of(module)), **Dynamic.named(subnet, path))
 
 
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a block that is skipped hands on."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 def _forward(base: Callable[..., Any], role: Dynamic) -> Callable[..., Any]:
     """The forward that asks the plan: skipped, with another forward, with other sizes, or as is."""
     subnet_name, path_name = role.state
+    signature = own_signature(base)
 
     @functools.wraps(base)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,24 +139,33 @@ def _forward(base: Callable[..., Any], role: Dynamic) -> Callable[..., Any]:
         if plan is None:
             return base(self, *args, **kwargs)
         if role.skippable and path in plan.skipped:
-            return first_argument(args, kwargs)
+            return hand_on(plan.skipped[path], signature, args, kwargs)
         if (tracer := _tracer(args, kwargs)) is not None and tracer.root is not self:
             # what its code makes of a proxy's shape is not the subnet's: a leaf for `torch.fx`
             return tracer.create_proxy('call_module', tracer.path_of_module(self), args, kwargs)
-        if role.own is not None:
+        run = base if role.own is None or path not in plan.narrowed else role.own
+        if not is_supplied(role.own):
             with unsupplied():
-                return (role.own if path in plan.attributes else base)(self, *args, **kwargs)
+                return run(self, *args, **kwargs)
         training = self.training
         self.training = training or role.live
         try:
             ways = plan.calls.get(path) if role.calls else None
             if ways is None:
-                return base(self, *args, **kwargs)
+                return run(self, *args, **kwargs)
             with SuppliedSizes(path, ways) as sizes:
-                out = base(self, *args, **kwargs)
+                out = run(self, *args, **kwargs)
             if sizes.changed:
                 subnet.supplied.add(path)
             return out
+        except CallError as error:
+            if has_hooks_before(self):
+                raise CallError(
+                    f'{error}. It has a forward_pre_hook, and operators that hooks call are not '
+                    'supplied with sizes (of torch.nn.utils.spectral_norm: take '
+                    'torch.nn.utils.parametrizations.spectral_norm)'
+                ) from error
+            raise
         finally:
             self.training = training
 

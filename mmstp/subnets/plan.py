@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import DimMap
+from ..analysis.handing_on import HandsOn
 from ..analysis.records import SizedCall
 from ..foreign import own_tensors
-from .attributes import Attribute, attributes_of
+from .attributes import Attribute, attributes_of, holder
 from .sized_calls import Ways
 
 
@@ -53,21 +55,28 @@ class SubnetPlan:
         tensors     {'layer1.0.conv2.weight': (keep 32 along 0, keep 32 along 1), …}
         attributes  {'layer1.0.conv2': {'in_channels': 32, 'out_channels': 32, 'groups': 1}, …}
         calls       {}, for nothing in it is given a number of channels by Python
-        skipped     {'layer1.2'}
+        skipped     {'layer1.2': {'argument': ['x']}}
 
     Attributes:
         tensors: By state-dict key, what is kept along the dimensions that are narrowed.
         attributes: By module path, the attributes of modules some of whose tensors are narrowed.
         calls: By module path, the sized calls of its forward, for each way through it.
-        skipped: Paths of blocks that are left out.
+        skipped: By path of a block that is left out, what is returned instead (`HandsOn`).
         norm_statistics: Running statistics that the subnet has for itself, by state-dict key.
     """
 
     tensors: Mapping[str, tuple[Selection, ...]]
     attributes: Mapping[str, Mapping[str, Attribute]]
     calls: Mapping[str, Ways]
-    skipped: frozenset[str]
+    skipped: Mapping[str, HandsOn]
     norm_statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @functools.cached_property
+    def narrowed(self) -> frozenset[str]:
+        """Paths of the modules in which a tensor is narrowed, at any depth."""
+        return frozenset(
+            key[:end] for key in self.tensors for end, sign in enumerate(key) if sign == '.'
+        )
 
     def narrow(self, key: str, tensor: Tensor) -> Tensor:
         """The part of a tensor that belongs to the subnet."""
@@ -76,7 +85,7 @@ class SubnetPlan:
         return tensor
 
 
-DENSE = SubnetPlan({}, {}, {}, frozenset())
+DENSE = SubnetPlan({}, {}, {}, {})
 
 
 def plan_subnet(
@@ -103,8 +112,10 @@ def plan_subnet(
                 shape[dim] = len(positions)
         if selections:
             tensors[key] = tuple(selections)
-            shapes[path][name] = tuple(shape)
-    gone = frozenset(skipped)
+            layer, own = holder(key)
+            shapes[layer][own] = tuple(shape)
+    results = {block.path: block.hands_on for chain in graph.chains for block in chain.skippable}
+    gone = {path: results[path] for path in skipped}
     return SubnetPlan(
         tensors,
         {
@@ -114,7 +125,7 @@ def plan_subnet(
         },
         {
             path: tuple(
-                tuple(_in_subnet(call, units) for call in way if gone.isdisjoint(call.paths))
+                tuple(_in_subnet(call, units) for call in way if gone.keys().isdisjoint(call.paths))
                 for way in ways
             )
             for path, ways in graph.ways.items()
@@ -131,7 +142,7 @@ def _in_subnet(call: SizedCall[DimMap], units: Sequence[int]) -> SizedCall[int]:
     return replace(call.resolve(lambda dim: len(dim.kept(units))), modules=())
 
 
-def is_within(path: str, paths: Collection[str]) -> bool:
+def is_within(path: str, paths: Container[str]) -> bool:
     """Whether a module or tensor is one of these modules, or in one."""
     parts = path.split('.')
     return any('.'.join(parts[:n]) in paths for n in range(1, len(parts) + 1))

@@ -190,9 +190,10 @@ def _reshaped(call: SizedCall[int], shape: Sequence[int], sizes: list[int], path
         total, product = math.prod(shape[d] for d in before), math.prod(sizes[d] for d in after)
         if total == product:
             continue
-        # a batch that is folded into a dimension of channels: B * heads
-        folded = total // product if total % product == 0 else 0
-        into = [d for d in counted if given[d] in (folded * call.sizes[d], folded * counted[d])]
+        # a batch that is folded into a dimension of channels (B * heads), of another size here
+        into = [
+            d for d in counted if given[d] * product in (total * call.sizes[d], total * counted[d])
+        ]
         # channels that stay, where the code takes their number from others that do not
         other = [
             d for d in after if d not in counted and total * sizes[d] == product * call.sizes[d]
@@ -205,7 +206,7 @@ def _reshaped(call: SizedCall[int], shape: Sequence[int], sizes: list[int], path
                 f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
                 f'trace has {call.sizes}: the subnet has {call.dims} there'
             )
-        sizes[into[0]] *= folded
+        sizes[into[0]] = sizes[into[0]] * total // product
     return sizes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..analysis.scratch import copied
 from ..architecture import Architecture
 from ..foreign import pytree
 from ..search.cost import CostModel
@@ -34,8 +35,8 @@ class Supernet:
 
     Args:
         model: Any module that `torch.export` can follow.
-        inputs: An example input or a tuple of them; costs are counted for these. They are taken to
-            the device and precision of the model's parameters.
+        inputs: An example input: a tensor, a tuple of positional arguments, or a dict of arguments
+            by name; see `mmstp.analysis.inputs.arguments`. Costs are counted for these.
         fix_outputs: Keep the channels of the model's outputs whole.
         **space: Options of `SearchSpace`.
 
@@ -45,10 +46,14 @@ class Supernet:
         cost: Their multiply-adds and parameters.
         norm_statistics: Running statistics of norm layers that subnets have for themselves, by
             state-dict key; those of the main network serve the others. See `calibrate`.
+        inputs: The positional arguments, with tensors on the device and in the precision of the
+            model's parameters.
         one_size: Why subnets may not run on inputs of another size than the example's; None where
             they do, wherever the dense model does.
+        one_batch: Why they may not run on batches of another size; None where they do.
 
     Raises:
+        FieldError: If the inputs are not what a model is called with.
         TraceError: If the model cannot be traced.
         SpaceError: If nothing can be pruned, or an option is wrong.
         SupernetError: If the model is wrapped (DDP), compiled, scripted or without values, if it
@@ -67,13 +72,14 @@ class Supernet:
     def __init__(
         self,
         model: nn.Module,
-        inputs: Tensor | Sequence[Tensor],
+        inputs: Any,
         fix_outputs: bool = True,
         **space: Any,
     ) -> None:
         made = convert(model, inputs, fix_outputs, space)
         self.model, self.inputs = model, made.inputs
-        self.graph, self.space, self.one_size = made.graph, made.space, made.one_size
+        self.graph, self.space = made.graph, made.space
+        self.one_size, self.one_batch = made.one_size, made.one_batch
         self.cost = CostModel(self.graph, self.space)
         self.norm_statistics: dict[Architecture, dict[str, Tensor]] = {}
         self._active = made.active
@@ -129,8 +135,8 @@ class Supernet:
         }
         return CompactSpec(
             shapes,
-            dict(plan.calls),
-            tuple(sorted(plan.skipped)),
+            dict(sorted(plan.calls.items())),
+            dict(sorted(plan.skipped.items())),
             tuple(stage_shapes(self.space, stage) for stage in self.space.stages),
         )
 
@@ -143,11 +149,9 @@ class Supernet:
             ArchitectureError: If the architecture is not a member of the space.
         """
         plan = self._plan(architecture)
-        network = copy.deepcopy(self.model)
-        modes = {path: module.training for path, module in self.model.named_modules()}
-        for path, module in network.named_modules():
+        network = copied(self.model)
+        for module in network.modules():
             unswap(module, DynamicMixin)
-            module.training = modes[path]  # a class may copy itself in another mode
         spec = self.compact_spec(architecture)
         tensors = {
             key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)

@@ -168,22 +168,6 @@ def test_a_block_may_have_further_inputs():
         assert torch.equal(model(x), expected)
 
 
-class Crossed(Block):
-    """Its residual stream is the second input: the first is what a skipped block hands on."""
-
-    def forward(self, x, y):
-        return y + self.conv(x)
-
-
-def test_a_stream_that_is_no_first_input_is_found_to_be_wrong():
-    body = nn.ModuleList([Block(), Crossed()])
-    model = Net(body, lambda b, x: b[1](x.tanh(), b[0](x)))
-    assert chains(model) == [('body.0', ['body.1'])]
-    supernet = Supernet(model, torch.randn(1, 3, 4, 4), stem=True)
-    assert supernet.graph.chains == ()
-    assert [stage.depths for stage in supernet.space.stages] == [(1,)]
-
-
 # --- how blocks line up ---------------------------------------------------------------------------
 
 
@@ -254,23 +238,67 @@ def test_something_in_between_begins_a_new_chain():
     assert chains(Net(body)) == [('body.0', ['body.1']), ('body.2', ['body.3', 'body.4'])]
 
 
-def test_fixed_kinds_stay():
+def test_fixed_blocks_stay():
     body = nn.ModuleDict(
         {'a': nn.Sequential(Block(), Block()), 'b': nn.Sequential(Block(), Block())}
     )
     model = Net(body, lambda b, x: b['b'](b['a'](x).tanh()))
     assert len(chains(model)) == 2
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
-    graph = ChannelGraph.from_traces(model, [traced], freeze={'body.a.*': 'why'})
+    graph = ChannelGraph.from_traces(model, [traced], blocks_fixed={'body.a.1': 'why'})
     assert [chain.paths for chain in graph.chains] == [('body.b.0', 'body.b.1')]
+    assert graph.unskippable == {'body.a.1': 'why'}
 
 
-def test_fixed_kinds_of_layers_stay():
+def test_fixed_groups_stay():
     model = Net(nn.Sequential(nn.Conv2d(16, 24, 1), nn.Conv2d(24, 16, 1))).eval()
     traced = trace(model, [torch.randn(1, 3, 4, 4)])
-    graph = ChannelGraph.from_traces(model, [traced], freeze={'body.*': 'why'})
-    assert [group.name for group in graph.groups] == ['stem']
-    assert (graph.fixed['body.0'], graph.fixed['body.1']) == ('why', 'why')
+    graph = ChannelGraph.from_traces(model, [traced], groups_fixed={'body.0': 'why'})
+    assert [group.name for group in graph.groups] == ['stem', 'body.1']
+    assert graph.fixed['body.0'] == 'why'
+
+
+# --- embeddings -----------------------------------------------------------------------------------
+
+
+class AfterNorm(nn.Module):
+    """A transformer's feed-forward layer that normalises the sum: it cannot be skipped."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+
+    def forward(self, x):
+        return self.norm(x + self.down(self.up(x).relu()))
+
+
+class Standardised(nn.Conv2d):
+    """Its weight's statistics go over the channels of its input."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+def embeddings(model, x):
+    groups = ChannelGraph.from_model(model.eval(), [x]).groups
+    return {group.name for group in groups if group.embedding}
+
+
+def test_an_embedding_is_a_stream_that_is_normalised_on_its_way():
+    x = torch.randn(1, 5, 8)
+    layers = nn.Sequential(nn.Linear(8, 16), AfterNorm(), AfterNorm(), nn.Linear(16, 3))
+    assert embeddings(layers, x) == {'0'}
+
+
+def test_statistics_of_weights_make_no_embedding():
+    block = lambda: Block(layer=Standardised(16, 16, 3, padding=1))  # noqa: E731
+    assert embeddings(Net(nn.Sequential(block(), block())), torch.randn(1, 3, 4, 4)) == set()
+
+
+def test_hidden_channels_that_are_normalised_are_no_embedding():
+    layers = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    assert embeddings(layers, torch.randn(1, 5, 8)) == set()
 
 
 @pytest.mark.parametrize('depth', [1, 2, 3])

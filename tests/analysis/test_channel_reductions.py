@@ -156,6 +156,9 @@ def test_global_response_norm():
         lambda x: x * x.mean(),
         lambda x: x / x.abs().sum(dim=1, keepdim=True),
         lambda x: x + x.amax(1, keepdim=True),
+        lambda x: x + x.max(1, keepdim=True)[0],
+        lambda x: x * (x - 5).min(1, keepdim=True).values,
+        lambda x: x + x.median(1, keepdim=True)[0],
         lambda x: (x - 5).amax(1, keepdim=True) * x,
         lambda x: x + (x + 5).amin(1, keepdim=True),
         lambda x: x * x.logsumexp(1, keepdim=True),
@@ -167,7 +170,7 @@ def test_global_response_norm():
         lambda x: (x - torch.std_mean(x, 1, keepdim=True)[1]) * 2,
     ],
     ids=(
-        'softmax log_softmax mean dropped_dim all_dims number sum amax negative_amax amin '
+        'softmax log_softmax mean dropped_dim all_dims number sum amax max min median negative_amax amin '
         'logsumexp prod std var norm vector_norm std_mean'
     ).split(),
 )
@@ -273,7 +276,7 @@ def test_order_of_channels_counts():
             lambda x: x.sort(1).values,
             lambda x: x.topk(16, dim=1)[0],
             lambda x: x + x.argsort(1),
-            lambda x: x + x.max(1, keepdim=True)[0],
+            lambda x: x + x.max(1, keepdim=True)[1],
             lambda x: x + x.argmax(1, keepdim=True),
         ],
         'looked up by index': [

@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import deform_conv2d
 
 from mmstp import Supernet, register_handler
 from mmstp.analysis.operators.table import OPERATORS
 from mmstp.errors import OperatorError, SpaceError
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
+from tests.relations import Case, costs_are_those_of_the_export
 
 
 @pytest.fixture(autouse=True)
@@ -99,14 +101,62 @@ def test_transposed_convolution(bias):
     assert (small.in_channels, small.out_channels) == (5, 6)
 
 
-def test_transposed_convolutions_in_groups_stay():
-    up = nn.ConvTranspose2d(16, 16, 2, stride=2, groups=4)
-    layers = dict(a=conv(3, 16), up=up, c=conv(16, 20), b=conv(20, 5))
+@pytest.mark.parametrize(
+    ('groups', 'out', 'found'),
+    [
+        (16, 16, {'a': (16, 1), 'c': (20, 1)}),  # a bilinear upsampling
+        (8, 24, {'a': (8, 2), 'c': (20, 1)}),  # 2 channels in and 3 out per group
+        (4, 24, {'a': (4, 4), 'c': (20, 1)}),
+        (2, 24, {'a': (8, 2), 'up': (12, 2), 'c': (20, 1)}),  # of each group the same
+    ],
+)
+def test_transposed_convolution_in_groups(groups, out, found):
+    up = nn.ConvTranspose2d(16, out, 2, stride=2, groups=groups)
+    layers = dict(a=conv(3, 16), up=up, c=conv(out, 20), b=conv(20, 5))
     function = lambda m, x: m.b(m.c(m.up(m.a(x))))  # noqa: E731
+    assert shapes(analyse(layers, function)) == found
+    supernet = runs_as_subnet(layers, function)
+    costs_are_those_of_the_export(Case(supernet, [torch.randn(2, 3, 4, 6)]))
+    small = supernet.export(supernet.space.smallest).up
+    assert small.out_channels == small.weight.shape[1] * small.groups
+    assert small.in_channels == small.weight.shape[0]
+
+
+@pytest.mark.parametrize(('groups', 'offset_groups'), [(1, 1), (8, 1), (1, 2)])
+def test_deformable_convolution(groups, offset_groups):
+    layers = dict(
+        a=conv(3, 16),
+        places=conv(3, 18 * offset_groups),
+        weight=nn.Parameter(torch.randn(24, 16 // groups, 3, 3) / 12),
+        bias=nn.Parameter(torch.randn(24)),
+        b=conv(24, 5),
+    )
+
+    def function(m, x):
+        seen, bias = m.a(x), m.bias
+        return m.b(deform_conv2d(seen, m.places(x), m.weight, bias, padding=1))
+
     graph = analyse(layers, function)
-    assert shapes(graph) == {'c': (20, 1)}
-    assert graph.fixed['a'] == 'a transposed convolution in groups'
+    assert graph.unknown == {}
+    if offset_groups > 1:
+        assert graph.fixed['a'] == 'the places that a kernel looks at'
+    else:
+        assert 'a' in shapes(graph)
     runs_as_subnet(layers, function)
+
+
+@pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_stay_and_are_counted(kind):
+    layers = dict(a=kind(8, 16, num_layers=2, batch_first=True), c=nn.Linear(16, 20))
+    layers['b'] = nn.Linear(20, 5)
+    function = lambda m, x: m.b(m.c(m.a(x)[0]).relu())  # noqa: E731
+    graph = analyse(layers, function, shape=(2, 4, 8))
+    assert shapes(graph) == {'c': (20, 1)}
+    assert 'recurrent layers stay whole' in graph.fixed['a']
+    supernet = runs_as_subnet(layers, function, shape=(2, 4, 8))
+    gates = sum(p.numel() for p in supernet.model.a.parameters() if p.dim() == 2)
+    whole = 2 * 4 * (gates + 16 * 20 + 20 * 5)
+    assert supernet.cost.macs([supernet.space.largest]) == [whole]
 
 
 def test_linear_after_flatten_holds_every_position():

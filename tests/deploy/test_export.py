@@ -97,7 +97,7 @@ def test_a_person_can_read_the_configs(name, stp, architecture, tmp_path):
 
 def test_the_plan_file_is_versioned(folder):
     content = json.loads((folder / PLAN).read_text())
-    assert content['version'] == 1
+    assert content['version'] == 2
     assert Architecture.parse(content['architecture']).depths
     assert list(content['parts']) == ['backbone']
 

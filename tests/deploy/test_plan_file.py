@@ -12,7 +12,7 @@ from mmstp.errors import CompactSpecError
 SPEC = CompactSpec(
     {'a.weight': (2, 3), 'b.c.bias': (2,)},
     {'a': ((SizedCall('reshape', (1, 4), (None, 2), (((1,), (1,)),)),), ())},
-    ('b.d',),
+    {'b.d': {'argument': ['x']}},
 )
 
 
@@ -44,12 +44,12 @@ def test_a_missing_file_is_named(tmp_path):
         ('', r'plan\.json is no plan of a compact network'),
         ('[]', r'plan\.json is no plan of a compact network'),
         ('{"shapes": {}}', r'plan\.json is no plan of a compact network.*version'),
-        ('{"version": 2, "parts": {}}', r'plan\.json has version 2, .* reads 1: export .* anew'),
+        ('{"version": 1, "parts": {}}', r'plan\.json has version 1, .* reads 2: export .* anew'),
         (
-            '{"version": 1, "parts": {"head": {}}}',
+            '{"version": 2, "parts": {"head": {}}}',
             r"has no part 'backbone'; it has head",
         ),
-        ('{"version": 1, "parts": {"backbone": {}}}', r'plan has the fields \[\]; expected shapes'),
+        ('{"version": 2, "parts": {"backbone": {}}}', r'plan has the fields \[\]; expected shapes'),
     ],
 )
 def test_other_files_are_refused(content, message, path):

@@ -23,7 +23,7 @@ def test_spec_of_the_dense_network_is_empty(supernet):
     spec = supernet.compact_spec(supernet.space.largest)
     assert spec.shapes == {}
     assert spec.calls == {}
-    assert spec.skipped == ()
+    assert spec.skipped == {}
     for module in tiny().modules():
         for name, value in attributes_of(module).items():
             assert getattr(module, name) == value
@@ -64,7 +64,7 @@ def test_spec_of_a_part_describes_that_part(supernet):
     part.load_state_dict(export.stage1.state_dict())
     x = torch.randn(2, 16, 8, 8)
     assert torch.equal(part(x), export.stage1(x))
-    assert spec.within('stage') == CompactSpec({}, {}, ())  # a path, not a prefix
+    assert spec.within('stage') == CompactSpec({}, {}, {})  # a path, not a prefix
 
 
 # --- the architecture of a network, by its shapes ------------------------------------------------
@@ -85,7 +85,7 @@ def test_what_is_no_architecture_is_not_taken_for_one(supernet):
     assert spec.architecture({}) is None
 
 
-SPEC = dict(shapes={}, calls={}, skipped=(), stages=())
+SPEC = dict(shapes={}, calls={}, skipped={}, stages=())
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ SPEC = dict(shapes={}, calls={}, skipped=(), stages=())
         (dict(SPEC, shapes={'head.bias': (6,)}), r'head\.bias: shape \(6,\) is not within .* \(5,'),
         (dict(SPEC, shapes={'head.bias': (1, 1)}), r'shape \(1, 1\) is not within the dense \(5,'),
         (dict(SPEC, calls={'body': [[['reshape', [4], [2], []]]]}), "Tiny has no 'body'"),
-        (dict(SPEC, skipped=('stage3.1',)), "Tiny has no 'stage3.1'"),
-        (dict(SPEC, skipped=('stage1.7',)), "Tiny has no 'stage1.7'"),
+        (dict(SPEC, skipped={'stage3.1': {'argument': ['x']}}), "Tiny has no 'stage3.1'"),
+        (dict(SPEC, skipped={'stage1.7': {'argument': ['x']}}), "Tiny has no 'stage1.7'"),
     ],
 )
 def test_specs_of_other_networks_are_refused(spec, message):
@@ -107,7 +107,7 @@ def test_specs_of_other_networks_are_refused(spec, message):
 
 
 @pytest.mark.parametrize(
-    'fields', [dict(SPEC, sizes={}), {'shapes': {}, 'skipped': ()}, dict(SPEC, version=1), {}, None]
+    'fields', [dict(SPEC, sizes={}), {'shapes': {}, 'skipped': {}}, dict(SPEC, version=1), {}, None]
 )
 def test_other_fields_are_refused(fields):
     with pytest.raises(CompactSpecError, match=r'plan has the fields .*; expected shapes'):

@@ -25,7 +25,7 @@ def addition(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     *'minimum maximum where sin cos erf log1p expm1 floor round sign eq ne lt le gt ge'.split(),
     *'masked_fill logical_not logical_and logical_or bitwise_not addcmul remainder'.split(),
     *'floor_divide true_divide isnan isinf nan_to_num lerp ceil tan atan log2 exp2'.split(),
-    *'bitwise_and bitwise_or fmod'.split(),
+    *'bitwise_and bitwise_or fmod copy real imag'.split(),
 )
 def elementwise(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
     operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Value)]
@@ -34,16 +34,11 @@ def elementwise(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value
 
 @register_handler(*'dropout feature_dropout clone contiguous detach alias to'.split(), passes=True)
 @register_handler(
-    *'alpha_dropout _to_copy'.split(),
-    *'lift_fresh_copy type_as zeros_like ones_like empty_like full_like identity zero fill'.split(),
+    *'alpha_dropout _to_copy type_as zeros_like ones_like empty_like full_like'.split(),
+    *'lift_fresh_copy identity zero fill'.split(),
 )
 def same(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     return Value(x.shape, x.factors)
-
-
-@register_handler('copy')
-def copy(walk: Walker, node: fx.Node, target: Value, source: Value, *args: Any) -> Value:
-    return walk.ids.combine([target, source], target.shape)
 
 
 @register_handler(

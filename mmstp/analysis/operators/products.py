@@ -8,31 +8,71 @@ from typing import Any
 
 from torch import fx
 
-from ..ids import Value, align
-from ..trace import output_shape
+from ..ids import Value
 from .table import Walker, register_handler
+
+DIAGONAL = 'the diagonal of a product'
+SCALE = 'its size is the scale of the attention'
+
+
+@register_handler('einsum')
+def einsum(
+    walk: Walker, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
+) -> Value:
+    """Any product of operands; dimensions are named by letters."""
+    return _contracted(walk, equation, operands, node)
+
+
+def _contracted(
+    walk: Walker, equation: str, operands: Sequence[Value], counted: fx.Node | None = None
+) -> Value:
+    inputs, _, output = equation.replace(' ', '').partition('->')
+    spare = ''.join(letter for letter in string.ascii_letters if letter not in equation)
+    terms: list[str] = []
+    sizes: dict[str, int] = {}
+    for term, x in zip(inputs.split(','), operands, strict=True):
+        # dots stand for as many dimensions as have no letter; broadcasting counts them from the end
+        hidden = len(x.shape) - len(term.replace('...', ''))
+        terms.append(term.replace('...', spare[len(spare) - hidden :]))
+        sizes |= {letter: size for letter, size in zip(terms[-1], x.shape, strict=True) if size > 1}
+    names = ''.join(terms)
+    dots = ''.join(letter for letter in spare if letter in names)
+    if '->' not in equation:
+        output = '...' + ''.join(sorted(c for c in set(names) - set(dots) if names.count(c) == 1))
+    output = output.replace('...', dots)
+    letters = output + ''.join(sorted(set(names) - set(output)))
+    aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
+    summed = range(len(output), len(letters))
+    every = walk.ids.contract(aligned, tuple(sizes.get(letter, 1) for letter in letters), summed)
+    if counted is not None:
+        walk.cost(counted, 'matmul', every.all_dims)
+    return walk.ids.squeeze(every, summed)
+
+
+def _by_letters(walk: Walker, x: Value, term: str, letters: str) -> Value:
+    """A tensor with a dimension for every letter, of size 1 where it has none."""
+    sizes = dict(zip(term, x.shape, strict=True))
+    shape = tuple(sizes.get(letter, 1) for letter in letters)
+    if len(sizes) < len(term):  # a diagonal
+        walk.ids.freeze_value(x, DIAGONAL)
+        return Value(shape)
+    order = sorted(range(len(term)), key=lambda dim: letters.index(term[dim]))
+    return walk.ids.reshape(walk.ids.permute(x, order, [x.shape[dim] for dim in order]), shape)
 
 
 @register_handler('matmul', 'mm', 'bmm')
 def product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
-    return walk.ids.reshape(matrix_product(walk, node, a, b), output_shape(node))
+    return einsum(walk, node, _equation(a, b), [a, b])
 
 
-def matrix_product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
-    """``a @ b``, with as many leading dimensions as either has."""
-    rank = max(len(a.shape), len(b.shape), 2)
-    if len(a.shape) == 1:
-        a = walk.ids.reshape(a, (1, *a.shape))
-    if len(b.shape) == 1:
-        b = walk.ids.reshape(b, (*b.shape, 1))
-    left, right = align(a, rank), align(b, rank)
-    # dimensions of both: leading ones, rows of a, summed over, columns of b
-    left = walk.ids.reshape(left, (*left.shape, 1))
-    right = walk.ids.reshape(right, (*right.shape[:-2], 1, *right.shape[-2:]))
-    shape = tuple(max(pair) for pair in zip(left.shape, right.shape, strict=True))
-    every = walk.ids.contract([left, right], shape, [rank - 1])
-    walk.cost(node, 'matmul', every.all_dims)
-    return walk.ids.squeeze(every, [rank - 1])
+@register_handler('mv', 'dot', 'vdot')
+def vector_product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
+    """Of a weight and what it is normalised by; torch's own counter does not count it either."""
+    return _contracted(walk, _equation(a, b), [a, b])
+
+
+def _equation(a: Value, b: Value) -> str:
+    return f'{"...ij" if len(a.shape) > 1 else "j"},{"...jk" if len(b.shape) > 1 else "j"}'
 
 
 @register_handler('addmm', 'baddbmm')
@@ -43,64 +83,15 @@ def add_product(
     return walk.ids.combine([out, added], out.shape)
 
 
-@register_handler('einsum')
-def einsum(
-    walk: Walker, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
-) -> Value:
-    """Any product of operands; dimensions are named by letters."""
-    inputs, _, output = equation.replace(' ', '').partition('->')
-    spare = [c for c in string.ascii_letters if c not in equation]
-    terms = inputs.split(',')
-    # how many dimensions the dots of each term stand for; those of the widest have all letters
-    ranks = [len(x.shape) for x in operands]
-    hidden = [n - len(term.replace('...', '')) for term, n in zip(terms, ranks, strict=True)]
-    dots = ''.join(spare[: max(hidden)])
-    terms = [
-        term.replace('...', dots[len(dots) - n :]) for term, n in zip(terms, hidden, strict=True)
-    ]
-    if '->' not in equation:
-        names = ''.join(terms).replace(dots, '')
-        output = dots + ''.join(sorted(c for c in set(names) if names.count(c) == 1))
-    output = output.replace('...', dots)
-    letters = output + ''.join(sorted(set(''.join(terms)) - set(output)))
-    sizes = {
-        letter: size
-        for term, x in zip(terms, operands, strict=True)
-        for letter, size in zip(term, x.shape, strict=True)
-        if size > 1
-    }
-    full = tuple(sizes.get(letter, 1) for letter in letters)
-    aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
-    summed = range(len(output), len(letters))
-    every = walk.ids.contract(aligned, full, summed)
-    walk.cost(node, 'matmul', every.all_dims)
-    return walk.ids.squeeze(every, summed)
-
-
-def _by_letters(walk: Walker, x: Value, term: str, letters: str) -> Value:
-    """A tensor with a dimension for every letter, of size 1 where it has none."""
-    if len(set(term)) < len(term):  # a diagonal
-        walk.ids.freeze_value(x, 'the diagonal of a product')
-        sizes = dict(zip(term, x.shape, strict=True))
-        return Value(tuple(sizes.get(letter, 1) for letter in letters))
-    order = sorted(range(len(term)), key=lambda d: letters.index(term[d]))
-    x = walk.ids.permute(x, order, [x.shape[d] for d in order])
-    sizes = dict(zip(sorted(term, key=letters.index), x.shape, strict=True))
-    return walk.ids.reshape(x, tuple(sizes.get(letter, 1) for letter in letters))
-
-
 @register_handler('scaled_dot_product_attention')
 def attention(
     walk: Walker, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None = None,
     *args: Any, scale: float | None = None, **kwargs: Any,
 ) -> Value:  # fmt: skip
-    ids, rank = walk.ids, len(query.shape)
+    ids, last = walk.ids, [len(query.shape) - 1]
     if scale is None:
-        reason, last = 'its size is the scale of the attention', [rank - 1]
-        query, key = (ids.keep_whole(ids.group_along(x, last), last, reason) for x in (query, key))
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    keys = ids.permute(key, order, [key.shape[d] for d in order])
-    scores = matrix_product(walk, node, query, keys)
+        query, key = (ids.keep_whole(ids.group_along(x, last), last, SCALE) for x in (query, key))
+    scores = einsum(walk, node, '...qd,...kd->...qk', [query, key])
     if mask is not None:
         scores = ids.combine([scores, mask], scores.shape)
-    return matrix_product(walk, node, scores, value)
+    return einsum(walk, node, '...qk,...kd->...qd', [scores, value])

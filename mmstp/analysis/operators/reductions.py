@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
-from ..ids import Value, plain
-from ..trace import operator_name, output_shape
+from ..ids import Value
+from ..trace import GETITEM, operator_name, output_shape
 from .elementwise import elementwise
 from .shapes import tie_equal_parts
-from .table import Walker, over_dims, register_handler
+from .table import Walker, for_every_output, register_handler
+
+ORDER_COUNTS = 'its order counts'
+TRANSFORMED = 'varies along what is transformed'
 
 
-@register_handler(*'mean sum amax amin var std logsumexp prod any all'.split())
-def reduction(
-    walk: Walker, node: fx.Node, x: Value, dims: int | Sequence[int] | None = None, *args: Any,
-    **kwargs: Any,
-) -> Value:  # fmt: skip
+def _over(node: fx.Node, x: Value) -> list[int]:
+    """The dimensions that an operator is given, or has by default; all, where there are none."""
+    # only the schema tells their place, which differs between operators and even overloads
+    bound = node.normalized_arguments(node.graph.owning_module, normalize_to_only_use_kwargs=True)
+    assert bound is not None
+    given, rank = bound.kwargs.get('dim', bound.kwargs.get('dims')), len(x.shape)
+    return [dim % rank for dim in ([given] if isinstance(given, int) else given or range(rank))]
+
+
+@register_handler(
+    *'mean sum amax amin var std var_mean std_mean logsumexp prod any all'.split(),
+    *'linalg_vector_norm norm'.split(),
+)
+def reduction(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     walk.elementwise_cost(node, 'pool', x)
-    over = over_dims(x, kwargs.get('dim', dims))
+    over = _over(node, x)
     x = walk.over_channels(node, x, over)
-    return walk.ids.squeeze(x, over, len(output_shape(node)) == len(x.shape))
-
-
-@register_handler('var_mean', 'std_mean')
-def statistics(
-    walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any
-) -> tuple[Value, ...]:
-    one = reduction(walk, node, x, *args, **kwargs)
-    return one, one
-
-
-@register_handler('linalg_vector_norm', 'norm')
-def vector_norm(
-    walk: Walker, node: fx.Node, x: Value, order: float = 2,
-    dims: int | Sequence[int] | None = None, *args: Any, **kwargs: Any,
-) -> Value:  # fmt: skip
-    return reduction(walk, node, x, kwargs.get('dim', dims))
+    out = walk.ids.squeeze(x, over, len(output_shape(node)) == len(x.shape))
+    return for_every_output(node, out)
 
 
 @register_handler('softmax', '_softmax', 'log_softmax')
@@ -62,29 +58,26 @@ def gated(walk: Walker, node: fx.Node, x: Value, dim: int = -1) -> Value:
 )
 def fourier(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
     """A transform along dimensions whose sizes may change."""
-    shape = output_shape(node)
-    given = kwargs.get('dim', args[1] if len(args) > 1 else None)
-    last = [-2, -1] if operator_name(node).endswith('2') else [-1]
-    dims = over_dims(x, last if given is None else given)
-    return Value(shape, walk.ids.keep_whole(x, dims, 'varies along what is transformed').factors)
+    x = walk.ids.keep_whole(x, _over(node, x), TRANSFORMED)
+    return Value(output_shape(node), x.factors)
 
 
-@register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort', 'max')
-def ordered(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
-    """The place of an element counts along some dimension."""
+@register_handler('max', 'min', 'median', 'nanmedian', 'mode')
+def extreme(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """A reduction, unless the place is asked for too."""
     if any(isinstance(arg, Value) for arg in args):  # the larger of two tensors
         return elementwise(walk, node, x, *args)
-    name = operator_name(node).removeprefix('aten::')
-    place = 1 if name in ('roll', 'topk') else 0  # behind the shifts, or the number
-    default = {'sort': -1, 'argsort': -1, 'topk': -1}.get(name)
-    given = kwargs.get('dim', kwargs.get('dims', args[place] if len(args) > place else default))
-    if given is None or given == []:  # of the flattened tensor
-        walk.ids.freeze_value(x, 'its order counts')
-        return plain(node)
-    dims = over_dims(x, given)
-    x = walk.ids.keep_whole(x, dims, 'its order counts')
-    shape, factors = output_shape(node), x.factors
+    places = isinstance(node.meta['val'], (tuple, list)) and any(
+        operator_name(user) != GETITEM or (user.args[1] == 1 and user.users) for user in node.users
+    )
+    return (ordered if places else reduction)(walk, node, x, *args, **kwargs)
+
+
+@register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort')
+def ordered(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
+    """The place of an element counts along some dimension, or in the flattened tensor."""
+    over, shape = _over(node, x), output_shape(node)
+    x = walk.ids.keep_whole(x, over, ORDER_COUNTS)
     if len(shape) < len(x.shape):
-        factors = [factor.squeeze(tuple(dims)) for factor in factors]
-    outs, one = node.meta['val'], Value(shape, factors)
-    return (one,) * len(outs) if isinstance(outs, (tuple, list)) else one
+        x = walk.ids.squeeze(x, over)
+    return for_every_output(node, Value(shape, x.factors))

@@ -7,21 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
-from ..ids import Value, align, aligned_runs, one_dim, plain, varying
+from ..ids import Value, align, aligned_runs, one_dim, plain
 from ..trace import operator_name, output_shape
-from .table import Walker, over_dims, register_handler
+from .table import Walker, register_handler
+
+LOOKED_UP = 'looked up by index'
 
 
 @register_handler('view_as_complex', 'view_as_real')
 def as_complex(walk: Walker, node: fx.Node, x: Value) -> Value:
     """The last dimension holds the two parts of a number."""
-    rank = len(x.shape)
-    if len(output_shape(node)) > rank:
-        return Value(output_shape(node), [f.reshape(*f.shape, 1) for f in x.factors])
+    shape, rank = output_shape(node), len(x.shape)
+    if len(shape) > rank:
+        return Value(shape, [f[..., None] for f in x.factors])
     x = walk.ids.keep_whole(x, [rank - 1], 'the parts of a complex number')
-    return Value(output_shape(node), [f.reshape(f.shape[:-1]) for f in x.factors])
+    return Value(shape, [f[..., 0] for f in x.factors])
 
 
 @register_handler('view', 'reshape', passes=True, supplies='reshape')
@@ -41,38 +44,13 @@ def reshape(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) ->
     return out
 
 
-@register_handler('narrow')
-def narrow(walk: Walker, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
-    return slice_(walk, node, x, dim, start, start + length)
-
-
-@register_handler('movedim', 'moveaxis')
-def move(
-    walk: Walker, node: fx.Node, x: Value, source: int | Sequence[int], target: int | Sequence[int]
-) -> Value:
-    sources, targets = over_dims(x, source), over_dims(x, target)
-    order = [dim for dim in range(len(x.shape)) if dim not in sources]
-    for place, dim in sorted(zip(targets, sources, strict=True)):
-        order.insert(place, dim)
+@register_handler('permute', 'transpose', passes=True)
+@register_handler('swapaxes', 'movedim', 'moveaxis', 't', 'mT')
+def permute(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
+    # the operator itself tells the order: of a tensor of sizes 0, 1, 2, … it makes one of these
+    operator: Any = node.target
+    order = operator(torch.empty(tuple(range(len(x.shape))), device='meta'), *args).shape
     return walk.ids.permute(x, order, output_shape(node))
-
-
-@register_handler('permute', passes=True)
-def permute(walk: Walker, node: fx.Node, x: Value, order: Sequence[int]) -> Value:
-    return walk.ids.permute(x, over_dims(x, order), output_shape(node))
-
-
-@register_handler('transpose', passes=True)
-@register_handler('swapaxes')
-def transpose(walk: Walker, node: fx.Node, x: Value, first: int, second: int) -> Value:
-    order = list(range(len(x.shape)))
-    order[first], order[second] = order[second], order[first]
-    return walk.ids.permute(x, order, output_shape(node))
-
-
-@register_handler('t')
-def matrix_transpose(walk: Walker, node: fx.Node, x: Value) -> Value:
-    return walk.ids.permute(x, list(range(len(x.shape)))[::-1], output_shape(node))
 
 
 @register_handler('expand', supplies='expand')
@@ -85,17 +63,15 @@ def expand(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> 
 
 @register_handler('repeat', supplies='repeat')
 @register_handler('tile')
-def repeat(walk: Walker, node: fx.Node, x: Value, counts: Sequence[int]) -> Value:
+def repeat(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
     shape = output_shape(node)
     x = align(x, len(shape))
-    counts = [size // own for size, own in zip(shape, x.shape, strict=True)]
-    copies = [
-        np.tile(f, [n if f.shape[d] > 1 else 1 for d, n in enumerate(counts)]) for f in x.factors
-    ]
-    tiled = tuple(size if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True))
+    counts = [size // own if own > 1 else 1 for size, own in zip(shape, x.shape, strict=True)]
+    copies = [np.tile(f, np.where(np.array(f.shape) > 1, counts, 1).tolist()) for f in x.factors]
+    tiled = tuple(own * count for own, count in zip(x.shape, counts, strict=True))
     out = spread(walk, Value(tiled, copies), shape)
-    alone = Value(shape, [f for f in out.factors if x.shape[varying(f)[0]] == 1])
-    walk.sizes(node, alone.all_dims)
+    # what has channels already keeps its count: only sizes with fresh ids may change
+    walk.sizes(node, Value(shape, out.factors[len(copies) :]).all_dims)
     return out
 
 
@@ -128,24 +104,20 @@ def channel_shuffle(walk: Walker, node: fx.Node, x: Value, groups: int) -> Value
     ids, (batch, channels, *space) = walk.ids, x.shape
     apart = ids.reshape(x, (batch, groups, channels // groups, *space))
     order = [0, 2, 1, *range(3, len(apart.shape))]
-    swapped = ids.permute(apart, order, [apart.shape[d] for d in order])
+    swapped = ids.permute(apart, order, (batch, channels // groups, groups, *space))
     for line in walk.lines(x, 1):  # every group keeps the same, as a view of two dimensions
         ids.tie(line.reshape(groups, -1), [0])
     return ids.reshape(swapped, x.shape)
 
 
-@register_handler('cat', 'concat')
+@register_handler('cat', 'concat', 'stack')
 def concatenate(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
     shape = output_shape(node)
-    return walk.ids.concatenate(tensors, dim % len(shape), shape)
-
-
-@register_handler('stack')
-def stack(walk: Walker, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
-    shape = output_shape(node)
     dim %= len(shape)
-    one = (*shape[:dim], 1, *shape[dim + 1 :])
-    return walk.ids.concatenate([walk.ids.reshape(x, one) for x in tensors], dim, shape)
+    if len(tensors[0].shape) < len(shape):  # stacked
+        one = (*shape[:dim], 1, *shape[dim + 1 :])
+        tensors = [walk.ids.reshape(x, one) for x in tensors]
+    return walk.ids.concatenate(tensors, dim, shape)
 
 
 @register_handler('split', 'split_with_sizes', supplies='split')
@@ -169,7 +141,7 @@ def split(
 def unbind(walk: Walker, node: fx.Node, x: Value, dim: int = 0) -> tuple[Value, ...]:
     dim %= len(x.shape)
     x = tie_equal_parts(walk, x, dim, [1] * x.shape[dim])
-    parts = [walk.ids.take(x, dim, i, i + 1) for i in range(x.shape[dim])]
+    parts = (walk.ids.take(x, dim, place, place + 1) for place in range(x.shape[dim]))
     return tuple(walk.ids.squeeze(part, [dim]) for part in parts)
 
 
@@ -186,12 +158,15 @@ def slice_(
     return out
 
 
+@register_handler('narrow')
+def narrow(walk: Walker, node: fx.Node, x: Value, dim: int, start: int, length: int) -> Value:
+    return slice_(walk, node, x, dim, start, start + length)
+
+
 @register_handler('select')
 def select(walk: Walker, node: fx.Node, x: Value, dim: int, index: int) -> Value:
     dim, index = dim % len(x.shape), index % x.shape[dim]
-    if x.factor(dim) is not None:
-        walk.sliced(node, dim, index, index + 1, 1)
-    return walk.ids.squeeze(walk.ids.take(x, dim, index, index + 1), [dim])
+    return walk.ids.squeeze(slice_(walk, node, x, dim, index, index + 1), [dim])
 
 
 @register_handler('index')
@@ -204,12 +179,10 @@ def index(walk: Walker, node: fx.Node, x: Value, places: Sequence[Value | None])
     if dims != list(range(dims[0], dims[-1] + 1)):
         walk.ids.freeze_value(x, 'indexed along dimensions that are apart')
         return plain(node)
-    x = walk.ids.keep_whole(x, dims, 'looked up by index')
-    shape = output_shape(node)
-    after = len(x.shape) - dims[-1] - 1
-    found = len(shape) - dims[0] - after
-    shapes = [(*f.shape[: dims[0]], *[1] * found, *f.shape[dims[-1] + 1 :]) for f in x.factors]
-    return Value(shape, [f.reshape(own) for f, own in zip(x.factors, shapes, strict=True)])
+    x, shape = walk.ids.keep_whole(x, dims, LOOKED_UP), output_shape(node)
+    first, after = dims[0], dims[-1] + 1
+    found = [1] * (len(shape) - first - len(x.shape[after:]))
+    return Value(shape, [f.reshape(*f.shape[:first], *found, *f.shape[after:]) for f in x.factors])
 
 
 @register_handler('index_select')
@@ -220,12 +193,13 @@ def index_select(walk: Walker, node: fx.Node, x: Value, dim: int, places: Value)
 
 @register_handler('embedding')
 def embedding(walk: Walker, node: fx.Node, table: Value, places: Value, *args: Any) -> Value:
+    walk.produced(node, table, 1, channels=-1)
     return index(walk, node, table, [places])
 
 
 @register_handler('gather')
 def gather(walk: Walker, node: fx.Node, x: Value, dim: int, places: Value, *args: Any) -> Value:
-    walk.ids.freeze_value(x, 'looked up by index')
+    walk.ids.freeze_value(x, LOOKED_UP)
     walk.ids.freeze_value(places, 'an index')
     return plain(node)
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from ..ids import Value, one_dim, varying
 from ..trace import operator_name, output_shape
-from .table import Walker, register_handler
+from .table import Walker, for_every_output, register_handler
 
 
 @register_handler(
@@ -21,9 +21,7 @@ from .table import Walker, register_handler
 )
 def pooling(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     walk.elementwise_cost(node, 'pool', x)
-    out = resize(walk, node, x)
-    several = isinstance(node.meta['val'], (tuple, list))  # with the places of the largest
-    return (out, out) if several else out
+    return for_every_output(node, resize(walk, node, x))
 
 
 @register_handler(
@@ -31,15 +29,11 @@ def pooling(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) ->
     *'upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d'.split(),
 )
 def resize(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Value:
+    space = next(n for n in (1, 2, 3) if f'{n}d' in operator_name(node))
     # pooling over the last dimensions takes inputs without a batch too: count from the end
-    space = range(max(len(x.shape) - _space(node), 1), len(x.shape))
-    x = walk.ids.keep_whole(x, space, 'varies over space that is resized')
+    dims = range(max(len(x.shape) - space, 1), len(x.shape))
+    x = walk.ids.keep_whole(x, dims, 'varies over space that is resized')
     return walk.ids.value(output_shape(node), x.factors)
-
-
-def _space(node: fx.Node) -> int:
-    """Dimensions of space that a pooling or an interpolation has, as its name says."""
-    return next((n for n in (1, 2, 3) if f'{n}d' in str(node.target)), 2)
 
 
 @register_handler('grid_sampler')
@@ -58,36 +52,33 @@ def pad(walk: Walker, node: fx.Node, x: Value, pads: Sequence[int], *args: Any, 
         shape[dim] += pads[k] + pads[k + 1]
         if out.factor(dim) is None:
             out = Value(tuple(shape), out.factors)
-            continue
-        before, behind = (
-            Value((*shape[:dim], size, *shape[dim + 1 :])) for size in pads[k : k + 2]
-        )
-        values = [value for value in (before, out, behind) if value.shape[dim]]
-        out = walk.ids.concatenate(values, dim, shape)
+        else:
+            before, behind = (Value((*shape[:dim], n, *shape[dim + 1 :])) for n in pads[k : k + 2])
+            values = [value for value in (before, out, behind) if value.shape[dim]]
+            out = walk.ids.concatenate(values, dim, shape)
     return out
 
 
 @register_handler('unfold')
 def windows(walk: Walker, node: fx.Node, x: Value, dim: int, size: int, step: int) -> Value:
     """Windows of a dimension, in one that is added behind."""
-    dim %= len(x.shape)
-    x = walk.ids.keep_whole(x, [dim], 'varies along what is cut into windows')
+    x = walk.ids.keep_whole(x, [dim % len(x.shape)], 'varies along what is cut into windows')
     return Value(output_shape(node), [f[..., None] for f in x.factors])
 
 
-SPACE_TO_CHANNELS = {'im2col': 'unfolded', 'pixel_unshuffle': 'shuffled'}
-CHANNELS_TO_SPACE = {'col2im': 'folded', 'pixel_shuffle': 'shuffled'}
+SHUFFLES = dict(
+    im2col='unfolded', col2im='folded', pixel_shuffle='shuffled', pixel_unshuffle='shuffled'
+)
 
 
-@register_handler(*SPACE_TO_CHANNELS, *CHANNELS_TO_SPACE)
+@register_handler(*SHUFFLES)
 def space_and_channels(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
     """Every channel becomes one per position of a window, or these become one again."""
-    name, shape = operator_name(node).removeprefix('aten::'), output_shape(node)
-    how = (SPACE_TO_CHANNELS | CHANNELS_TO_SPACE)[name]
+    how, shape = SHUFFLES[operator_name(node).removeprefix('aten::')], output_shape(node)
     x = walk.ids.keep_whole(x, range(2, len(x.shape)), f'varies over space that is {how}')
     lines = walk.lines(x, 1)
-    if name in SPACE_TO_CHANNELS:
-        lines = [np.repeat(line, shape[1] // x.shape[1]) for line in lines]
+    if copies := shape[1] // x.shape[1]:  # none where the output has fewer channels
+        lines = [np.repeat(line, copies) for line in lines]
     else:
         lines = [walk.ids.tie(line.reshape(shape[1], -1), [1]) for line in lines]
     return walk.ids.value(shape, [line.reshape(one_dim(len(shape), 1)) for line in lines])

@@ -18,34 +18,32 @@ from torch import Tensor, fx
 from ...errors import OperatorError
 from ..ids import ChannelIds, Ids, Value
 
+Sizes = Sequence[tuple[Value, int]]  # each that of a dimension of a value
+Runs = Sequence[
+    tuple[Sequence[int], Sequence[int]]
+]  # dimensions before and after, of equal product
+Arguments = tuple[list[Any], dict[str, Any]]
+Kept = Mapping[int, Tensor]  # positions by dimension
+Handler = Callable[..., Any]
+# of the arguments, of what is kept of the first one, and of its rank
+Narrowed = Callable[[list[Any], dict[str, Any], Kept, int], Arguments]
+
 
 class Walker(Protocol):
     """What handlers see of a `mmstp.analysis.walk.Walk`; its methods say what they do there."""
 
     ids: ChannelIds
 
-    def line(self, value: Value, dim: int) -> Ids | None: ...
     def lines(self, value: Value, dim: int) -> list[Ids]: ...
-    def produced(self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1) -> None: ...
-    def cost(
-        self, node: fx.Node, kind: str, dims: Sequence[tuple[Value, int]], factor: int = 1
+    def produced(
+        self, node: fx.Node, weight: Value, dim: int = 0, channels: int = 1, ids: Ids | None = None
     ) -> None: ...
+    def stays(self, node: fx.Node, values: Sequence[Value], reason: str) -> Any: ...
+    def cost(self, node: fx.Node, kind: str, dims: Sizes, factor: int = 1) -> None: ...
     def elementwise_cost(self, node: fx.Node, kind: str, value: Value) -> None: ...
-    def sizes(
-        self,
-        node: fx.Node,
-        sizes: Sequence[tuple[Value, int]],
-        runs: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
-    ) -> None: ...
+    def sizes(self, node: fx.Node, sizes: Sizes, runs: Runs = ()) -> None: ...
     def over_channels(self, node: fx.Node, x: Value, dims: Sequence[int]) -> Value: ...
     def sliced(self, node: fx.Node, dim: int, start: int, stop: int, step: int) -> None: ...
-
-
-Handler = Callable[..., Any]
-# arguments, keywords, positions kept by dimension of the first argument, its rank -> the first two
-Narrowed = Callable[
-    [list[Any], dict[str, Any], Mapping[int, Tensor], int], tuple[list[Any], dict[str, Any]]
-]
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def register_handler(
-    *names: str,
-    passes: bool = False,
-    supplies: str | None = None,
-    narrowed: Narrowed | None = None,
+    *names: str, passes: bool = False, supplies: str | None = None, narrowed: Narrowed | None = None
 ) -> Callable[[Handler], Handler]:
     """Registers a handler for operators, and what else is known of them; see `Operator`.
 
@@ -92,7 +87,6 @@ def register_handler(
     Raises:
         OperatorError: If one of the operators is in the table already, or a name has an overload.
     """
-
     found = [name if '::' in name else f'aten::{name}' for name in names]
 
     def register(handler: Handler) -> Handler:
@@ -116,8 +110,7 @@ def register_handler(
     return register
 
 
-def over_dims(x: Value, dims: int | Sequence[int] | None) -> list[int]:
-    """Dimensions as an operator is given them; all, where it is given none."""
-    rank = len(x.shape)
-    given = [dims] if isinstance(dims, int) else dims
-    return [dim % rank for dim in given or range(rank)]
+def for_every_output(node: fx.Node, value: Value) -> Any:
+    """The value of an operator's output, or of each where it has several."""
+    outputs = node.meta['val']
+    return (value,) * len(outputs) if isinstance(outputs, (tuple, list)) else value

@@ -1,0 +1,117 @@
+"""What of a model's analysis does not hold where it is run: groups and blocks that have to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from torch import nn
+
+from ..analysis.analysis import ChannelGraph
+from ..analysis.blocks import kind_of
+from ..errors import SupernetError
+from ..search.space import SearchSpace
+from .check import BOTH, TRAINING, Verifier
+from .plan import plan_subnet
+
+
+@dataclass
+class Failing:
+    """Groups by name, and blocks by path, whose narrow forward is not the masked trace's: why."""
+
+    groups: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.blocks)
+
+    def update(self, other: Failing) -> None:
+        """Those of another, too."""
+        self.groups.update(other.groups)
+        self.blocks.update(other.blocks)
+
+
+def halved(graph: ChannelGraph, space: SearchSpace) -> list[int]:
+    """Half the units of every group that the space narrows."""
+    narrowed = {index for stage in space.stages for index in stage.groups}
+    return [
+        (group.units + 1) // 2 if index in narrowed else group.units
+        for index, group in enumerate(graph.groups)
+    ]
+
+
+def any_difference(
+    model: nn.Module, graph: ChannelGraph, space: SearchSpace, verifier: Verifier
+) -> str | None:
+    """How the narrowest subnets tried differ from the masked trace; None where none does.
+
+    Half of all channels; with all blocks that may be skipped gone too; and with the last ones of a
+    chain alone, where its blocks differ in kind. The second is run in all ways, the first, which
+    takes longer, in train mode.
+    """
+    units, every = halved(graph, space), list(space.min_depth())
+
+    def reason(skipped: Sequence[str], modes: Sequence[bool] = ()) -> str | None:
+        return verifier.difference(plan_subnet(model, graph, units, skipped), units, modes)
+
+    found = reason((), BOTH if not every else TRAINING) or (reason(every, BOTH) if every else None)
+    return found or next(filter(None, map(reason, _endings(model, space))), None)
+
+
+def _endings(model: nn.Module, space: SearchSpace) -> Iterator[list[str]]:
+    """The last blocks of chains whose blocks differ in kind, one fewer each time."""
+    chains = [chain for stage in space.stages for chain in stage.chains]
+    kinds = [{type(model.get_submodule(path)).__qualname__ for path in chain} for chain in chains]
+    mixed = [chain[1:] for chain, kind in zip(chains, kinds, strict=True) if len(kind) > 1]
+    tails = [[chain[place:] for place in range(1, len(chain))] for chain in mixed]
+    for parts in zip_longest(*tails, fillvalue=()):
+        yield [path for part in parts for path in part]
+
+
+def find_failing(
+    model: nn.Module, graph: ChannelGraph, space: SearchSpace, verifier: Verifier
+) -> Failing:
+    """Groups and blocks that have to stay, first by kind (`kind_of`), then one by one.
+
+    Raises:
+        SupernetError: If each can be narrowed alone, but not all together.
+        VerificationError: If the trace does not compute what the dense model does.
+    """
+    if graph.traced[0].trace.live:
+        verifier.check_dense()  # they were traced in another mode than they run in
+    together = any_difference(model, graph, space, verifier)
+    failing = Failing()
+    if together is None:
+        return failing
+    verifier.check_dense()
+    full, narrow = [group.units for group in graph.groups], halved(graph, space)
+
+    def reason(groups: Sequence[int], skipped: Sequence[str]) -> str | None:
+        units = list(full)
+        for index in groups:
+            units[index] = narrow[index]
+        return verifier.difference(plan_subnet(model, graph, units, skipped), units, BOTH)
+
+    kinds: dict[str, list[int]] = {}
+    for index, group in enumerate(graph.groups):
+        if narrow[index] < full[index]:
+            kinds.setdefault(group.kind, []).append(index)
+    for alike in kinds.values():
+        if found := reason(alike, ()):
+            alone = {index: why for index in alike if (why := reason([index], ()))}
+            for index, why in (alone or dict.fromkeys(alike, found)).items():
+                failing.groups[graph.groups[index].name] = why
+    paths: dict[str, list[str]] = {}
+    for path in sorted(space.min_depth()):
+        paths.setdefault(kind_of(path), []).append(path)
+    for same in paths.values():
+        if found := reason((), same):
+            lone = {path: why for path in same if (why := reason((), [path]))}
+            failing.blocks.update(lone or dict.fromkeys(same, found))
+    if not failing:
+        raise SupernetError(
+            f'{type(model).__name__}: each kind of channels can be narrowed alone, all together '
+            f'not: {together}'
+        )
+    return failing
