@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from mmstp.analysis.operators.table import OPERATORS
+from mmstp.analysis.walk import NO_HANDLER
 from mmstp.cli.space_report import describe_space
 from mmstp.search.budget import Budget
 from mmstp.subnets.attention import FORWARDS
 from mmstp.subnets.attributes import ATTRIBUTE_RULES
+from mmstp.subnets.check import FAILS
 from tests import tiny
 from tests.relations import RELATIONS, Case, gradient_is_that_of_the_export, some
 
@@ -60,16 +62,16 @@ def test_operator():
     assert 'example::soft_threshold' not in OPERATORS
     names = example('An operator')
     before, supernet = names['before'], names['supernet']
-    assert "    1: operator 'example::soft_threshold' has no handler" in report(before)
-    assert "    operator 'example::soft_threshold' has no handler; called by 2" in report(before)
-    assert 'has no handler' not in report(supernet)
+    assert f"    2, 1: operator 'example::soft_threshold' {NO_HANDLER}" in report(before)
+    assert f"    operator 'example::soft_threshold' {NO_HANDLER}; called by 2" in report(before)
+    assert NO_HANDLER not in report(supernet)
     assert prunes(supernet) < prunes(before)
 
 
 def test_module():
     names = example('A module')
     before, supernet = names['before'], names['supernet']
-    assert 'attention: its forward fails when narrowed: ValueError' in report(before)
+    assert f'attention: {FAILS}: ValueError' in report(before)
     assert 'fails when narrowed' not in report(supernet)
     assert prunes(supernet) < prunes(before)
 

@@ -27,6 +27,8 @@ from torch import fx
 
 from .union_find import Ids, UnionFind, overlap, varying
 
+FIXED_SIZE = 'meets a tensor of fixed size'
+
 
 def plain(node: fx.Node) -> Any:
     """The value of a tensor (or of several) of which nothing can be pruned."""
@@ -66,16 +68,23 @@ class ChannelIds(UnionFind):
     Attributes:
         frozen: Ids that have to stay, with the reasons.
         wholes: Ids of the wholes of which products are made: heads.
+        constants: Ids of constants of one value, until they are tied to channels.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.frozen: list[tuple[Ids, str]] = []
         self.wholes: list[Ids] = []
+        self.constants: list[Ids] = []
 
     def freeze(self, ids: Ids, reason: str) -> None:
         """These channels have to stay."""
         self.frozen.append((ids, reason))
+
+    def of_constants(self, value: Value) -> bool:
+        """Whether a tensor holds nothing but what only constants of one value hold."""
+        known = self.find(np.concatenate([np.zeros(0, np.int64), *map(np.ravel, self.constants)]))
+        return all(np.isin(self.find(factor), known).all() for factor in value.factors)
 
     def freeze_value(self, value: Value, reason: str) -> None:
         """Freezes all that a tensor holds."""
@@ -151,7 +160,7 @@ class ChannelIds(UnionFind):
                     for dim, size in enumerate(other.shape)
                     if size > 1 and other.factor(dim) is None
                 }
-                aligned[i] = self.keep_whole(one, fixed, 'meets a tensor of fixed size')
+                aligned[i] = self.keep_whole(one, fixed, FIXED_SIZE)
                 settled &= [f.shape for f in aligned[i].factors] == [f.shape for f in one.factors]
         return self.value(shape, [factor for one in aligned for factor in one.factors])
 

@@ -27,6 +27,8 @@ from .operators.table import OPERATORS
 from .records import ChannelReduction, Cost, SizedCall
 from .trace import Trace, caller, first_keys, module_stack, operator_name, output_shape
 
+OUTPUT = 'an output of the model'
+NO_HANDLER = 'has no handler'
 THE_MODEL = 'the model'  # the name of what is in none of its modules
 
 
@@ -118,7 +120,7 @@ class Walk:
             elif node.op == 'output':
                 self.walked[-1].outputs = _tensors(_replace(node.args, self.values))
                 for value in self.walked[-1].outputs if fix_outputs else ():
-                    self.ids.freeze_value(value, 'an output of the model')
+                    self.ids.freeze_value(value, OUTPUT)
 
     def _tensor(self, key: str, node: fx.Node) -> Value:
         """A parameter's or buffer's value, with ids of its own in this trace."""
@@ -137,7 +139,7 @@ class Walk:
     def _call(self, node: fx.Node) -> Any:
         name = operator_name(node)
         args, kwargs = _replace(node.args, self.values), _replace(node.kwargs, self.values)
-        reason = f'operator {name!r} has no handler'
+        reason = f'operator {name!r} {NO_HANDLER}'
         if name in OPERATORS:
             try:
                 return OPERATORS[name].handler(self, node, *args, **kwargs)
@@ -145,7 +147,8 @@ class Walk:
                 reason = f'operator {name!r}: its handler raises {type(error).__name__}: {error}'
         values = _tensors((args, kwargs))
         path = caller(node) or THE_MODEL
-        if any(value.factors for value in values) and path not in self.unknown[name]:
+        held = any(not self.ids.of_constants(value) for value in values)
+        if held and path not in self.unknown[name]:
             self.unknown[name].append(path)
         return self.stays(node, values, reason)
 

@@ -29,6 +29,9 @@ def find_ways(
     count. Of the ways that the traces take through a forward those are returned that differ.
     """
     found = [[c for c in calls if set(without).isdisjoint(c.paths)] for calls in traced]
+    if not any(c.supplies == 'constant' and c.counts for c in itertools.chain(*found)):
+        # constants are made for much else, in other ways each time: masks that are kept, positions
+        found = [[c for c in calls if c.supplies != 'constant'] for calls in found]
     times = [_each_time(calls) for calls in found]
 
     @functools.cache

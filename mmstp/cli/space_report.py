@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
-NO_HANDLER = 'has no handler; called by'
 MET, NOT_MET = 'met by', 'cannot be met'
 _SAMPLED = 1000  # architectures looked for where a space is too large to be enumerated
 
@@ -28,7 +28,7 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     for reason, paths in by_reason(space.fixed).items():
         lines.append(f'    {", ".join(paths)}: {reason}')
     for operator, callers in supernet.graph.unknown.items():
-        lines.append(f'    operator {operator!r} {NO_HANDLER} {", ".join(callers)}')
+        lines.append(f'    operator {operator!r} {NO_HANDLER}; called by {", ".join(callers)}')
     if supernet.one_size:
         lines.append(f'    the size of the input: {supernet.one_size}')
     smallest = supernet.describe(space.smallest)

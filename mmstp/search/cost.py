@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ METRICS = ('macs', 'params')
 _CHUNK = 4096
 
 Rows = NDArray[np.int64]
-Architectures = Sequence[Architecture] | Rows  # members of a space, or their rows
+# members of a space (one, too; also as text or nested lists), or their rows
+Architectures = Architecture | str | Sequence[Any] | Rows
 
 
 class CostModel:
@@ -51,7 +53,7 @@ class CostModel:
         """Multiply-adds of each architecture.
 
         Args:
-            architectures: Members of the space, or their rows (`SearchSpace.encode`).
+            architectures: Members of the space, one or several, or rows (`SearchSpace.encode`).
             convention: One of `CONVENTIONS`.
 
         Returns:
@@ -65,7 +67,7 @@ class CostModel:
         return self._count(architectures, convention)
 
     def params(self, architectures: Architectures) -> Rows:
-        """Parameters of each architecture, shape (architectures,)."""
+        """Parameters of each architecture, one or several; shape (architectures,)."""
         return self._count(architectures, 'params')
 
     def count(self, architectures: Architectures, metric: str) -> Rows:
@@ -75,15 +77,25 @@ class CostModel:
         return self._count(architectures, metric)
 
     def _count(self, architectures: Architectures, table: str) -> Rows:
-        rows = architectures
-        if not isinstance(rows, np.ndarray):
-            encoded = [self._space.encode(architecture) for architecture in rows]
+        if isinstance(architectures, np.ndarray):
+            rows = architectures.reshape(-1, len(self._space.sizes))
+        else:
+            encoded = [self._space.encode(one) for one in _several(architectures)]
             rows = np.array(encoded).reshape(-1, len(self._space.sizes))
         costs = np.empty(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             costs[chunk] = self._tables[table](rows[chunk])
         return costs
+
+
+def _several(architectures: Architecture | str | Sequence[Any]) -> Sequence[Any]:
+    """A list of architectures, of which one may be given alone."""
+    if isinstance(architectures, (Architecture, str)):
+        return [architectures]
+    first = next(iter(architectures), None)
+    nested = isinstance(first, (list, tuple)) and isinstance(next(iter(first), None), int)
+    return [architectures] if nested else architectures
 
 
 class _Table:

@@ -15,7 +15,7 @@ from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import Group
 from ..architecture import Architecture
 from ..errors import ArchitectureError, SpaceError
-from .stages import by_reason, find_stages, free_groups, read_widths, with_choices
+from .stages import find_stages, free_groups, nothing, read_widths, with_choices
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
@@ -59,25 +59,18 @@ class SearchSpace:
         cut: int = CUT,
     ) -> None:
         for name, value in {'divisor': divisor, 'cut': cut}.items():
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpaceError(f'space.{name}={value!r}: expected a whole number of at least 1')
+        for name, value in {'depths': depths, 'stem': stem, 'embedding': embedding}.items():
+            if not isinstance(value, bool):
+                raise SpaceError(f'space.{name}={value!r}: expected True or False')
         self.graph = graph
         self.divisor = divisor
         free, self.fixed = free_groups(graph, fix, stem, embedding)
         found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
         self.stages = tuple(with_choices(found, stages or {}))
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
-            reasons = '; '.join(
-                ', '.join(paths[:3])
-                + (f' and {len(paths) - 3} more' * (len(paths) > 3))
-                + f': {why}'
-                for why, paths in by_reason(self.fixed).items()
-            )
-            raise SpaceError(
-                'nothing in this model can be pruned: '
-                + (f'what was found has to stay ({reasons})' if reasons else
-                   'it has no layer that makes channels and no block that may be skipped')
-            )  # fmt: skip
+            raise SpaceError(f'nothing in this model can be pruned: {nothing(graph, self.fixed)}')
         # per entry of a row
         self._choices: list[tuple[Any, ...]] = [
             *(stage.depths for stage in self.stages),
@@ -91,6 +84,14 @@ class SearchSpace:
             )
             for stage in self.stages
         ]
+        whole = all((table == table[-1]).all() for table in self._unit_tables)
+        if whole and all(len(stage.depths) == 1 for stage in self.stages):
+            widest = max(group.channels for group in graph.groups)
+            raise SpaceError(
+                f'nothing in this model can be pruned: rounded up to a multiple of space.divisor='
+                f'{divisor}, every width keeps all channels of every layer (at most {widest}); '
+                'choose a smaller divisor or smaller widths'
+            )
 
     # --- choices ---------------------------------------------------------------------------------
 
@@ -129,12 +130,13 @@ class SearchSpace:
         """All architectures, one by one."""
         return map(self._of, itertools.product(*self._choices))
 
-    def check(self, architecture: Architecture) -> None:
-        """Whether the architecture is a member.
+    def check(self, architecture: Architecture | str | Sequence[Any]) -> Architecture:
+        """The architecture, which may be given as text or nested lists, if it is a member.
 
         Raises:
             ArchitectureError: Naming the stage, the value met and the choices.
         """
+        architecture = Architecture.from_nested(architecture)
         if len(architecture.depths) != len(self.stages):
             raise ArchitectureError(
                 f'{architecture} has {len(architecture.depths)} stages, this space has '
@@ -152,6 +154,7 @@ class SearchSpace:
                         f'{architecture}: stage {stage.name!r} cannot keep {value} {what}; '
                         f'choices: {choices}'
                     )
+        return architecture
 
     # --- rows of choice indices, for many architectures at once ----------------------------------
 
@@ -170,7 +173,7 @@ class SearchSpace:
 
     def _entries(self, architecture: Architecture) -> Iterable[tuple[Any, tuple[Any, ...]]]:
         """What a member of the space has for each entry of a row, and the choices."""
-        self.check(architecture)
+        architecture = self.check(architecture)
         own = (*architecture.depths, *architecture.widths)
         return zip(own, self._choices, strict=True)
 
@@ -202,6 +205,7 @@ class SearchSpace:
 
     def skipped(self, architecture: Architecture) -> tuple[str, ...]:
         """The paths of the blocks that the architecture leaves out."""
+        architecture = self.check(architecture)
         return tuple(
             path
             for stage, depth in zip(self.stages, architecture.depths, strict=True)

@@ -11,7 +11,11 @@ import numpy as np
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import Group
+from ..analysis.walk import NO_HANDLER
 from ..errors import SpaceError
+
+STEM_STAYS = 'the stem stays whole (space.stem=False)'
+EMBEDDING_STAYS = 'the embedding stays whole (space.embedding=False)'
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,20 @@ def free_groups(
 
     The options are those of `SearchSpace`, which a `SpaceError` names.
     """
-    if isinstance(fix, str):
+    if not isinstance(fix, (list, tuple)) or not all(isinstance(one, str) for one in fix):
         raise SpaceError(f'space.fix={fix!r}: expected a list of regular expressions')
+    groups, fixed = graph.groups, dict(graph.fixed)
+    layers = {*fixed, *(maker for group in groups for maker in group.makers)}
     for pattern in fix:
         try:
-            re.compile(pattern)
+            found = any(re.search(pattern, layer) for layer in layers)
         except re.error as error:
             raise SpaceError(f'space.fix: {pattern!r} is no regular expression: {error}') from error
-    groups, fixed = graph.groups, dict(graph.fixed)
+        if not found:
+            raise SpaceError(
+                f'space.fix: {pattern!r} matches none of the layers that make channels: '
+                f'{shortened(sorted(layers), 8)}'
+            )
     blocks = [path for chain in graph.chains for path in chain.paths]
     first = min(graph.layers, default=None)
     first_block = min((o for o, path, _ in graph.layers if _inside(path, blocks)), default=None)
@@ -61,9 +71,9 @@ def free_groups(
             in_stem = group.resolution == first.resolution and group.order < first_block
         reason = next(named, None)
         if reason is None and in_stem and not in_block and not stem:
-            reason = 'the stem stays whole (space.stem=False)'
+            reason = STEM_STAYS
         if reason is None and group.embedding and not embedding:
-            reason = 'the embedding stays whole (space.embedding=False)'
+            reason = EMBEDDING_STAYS
         if reason is None:
             free.append(index)
         else:
@@ -78,6 +88,32 @@ def by_reason(fixed: Mapping[str, str]) -> dict[str, list[str]]:
     for path, reason in fixed.items():
         reasons.setdefault(reason, []).append(path)
     return reasons
+
+
+def nothing(graph: ChannelGraph, fixed: Mapping[str, str]) -> str:
+    """Why there is nothing to choose, with all that is known."""
+    found = [f'{shortened(paths, 3)}: {why}' for why, paths in by_reason(fixed).items()]
+    blocks = [
+        f'{shortened(paths, 3)}: {why}' for why, paths in by_reason(graph.unskippable).items()
+    ]
+    operators = [
+        f'operator {name!r} {NO_HANDLER} (in {shortened(paths, 3)})'
+        for name, paths in graph.unknown.items()
+    ]
+    reasons = [
+        f'what was found has to stay ({"; ".join(found)})' if found else '',
+        f'blocks cannot be skipped ({"; ".join(blocks)})' if blocks else '',
+        '; '.join(operators),
+    ]
+    return '; '.join(filter(None, reasons)) or (
+        'it has no layer that makes channels and no block that may be skipped'
+    )
+
+
+def shortened(paths: Sequence[str], count: int) -> str:
+    """The first few, and how many more there are."""
+    more = f' and {len(paths) - count} more' if len(paths) > count else ''
+    return ', '.join(paths[:count]) + more
 
 
 def find_stages(
@@ -182,9 +218,17 @@ def with_choices(
 ) -> Iterator[Stage]:
     """Stages with the choices that a config names for some of them."""
     names = [stage.name for stage in stages]
+    if not isinstance(overrides, Mapping):
+        raise SpaceError(
+            f'space.stages={overrides!r}: expected a dict of choices by the name of a stage'
+        )
     for name, choices in overrides.items():
         if name not in names:
             raise SpaceError(f'space.stages[{name!r}]: no such stage; found: {names}')
+        if not isinstance(choices, Mapping):
+            raise SpaceError(
+                f'space.stages[{name!r}]={choices!r}: expected dict(widths=…, depths=…)'
+            )
         unknown = set(choices) - {'widths', 'depths'}
         if unknown:
             raise SpaceError(
@@ -198,7 +242,8 @@ def with_choices(
         if 'depths' in choices:
             longest, wanted = max(depths), choices['depths']
             if not _is_list(wanted) or any(
-                not isinstance(d, int) or not 1 <= d <= longest for d in wanted
+                isinstance(d, bool) or not isinstance(d, int) or not 1 <= d <= longest
+                for d in wanted
             ):
                 raise SpaceError(
                     f'space.stages[{stage.name!r}].depths={wanted!r}: '

@@ -28,6 +28,8 @@ from .plan import DENSE, SubnetPlan
 # Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 
+FAILS = 'its forward fails when narrowed'
+DIFFERS = 'its narrowed output differs'
 TRACE_FAILS = 'its trace fails to run: '
 OTHER_BATCH = 'for a batch of another size (two example inputs tell it from channels): '
 TRAINING = (True,)  # modes, for `Verifier.difference`
@@ -55,7 +57,11 @@ class Verifier:
         self._name = type(model).__name__
         self._model = copied(model)
         self._subnet: ActiveSubnet = next(
-            (vars(m)['_subnet'] for m in self._model.modules() if isinstance(m, DynamicMixin)),
+            (
+                vars(m)['_mmstp_subnet']
+                for m in self._model.modules()
+                if isinstance(m, DynamicMixin)
+            ),
             ActiveSubnet(),
         )
         trained = self._traced.trace.live
@@ -191,7 +197,7 @@ class Verifier:
                 if training and gradients:
                     _backward(self._model, outputs)
         except Exception as error:  # whatever the model's code raises about sizes it did not expect
-            text = f'its forward fails when narrowed: {type(error).__name__}: {error}'
+            text = f'{FAILS}: {type(error).__name__}: {error}'
             return _Apart(text, raises=True)
         finally:
             self._subnet.plan = None
@@ -239,7 +245,7 @@ def _compared(
         scale, gap = b.abs().max().item(), (a - b).abs().max().item()
         if not gap <= tolerance * scale or not math.isfinite(scale):
             values = f'by {gap:.1e} where values reach {scale:.1e}'
-            return _Apart(f'its narrowed output differs {values}', rounding=True)
+            return _Apart(f'{DIFFERS} {values}', rounding=True)
     return None
 
 

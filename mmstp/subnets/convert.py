@@ -27,6 +27,9 @@ from .plan import plan_subnet
 from .refuse import refuse
 from .swap import unswap
 
+NO_IMAGE = 'its input is no image'
+NO_OTHER_SIZE = 'the dense network takes no other size'
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -143,12 +146,12 @@ def _at_larger_size(
     """The analysis with a trace of a larger input beside the first, or why there is none."""
     larger = _larger(inputs)
     if larger is None:
-        return known, 'its input is no image'
+        return known, NO_IMAGE
     where = f'with inputs of shape {tuple(larger[0].shape)}'
     try:
         further = trace(model, larger)
     except TraceError as error:
-        return known, f'the dense network takes no other size: {error}'
+        return known, f'{NO_OTHER_SIZE}: {error}'
     graph = _analyse(model, [known.traced[0].trace, further], fix_outputs, fixed)
     if graph.dims != known.dims:
         return known, f'{where} its channels are coupled otherwise'

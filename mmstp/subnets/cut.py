@@ -44,9 +44,15 @@ def compact(
         CompactSpecError: If the spec names a module or tensor that the model does not have, or a
             shape that is not within the dense one.
     """
+    paths: dict[nn.Module, list[str]] = defaultdict(list)  # a module may be known by several
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths[module].append(path)
     for path, result in spec.skipped.items():
-        parent = _module(model, path.rpartition('.')[0], path)
-        setattr(parent, path.rpartition('.')[2], _skipped(_module(model, path, path), result))
+        block = _module(model, path, path)
+        identity = _skipped(block, result)
+        for known in paths[block]:
+            parent, _, name = known.rpartition('.')
+            setattr(model.get_submodule(parent), name, identity)
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     narrow: dict[Tensor, Tensor] = {}  # what the dense network shares stays shared
     placed: list[tuple[nn.Module, str, Tensor]] = []
@@ -88,7 +94,7 @@ def compact(
 class Cut(Dynamic):
     """A module of a compact network that asks its plan, which is always the same."""
 
-    state = ('_cut', '_path_when_cut')
+    state = ('_mmstp_cut', '_mmstp_path_when_cut')
 
     @property
     def mixin(self) -> type[Swapped]:

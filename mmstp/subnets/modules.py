@@ -80,7 +80,10 @@ class Dynamic(Role):
     live: bool = False
     own: Forward | None = None
 
-    state: ClassVar[tuple[str, str]] = ('_subnet', '_path')  # where a module has its own
+    state: ClassVar[tuple[str, str]] = (
+        '_mmstp_subnet',
+        '_mmstp_path',
+    )  # where a module has its own
 
     @classmethod
     def named(cls, subnet: ActiveSubnet, path: str) -> dict[str, Any]:
@@ -192,10 +195,10 @@ def _computes(base: type[nn.Module]) -> bool:
 def _narrow_tensor(name: str, contiguous: bool) -> property:
     def get(self: Any) -> Tensor | None:
         tensor: Any = nn.Module.__getattr__(self, name)  # where `torch.fx` puts its own
-        plan = self._subnet.plan
+        plan = self._mmstp_subnet.plan
         if plan is None or tensor is None:
             return cast(Tensor, tensor)
-        key = f'{self._path}.{name}' if self._path else name
+        key = f'{self._mmstp_path}.{name}' if self._mmstp_path else name
         if key in plan.norm_statistics:
             return plan.norm_statistics[key]  # which a subnet in training goes on updating
         whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
@@ -213,9 +216,9 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
 
 def _narrow_attribute(name: str) -> property:
     def get(self: Any) -> Attribute:
-        plan = self._subnet.plan
+        plan = self._mmstp_subnet.plan
         own: Attribute = vars(self)[name]
-        return own if plan is None else plan.attributes.get(self._path, {}).get(name, own)
+        return own if plan is None else plan.attributes.get(self._mmstp_path, {}).get(name, own)
 
     def set_(self: Any, value: Attribute) -> None:
         vars(self)[name] = value

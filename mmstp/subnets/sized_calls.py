@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from ..analysis.operators.table import OPERATORS
 from ..analysis.records import SizedCall
 from ..errors import CallError
-from ..foreign import function_modes
+from ..foreign import function_modes, schema_name
 
 # sequences of calls, one of which a forward makes
 Ways = Sequence[Sequence[SizedCall[int]]]
@@ -51,6 +51,7 @@ class SuppliedSizes(TorchFunctionMode):
     def __init__(self, path: str, ways: Ways) -> None:
         super().__init__()
         self._path, self._ways, self._made = path, ways, 0
+        self._constants = any(call.supplies == 'constant' for way in ways for call in way)
         self.paused = False
         self.changed = False
 
@@ -58,10 +59,13 @@ class SuppliedSizes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        # functions of the Python interface are named as the operators of a trace
-        operator = OPERATORS.get(f'aten::{getattr(func, "__name__", "")}')
+        # functions of the Python interface are named as ATen's operators; others have a schema
+        called = schema_name(func) or f'aten::{getattr(func, "__name__", "")}'
+        operator = OPERATORS.get(called)
         name = None if operator is None else operator.supplies
         if name is None or self.paused or any(isinstance(arg, torch.dtype) for arg in args):
+            return func(*args, **kwargs)
+        if name == 'constant' and not self._constants:
             return func(*args, **kwargs)
         given = _Given.of(name, args, kwargs)
         call = self._following(name, given)
@@ -69,7 +73,7 @@ class SuppliedSizes(TorchFunctionMode):
             return func(*args, **kwargs)
         sizes = SUPPLY[name](call, given, self._path)
         self.changed |= tuple(sizes) != tuple(given.sizes)
-        return func(given.tensor, *given.with_sizes(sizes), **given.others)
+        return func(*given.tensors, *given.with_sizes(sizes), **given.others)
 
     def _following(self, name: str, given: _Given) -> SizedCall[int]:
         """The call that is made now, on the ways that are still open."""
@@ -117,9 +121,9 @@ def unsupplied() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Given:
-    """A call's arguments: the tensor, the sizes, and what comes around those."""
+    """A call's arguments: the tensor (``torch.zeros`` has none), the sizes, and what is around."""
 
-    tensor: Tensor
+    tensors: tuple[Tensor, ...]
     sizes: tuple[int, ...]
     before: tuple[Any, ...]
     after: tuple[Any, ...]
@@ -131,7 +135,11 @@ class _Given:
     def of(cls, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Given:
         others = dict(kwargs)
         rest = list(args)
-        tensor = rest.pop(0) if rest else others.pop('input')
+        tensors: tuple[Tensor, ...] = ()
+        if rest and isinstance(rest[0], Tensor):
+            tensors = (rest.pop(0),)
+        elif 'input' in others:
+            tensors = (others.pop('input'),)
         before: tuple[Any, ...] = ()
         if name == 'unflatten':
             before = (rest.pop(0) if rest else others.pop('dim'),)
@@ -141,10 +149,10 @@ class _Given:
             rest = [others.pop(next(key for key in known if key in others))]
         first = rest[0]
         if isinstance(first, (tuple, list)):
-            return cls(tensor, tuple(first), before, tuple(rest[1:]), others, True, False)
+            return cls(tensors, tuple(first), before, tuple(rest[1:]), others, True, False)
         if name in ('split', 'layer_norm'):
-            return cls(tensor, (first,), before, tuple(rest[1:]), others, False, True)
-        return cls(tensor, tuple(rest), before, (), others, False, False)
+            return cls(tensors, (first,), before, tuple(rest[1:]), others, False, True)
+        return cls(tensors, tuple(rest), before, (), others, False, False)
 
     def with_sizes(self, sizes: Sequence[int]) -> tuple[Any, ...]:
         as_one = self.as_one or len(sizes) != len(self.sizes)
@@ -158,16 +166,16 @@ def _fits(call: SizedCall[int], given: _Given) -> bool:
         return True
     rank = len(given.sizes)
     if call.supplies == 'unflatten':
-        rank += given.tensor.dim() - 1
+        rank += given.tensors[0].dim() - 1
     return rank == len(call.dims)
 
 
 def _reshape(call: SizedCall[int], given: _Given, path: str) -> list[int]:
-    return _reshaped(call, given.tensor.shape, list(given.sizes), path)
+    return _reshaped(call, given.tensors[0].shape, list(given.sizes), path)
 
 
 def _unflatten(call: SizedCall[int], given: _Given, path: str) -> list[int]:
-    shape, (dim,) = given.tensor.shape, given.before
+    shape, (dim,) = given.tensors[0].shape, given.before
     assert isinstance(dim, int)
     dim %= len(shape)
     sizes = [*shape[:dim], *given.sizes, *shape[dim + 1 :]]
@@ -224,7 +232,7 @@ def _split(call: SizedCall[int], given: _Given, path: str) -> list[int]:
 
 
 def _layer_norm(call: SizedCall[int], given: _Given, path: str) -> list[int]:
-    return list(given.tensor.shape[-len(given.sizes) :])
+    return list(given.tensors[0].shape[-len(given.sizes) :])
 
 
 SUPPLY: dict[str, Callable[[SizedCall[int], _Given, str], list[int]]] = {
@@ -234,4 +242,5 @@ SUPPLY: dict[str, Callable[[SizedCall[int], _Given, str], list[int]]] = {
     'repeat': _expand,
     'split': _split,
     'layer_norm': _layer_norm,
+    'constant': _expand,
 }

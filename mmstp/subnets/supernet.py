@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..analysis.scratch import copied
 from ..architecture import Architecture
+from ..config_fields import options_of, refuse_unknown
 from ..foreign import pytree
 from ..search.cost import CostModel
+from ..search.space import SearchSpace
 from .compact_spec import CompactSpec, stage_shapes
 from .convert import convert
 from .cut import compact
@@ -61,6 +63,8 @@ class Supernet:
             already.
         VerificationError: If the trace does not compute what the model does.
 
+    Where an architecture is asked for, its text or nested lists will do.
+
     Example:
         >>> supernet = Supernet(model, inputs=torch.zeros(1, 3, 224, 224))
         >>> arch = supernet.space.sample(random.Random(0))
@@ -76,6 +80,7 @@ class Supernet:
         fix_outputs: bool = True,
         **space: Any,
     ) -> None:
+        refuse_unknown('space', space, options_of(SearchSpace))
         made = convert(model, inputs, fix_outputs, space)
         self.model, self.inputs = model, made.inputs
         self.graph, self.space = made.graph, made.space
@@ -95,7 +100,8 @@ class Supernet:
         return copied
 
     def _cached_plans(self) -> Callable[[Architecture], SubnetPlan]:
-        return functools.lru_cache(maxsize=64)(self._make_plan)
+        cached = functools.lru_cache(maxsize=64)(self._make_plan)
+        return lambda architecture: cached(self.space.check(architecture))
 
     def _make_plan(self, architecture: Architecture) -> SubnetPlan:
         units, skipped = self._units(architecture), self.space.skipped(architecture)
@@ -128,10 +134,13 @@ class Supernet:
     def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""
         plan = self._plan(architecture)
+        every = dict(self.model.named_modules(remove_duplicate=False))
+        skipped = {every[path] for path in plan.skipped}
+        gone = {path for path, module in every.items() if module in skipped}  # by any of its names
         shapes = {
             key: tuple(plan.narrow(key, tensor).shape)
             for key, tensor in named_tensors(self.model).items()
-            if key in plan.tensors and not is_within(key, plan.skipped)
+            if key in plan.tensors and not is_within(key, gone)
         }
         return CompactSpec(
             shapes,
@@ -205,8 +214,7 @@ class Supernet:
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
         """
-        self.space.check(architecture)
-        self.norm_statistics[architecture] = statistics
+        self.norm_statistics[self.space.check(architecture)] = statistics
         self._plan = self._cached_plans()
 
     def pad(self, outputs: Any, architecture: Architecture) -> Any:
@@ -237,6 +245,7 @@ class Supernet:
 
     def describe(self, architecture: Architecture) -> dict[str, Any]:
         """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""
+        architecture = self.space.check(architecture)
         pair = [architecture, self.space.largest]
         macs, params = self.cost.macs(pair), self.cost.params(pair)
         return {

@@ -8,7 +8,6 @@ where they are loaded.
 
 from __future__ import annotations
 
-import copyreg
 import functools
 from typing import Any, ClassVar
 
@@ -38,14 +37,14 @@ class Swapped:
     """Marks a class that was swapped in.
 
     Attributes:
-        own_class: The class that it stands for.
-        role: What it does beside.
-        added: Names of the attributes that its instances have in addition.
+        mmstp_class: The class that it stands for.
+        mmstp_role: What it does beside.
+        mmstp_added: Names of the attributes that its instances have in addition.
     """
 
-    own_class: ClassVar[Any]
-    role: ClassVar[Role]
-    added: ClassVar[tuple[str, ...]]
+    mmstp_class: ClassVar[Any]
+    mmstp_role: ClassVar[Role]
+    mmstp_added: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Classes that note their subclasses are not told: the swapped one stands for the own."""
@@ -53,27 +52,28 @@ class Swapped:
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, args, *rest = reduced
-        cls: Any = type(self)
-        if make is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            return reduced  # a class with a way of its own to be copied
-        roles: list[tuple[Role, tuple[str, ...]]] = []
+        swapped: Any = type(self)
+        cls, roles = swapped, list[tuple[Role, tuple[str, ...]]]()
         while issubclass(cls, Swapped):
-            roles.insert(0, (cls.role, cls.added))
-            cls = cls.own_class
+            roles.insert(0, (cls.mmstp_role, cls.mmstp_added))
+            cls = cls.mmstp_class
         # a class may have an idea of its own of what its state is (`__getstate__`)
         state = rest[0] if rest and isinstance(rest[0], dict) else {}
         left_out = {
             name: vars(self)[name] for _, added in roles for name in added if name not in state
         }
-        return (_rebuild, (cls, tuple(roles), left_out, args[1:]), *rest)
+        make, *args = (cls if value is swapped else value for value in (make, *args))
+        return (_rebuild, (make, tuple(args), cls, tuple(roles), left_out), *rest)
 
 
 def _rebuild(
-    cls: Any, roles: tuple[tuple[Role, tuple[str, ...]], ...], state: dict[str, Any], args: Any
+    make: Any, args: Any, cls: Any, roles: tuple[tuple[Role, tuple[str, ...]], ...], state: Any
 ) -> Any:
+    """The module as its own class is made, and swapped again."""
+    module = make(*args)
     for role, added in roles:
         cls = _swapped_class(cls, role, added)
-    module = cls.__new__(cls, *args)
+    module.__class__ = cls
     vars(module).update(state)
     return module
 
@@ -94,9 +94,9 @@ def swap(module: nn.Module, role: Role, **state: Any) -> None:
 def unswap(module: nn.Module, mixin: type[Swapped] = Swapped) -> None:
     """Gives a module back the class that it had before it got roles with this mixin."""
     while isinstance(module, mixin):
-        for name in module.added:
+        for name in module.mmstp_added:
             vars(module).pop(name, None)
-        module.__class__ = module.own_class
+        module.__class__ = module.mmstp_class
 
 
 @functools.cache
@@ -104,9 +104,9 @@ def _swapped_class(base: Any, role: Role, added: tuple[str, ...]) -> Any:
     bases = (base,) if issubclass(base, role.mixin) else (role.mixin, base)
     members = {
         **role.members(base),
-        'own_class': base,
-        'role': role,
-        'added': added,
+        'mmstp_class': base,
+        'mmstp_role': role,
+        'mmstp_added': added,
         '__module__': base.__module__,
         '__qualname__': base.__qualname__,
         '__doc__': base.__doc__,

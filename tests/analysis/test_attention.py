@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmstp import ChannelGraph, Supernet
+from mmstp.analysis.ids import FIXED_SIZE
+from mmstp.analysis.operators.products import SCALE
+from mmstp.subnets.check import DIFFERS
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 HEADS, WIDTH, TOKENS, INNER = 4, 6, 5, 24
@@ -229,7 +232,7 @@ def test_the_scale_of_a_single_fused_head_stays():
 
     graph = analyse(layers, function, SHAPE)
     assert shapes(graph) == {'v': (16, 1)}
-    assert graph.fixed['q'] == graph.fixed['k'] == 'its size is the scale of the attention'
+    assert graph.fixed['q'] == graph.fixed['k'] == SCALE
     runs_as_subnet(layers, function, SHAPE, OTHERS)
 
     def with_scale(m, x):
@@ -247,7 +250,7 @@ def test_a_scale_worked_out_from_the_width_is_found():
         return m.proj((q @ m.k(x).transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1) @ m.v(x))
 
     supernet = Supernet(Net(layers, function).eval(), torch.randn(SHAPE), stem=True, divisor=1)
-    assert 'its narrowed output differs' in supernet.graph.fixed['q']
+    assert DIFFERS in supernet.graph.fixed['q']
     assert shapes(supernet.graph) == {'v': (16, 1)}
 
 
@@ -482,7 +485,7 @@ def test_tokens_are_mixed():
     graph = analyse(layers, function)
     assert graph.unknown == {}
     assert shapes(graph) == {'patch': (16, 1), 'up': (12, 1)}
-    assert graph.fixed['down'] == 'meets a tensor of fixed size'
+    assert graph.fixed['down'] == FIXED_SIZE
     assert set(graph.dims['up.weight']) == {0}
     runs_as_subnet(layers, function)
 

@@ -11,6 +11,9 @@ from torch import nn
 
 from mmstp import Supernet
 from mmstp.analysis.groups import WHOLE
+from mmstp.analysis.operators.reductions import ORDER_COUNTS, TRANSFORMED
+from mmstp.analysis.operators.shapes import LOOKED_UP
+from mmstp.subnets.check import DIFFERS
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 
@@ -170,8 +173,8 @@ def test_global_response_norm():
         lambda x: (x - torch.std_mean(x, 1, keepdim=True)[1]) * 2,
     ],
     ids=(
-        'softmax log_softmax mean dropped_dim all_dims number sum amax max min median negative_amax amin '
-        'logsumexp prod std var norm vector_norm std_mean'
+        'softmax log_softmax mean dropped_dim all_dims number sum amax max min median '
+        'negative_amax amin logsumexp prod std var norm vector_norm std_mean'
     ).split(),
 )
 def test_channels_that_operators_go_over_are_free(operator):
@@ -269,7 +272,7 @@ def test_standardised_weights(cls):
 
 def test_order_of_channels_counts():
     reasons = {
-        'its order counts': [
+        ORDER_COUNTS: [
             lambda x: torch.cumsum(x, 1),
             lambda x: x.roll(3, 1),
             lambda x: x.flip(1),
@@ -279,12 +282,12 @@ def test_order_of_channels_counts():
             lambda x: x + x.max(1, keepdim=True)[1],
             lambda x: x + x.argmax(1, keepdim=True),
         ],
-        'looked up by index': [
+        LOOKED_UP: [
             lambda x: x.gather(1, x.argsort(2)),
             lambda x: x[:, torch.arange(15, -1, -1)],
             lambda x: x.index_select(1, torch.arange(15, -1, -1)),
         ],
-        'varies along what is transformed': [lambda x: torch.fft.rfft(x, dim=1, n=30).real],
+        TRANSFORMED: [lambda x: torch.fft.rfft(x, dim=1, n=30).real],
     }
     layers = dict(a=conv(3, 16), c=conv(16, 20), b=conv(20, 5))
     for reason, operators in reasons.items():
@@ -327,5 +330,5 @@ def test_a_mean_written_with_a_number_is_found():
         return m.b(m.c(x * x.sum(1, keepdim=True) / x.shape[1]))
 
     supernet = Supernet(Net(layers, function).eval(), torch.randn(1, 3, 4, 4), stem=True)
-    assert 'its narrowed output differs' in supernet.graph.fixed['a']
+    assert DIFFERS in supernet.graph.fixed['a']
     assert shapes(supernet.graph) == {'c': (20, 1)}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmstp import Supernet
+from mmstp.analysis.blocks import CALLED_AGAIN
 from mmstp.analysis.handing_on import NO_ARGUMENT
 from tests.relations import Case, rebuilt_from_its_spec_it_equals_the_export
 
@@ -196,7 +197,7 @@ class Again(Layer):
         (Counts, 'it returns 18, which is none of the arguments of its forward'),
         (FromAttribute, NO_ARGUMENT),
         (Both, '2 tensors that it makes are used outside, not one'),
-        (Again, 'its module is called more than once'),
+        (Again, CALLED_AGAIN),
     ],
 )
 def test_blocks_that_stay_are_listed_with_the_reason(layer, reason):

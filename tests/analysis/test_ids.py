@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from mmstp.analysis.ids import ChannelIds, Value
+from mmstp.analysis.ids import FIXED_SIZE, ChannelIds, Value
 
 
 class Oracle:
@@ -251,7 +251,7 @@ def test_combine_against_numpy_s_broadcasting(first, second, classes, ids):
 def test_combine_freezes_what_meets_a_fixed_tensor(ids):
     one = Oracle(ids, (2, 8, 3), 1)
     ids.combine([one.value, Value((8, 1))], (2, 8, 3))
-    assert [reason for _, reason in ids.frozen] == ['meets a tensor of fixed size']
+    assert [reason for _, reason in ids.frozen] == [FIXED_SIZE]
     assert one.classes() == 0
 
 

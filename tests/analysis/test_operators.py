@@ -11,8 +11,13 @@ from torch import nn
 from torchvision.ops import deform_conv2d
 
 from mmstp import Supernet, register_handler
-from mmstp.analysis.operators.table import OPERATORS
+from mmstp.analysis.ids import FIXED_SIZE
+from mmstp.analysis.operators.products import DIAGONAL
+from mmstp.analysis.operators.table import OPERATORS, SUPPLIES
+from mmstp.analysis.walk import NO_HANDLER, OUTPUT
 from mmstp.errors import OperatorError, SpaceError
+from mmstp.subnets.check import FAILS
+from mmstp.subnets.sized_calls import SUPPLY
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 from tests.relations import Case, costs_are_those_of_the_export
 
@@ -35,7 +40,7 @@ def test_convolution_with_norm():
     assert kept(graph, 'b.weight', 1, 'a', 3) == [0, 1, 2]
     assert set(graph.dims['b.weight']) == {1}  # its rows are the output
     assert set(graph.dims['a.weight']) == {0}  # its columns the input
-    assert graph.fixed == {'b': 'an output of the model'}
+    assert graph.fixed == {'b': OUTPUT}
     assert graph.unknown == {}
 
 
@@ -230,8 +235,8 @@ def test_channels_that_meet_a_plain_tensor_stay(constant):
     function = lambda m, x: m.b(m.a(x) + constant)  # noqa: E731
     graph = analyse(layers, function)
     assert shapes(graph) == {}
-    assert graph.fixed['a'] == 'meets a tensor of fixed size'
-    with pytest.raises(SpaceError, match='a: meets a tensor of fixed size'):
+    assert graph.fixed['a'] == FIXED_SIZE
+    with pytest.raises(SpaceError, match=f'a: {FIXED_SIZE}'):
         runs_as_subnet(layers, function)
 
 
@@ -327,7 +332,7 @@ def test_slices_that_make_up_the_channels_are_tied():
     assert {group.name: group.units for group in graph.groups} == {'a': 16, 'b': 20}
     assert kept(graph, 'a.weight', 0, 'a', 3) == [0, 1, 2, 16, 17, 18]
     supernet = Supernet(Net(layers, function).eval(), torch.randn(1, 3, 4, 4), stem=True)
-    assert 'its forward fails when narrowed' in supernet.graph.fixed['a']
+    assert FAILS in supernet.graph.fixed['a']
     assert shapes(supernet.graph) == {'b': (20, 1)}
 
 
@@ -645,7 +650,7 @@ def test_the_diagonal_of_a_product_stays():
     layers = dict(a=conv(3, 4), c=nn.Linear(4, 20), b=nn.Linear(20, 5))
     function = lambda m, x: m.b(m.c(torch.einsum('bccw->bw', m.a(x))).relu())  # noqa: E731
     graph = analyse(layers, function)
-    assert graph.fixed['a'] == 'the diagonal of a product'
+    assert graph.fixed['a'] == DIAGONAL
     runs_as_subnet(layers, function)
 
 
@@ -678,7 +683,7 @@ def test_regions_of_another_mode_are_looked_into(function):
     graph = analyse(layers, function)
     assert graph.unknown == {}
     assert shapes(graph) == {'a': (16, 1)}
-    assert graph.fixed == {'b': 'an output of the model'}
+    assert graph.fixed == {'b': OUTPUT}
     runs_as_subnet(layers, function)
 
 
@@ -713,7 +718,7 @@ def test_unknown_operators_are_named_and_their_channels_stay(name, layer):
     function = lambda m, x: m.c(m.b(m.odd(m.a(x))))  # noqa: E731
     graph = analyse(layers, function)
     assert graph.unknown == {name: ['odd.0']}
-    assert graph.fixed['a'] == f"operator '{name}' has no handler"
+    assert graph.fixed['a'] == f"operator '{name}' {NO_HANDLER}"
     assert shapes(graph) == {'b': (20, 1)}
     runs_as_subnet(layers, function)
 
@@ -752,3 +757,36 @@ def test_names_that_no_operator_has_are_refused(name):
 def test_an_operator_is_registered_once():
     with pytest.raises(OperatorError, match=r"'aten::relu' is registered already, with activation"):
         register_handler('relu')(lambda walk, node, x: x)
+
+
+# --- constants that a forward makes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'add',
+    [
+        lambda x: x + torch.zeros(len(x), 16, *x.shape[2:]),
+        lambda x: torch.maximum(x, torch.full((16,), 0.1).view(1, -1, 1, 1)),
+        lambda x: x * x.new_ones(16)[:, None, None],
+        lambda x: x + torch.ones(size=(x.shape[1], 1, 1)),
+        lambda x: x + x.new_full((1, 16, 1, 1), 0.5),
+    ],
+)
+def test_constants_of_one_value_are_as_long_as_the_channels_are(add):
+    layers = dict(a=conv(3, 16), b=conv(16, 5))
+    function = lambda m, x: m.b(add(m.a(x)))  # noqa: E731
+    graph = analyse(layers, function)
+    assert 'a' in shapes(graph)
+    runs_as_subnet(layers, function, others=[(1, 3, 6, 8)])
+
+
+def test_constants_of_several_values_are_not():
+    layers = dict(a=conv(3, 16), b=conv(16, 5))
+    ramp = lambda m, x: m.b(m.a(x) + torch.linspace(0, 1, 16).view(1, -1, 1, 1))  # noqa: E731
+    assert analyse(layers, ramp).fixed['a'] == FIXED_SIZE
+
+
+def test_ways_to_supply_sizes_are_known():
+    assert tuple(SUPPLY) == SUPPLIES
+    with pytest.raises(OperatorError, match="supplies='resize': expected one of reshape, "):
+        register_handler('example::resize', supplies='resize')

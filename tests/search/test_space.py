@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from mmstp import Architecture, ArchitectureError, ChannelGraph, SearchSpace
+from mmstp.analysis.walk import OUTPUT
 from mmstp.errors import SpaceError
+from mmstp.search.stages import EMBEDDING_STAYS, STEM_STAYS
 from tests.networks import TINY_INPUT, Residual, build, images, tiny
 
 
@@ -156,7 +158,7 @@ def test_other_choices_for_one_stage(small):
 
 def test_stem_stays_unless_asked_for(resnet50):
     without, with_ = SearchSpace(resnet50), SearchSpace(resnet50, stem=True)
-    assert without.fixed['backbone.conv1'] == 'the stem stays whole (space.stem=False)'
+    assert without.fixed['backbone.conv1'] == STEM_STAYS
     assert 'backbone.conv1' not in with_.fixed
     chosen = [{g for stage in space.stages for g in stage.groups} for space in (without, with_)]
     (added,) = chosen[1] - chosen[0]
@@ -177,7 +179,7 @@ def test_fixed_layers_stay_whole(resnet50):
 
 
 def test_outputs_stay_and_say_why(resnet50):
-    assert SearchSpace(resnet50).fixed['head.fc'] == 'an output of the model'
+    assert SearchSpace(resnet50).fixed['head.fc'] == OUTPUT
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_embedding_stays_unless_asked_for(seven):
     (stream,) = (i for i, group in enumerate(seven.groups) if group.embedding)
     assert seven.groups[stream].makers == makers
     for maker in makers:
-        assert without.fixed[maker] == 'the embedding stays whole (space.embedding=False)'
+        assert without.fixed[maker] == EMBEDDING_STAYS
         assert maker not in with_.fixed
     chosen = [{g for stage in space.stages for g in stage.groups} for space in (without, with_)]
     assert chosen[1] - chosen[0] == {stream}

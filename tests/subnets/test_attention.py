@@ -9,6 +9,7 @@ from torch import nn
 from mmstp import Supernet
 from mmstp.subnets.attention import FORWARDS, forward_of, multihead_attention, register_forward
 from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
+from mmstp.subnets.check import FAILS
 from tests.analysis.small import Net, analyse, conv, kept, runs_as_subnet
 from tests.relations import in_double
 
@@ -215,7 +216,7 @@ def test_a_registered_forward_runs_while_the_module_is_narrow(registries):
     function = lambda m, x: m.c(m.b(m.odd(m.a(x))))  # noqa: E731
     x = torch.randn(1, 3, 4, 4)
     fixed = Supernet(Net(copy.deepcopy(layers), function).eval(), x, stem=True).graph.fixed
-    assert 'its forward fails when narrowed: AssertionError' in fixed['a']
+    assert f'{FAILS}: AssertionError' in fixed['a']
     assert forward_of(layers['odd']) is None
     runs = []
 

@@ -11,7 +11,7 @@ from torch import nn
 from mmstp import Architecture, ChannelGraph, Supernet
 from mmstp.errors import VerificationError
 from mmstp.subnets import check as verify
-from mmstp.subnets.check import Verifier
+from mmstp.subnets.check import DIFFERS, Verifier
 from mmstp.subnets.plan import DENSE, Selection, named_tensors
 from tests.networks import TINY_INPUT, tiny
 
@@ -60,7 +60,7 @@ def test_wrong_positions_are_found(supernet, verifier):
             wrong[i] = Selection(selection.dim, np.arange(size - count, size))
             tampered = dataclasses.replace(plan, tensors={**plan.tensors, key: tuple(wrong)})
             reason = verifier.difference(tampered, units)
-            assert reason.startswith('its narrowed output differs by'), key
+            assert reason.startswith(DIFFERS), key
 
 
 def test_forgotten_tensors_are_found(supernet, verifier):
@@ -74,7 +74,7 @@ def test_forgotten_tensors_are_found(supernet, verifier):
 def test_other_counts_are_found(supernet, verifier):
     plan, _ = planned(supernet)
     _, units = planned(supernet, Architecture((2, 1), (0.7, 0.3)))
-    assert verifier.difference(plan, units).startswith('its narrowed output differs by')
+    assert verifier.difference(plan, units).startswith(DIFFERS)
 
 
 def test_wrongly_skipped_blocks_are_found(supernet, verifier):
@@ -84,11 +84,11 @@ def test_wrongly_skipped_blocks_are_found(supernet, verifier):
     block = verifier._model.stage1[2]
     cls = type(block)
     try:
-        block.__class__ = cls.own_class  # static again, so never skipped
+        block.__class__ = cls.mmstp_class  # static again, so never skipped
         reason = verifier.difference(plan, units)
     finally:
         block.__class__ = cls
-    assert reason.startswith('its narrowed output differs by')
+    assert reason.startswith(DIFFERS)
     assert verifier.difference(plan, units) is None
 
 

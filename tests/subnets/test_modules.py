@@ -9,6 +9,7 @@ from torch import nn
 
 from mmstp import Architecture, Supernet
 from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
+from mmstp.subnets.check import FAILS
 from mmstp.subnets.modules import DynamicMixin
 from mmstp.subnets.plan import Selection
 from mmstp.subnets.swap import unswap
@@ -61,7 +62,7 @@ def test_keys_parameters_and_classes_stay():
             k: id(v) for k, v in buffers.items()
         }
         supernet.activate(SMALL).__enter__()  # and while a subnet is active
-    assert set(vars(model.stage2[1].conv1)) == {*attributes, '_subnet', '_path'}
+    assert set(vars(model.stage2[1].conv1)) == {*attributes, '_mmstp_subnet', '_mmstp_path'}
 
 
 def test_optimizer_and_checkpoint_see_the_whole_network(supernet):
@@ -287,7 +288,7 @@ class WithSlopes(nn.Module):
 def test_registered_rule_keeps_an_attribute_in_step(monkeypatch, x):
     monkeypatch.setattr('mmstp.subnets.attributes.ATTRIBUTE_RULES', dict(ATTRIBUTE_RULES))
     fixed = Supernet(WithSlopes(), x).space.fixed
-    assert 'its forward fails when narrowed' in fixed['inner']
+    assert FAILS in fixed['inner']
 
     @register_sizes(Slopes)
     def slopes(module, shapes):

@@ -10,6 +10,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from mmstp import Architecture, Supernet
+from mmstp.subnets.convert import NO_OTHER_SIZE
 from mmstp.subnets.cut import compact
 from tests.networks import equal
 from tests.relations import RELATIONS, Case, some, subnet_equals_its_export
@@ -249,4 +250,4 @@ def test_a_model_of_one_size_says_so():
             return self.attention(x.permute(0, 2, 3, 1) + self.positions)
 
     supernet = Supernet(Fixed().eval(), torch.zeros(1, CHANNELS, 4, 4), divisor=1, stem=True)
-    assert supernet.one_size.startswith('the dense network takes no other size: Fixed cannot be')
+    assert supernet.one_size.startswith(f'{NO_OTHER_SIZE}: Fixed cannot be')

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmstp import Architecture, ArchitectureError, Supernet, WideResNet
 from mmstp.errors import SpaceError, SupernetError, TraceError, VerificationError
+from mmstp.subnets.check import DIFFERS
 from mmstp.subnets.modules import DynamicMixin
 from tests.networks import TINY_INPUT, build, images, tiny
 from tests.relations import Case, subnet_equals_its_export
@@ -242,7 +243,7 @@ class WrongWhenNarrow(Baked):
 
 def test_silent_difference_is_found():
     supernet = Supernet(WrongWhenNarrow().eval(), torch.zeros(1, 3, 8, 8))
-    assert 'its narrowed output differs by' in supernet.space.fixed['inner']
+    assert DIFFERS in supernet.space.fixed['inner']
 
 
 class Conspiracy(Baked):

@@ -255,7 +255,9 @@ def test_state_that_leads_back_to_the_module():
 def test_a_supernet_s_own_copy_shares_one_subnet():
     supernet = Supernet(tiny(), TINY_INPUT)
     network = through_pickle(supernet.model)
-    subnets = {id(vars(m)['_subnet']) for m in network.modules() if isinstance(m, DynamicMixin)}
+    subnets = {
+        id(vars(m)['_mmstp_subnet']) for m in network.modules() if isinstance(m, DynamicMixin)
+    }
     assert len(subnets) == 1
     assert equal(network(TINY_INPUT), supernet.model(TINY_INPUT))
 

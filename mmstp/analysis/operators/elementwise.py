@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..ids import Value, plain
+from ..ids import Value, one_dim, plain
 from ..trace import GETITEM, output_shape
 from .table import Walker, register_handler
 
@@ -41,9 +41,24 @@ def same(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Va
     return Value(x.shape, x.factors)
 
 
+@register_handler(*'zeros ones full new_zeros new_ones new_full'.split(), supplies='constant')
+def one_value(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Value:
+    """As long as the channels that it meets, a part of it serves a part of them."""
+    shape = output_shape(node)
+    fresh = [
+        walk.ids.fresh(size).reshape(one_dim(len(shape), dim))
+        for dim, size in enumerate(shape)
+        if size > 1
+    ]
+    walk.ids.constants += fresh
+    out = Value(shape, fresh)
+    walk.sizes(node, out.all_dims)
+    return out
+
+
 @register_handler(
-    *'zeros ones full empty arange linspace eye scalar_tensor tensor rand randn'.split(),
-    *'new_zeros new_ones new_full new_empty new_tensor rand_like randn_like bernoulli'.split(),
+    *'empty new_empty arange linspace eye scalar_tensor tensor new_tensor'.split(),
+    *'rand randn rand_like randn_like bernoulli'.split(),
     *'meshgrid _assert_scalar sym_size sym_constrain_range_for_size'.split(),
 )
 def constant(walk: Walker, node: fx.Node, *args: Any, **kwargs: Any) -> Any:

@@ -24,6 +24,17 @@ def convolution(
 ) -> Value:  # fmt: skip
     """A transposed one has its weight's input channels first, and the outputs of one group next."""
     shape, transposed = output_shape(node), 'transpose' in operator_name(node)
+    if len(x.shape) < len(weight.shape):  # one image, without a batch
+        batched = walk.ids.reshape(x, (1, *x.shape))
+        out = _convolution(walk, node, batched, weight, bias, (1, *shape), transposed, groups)
+        return walk.ids.squeeze(out, [0])
+    return _convolution(walk, node, x, weight, bias, shape, transposed, groups)
+
+
+def _convolution(
+    walk: Walker, node: fx.Node, x: Value, weight: Value, bias: Value | None,
+    shape: tuple[int, ...], transposed: bool, groups: int,
+) -> Value:  # fmt: skip
     # nothing is dropped along the space that it goes over, nor of its kernel
     reason = 'varies over the space that a convolution sees'
     x = walk.ids.keep_whole(x, range(2, len(x.shape)), reason)

@@ -73,6 +73,13 @@ def extreme(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) ->
     return (ordered if places else reduction)(walk, node, x, *args, **kwargs)
 
 
+@register_handler('tril', 'triu')
+def triangle(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Value:
+    """Places along the last two dimensions count."""
+    rank = len(x.shape)
+    return walk.ids.keep_whole(x, [rank - 2, rank - 1], ORDER_COUNTS)
+
+
 @register_handler('roll', 'flip', 'cumsum', 'sort', 'topk', 'argmax', 'argmin', 'argsort')
 def ordered(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> Any:
     """The place of an element counts along some dimension, or in the flattened tensor."""

@@ -56,8 +56,7 @@ class Operator:
         handler: What it does to channel ids, and what it costs.
         passes: Whether it hands every element on in its place, added to or activated. A path of
             such operators alone makes a block one that may be skipped.
-        supplies: Where Python gives it sizes of channels, how: a key of
-            `mmstp.subnets.sized_calls.SUPPLY`.
+        supplies: Where Python gives it sizes of channels, how: one of `SUPPLIES`.
         narrowed: Of an operator over channels with parameters or sizes of its own: makes them fit
             a first argument of which only some positions are kept. For the check of a supernet.
     """
@@ -70,6 +69,8 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
+# how sizes can be supplied; `mmstp.subnets.sized_calls.SUPPLY` has a function for each
+SUPPLIES = ('reshape', 'unflatten', 'expand', 'repeat', 'split', 'layer_norm', 'constant')
 
 
 def register_handler(
@@ -85,8 +86,11 @@ def register_handler(
         narrowed: See `Operator`.
 
     Raises:
-        OperatorError: If one of the operators is in the table already, or a name has an overload.
+        OperatorError: If one of the operators is in the table already, a name has an overload, or
+            ``supplies`` is none of `SUPPLIES`.
     """
+    if supplies is not None and supplies not in SUPPLIES:
+        raise OperatorError(f'supplies={supplies!r}: expected one of {", ".join(SUPPLIES)}')
     found = [name if '::' in name else f'aten::{name}' for name in names]
 
     def register(handler: Handler) -> Handler:
