@@ -57,6 +57,25 @@ def hand_on(result: HandsOn, forward: inspect.Signature, args: Any, kwargs: Any)
     return made(result)
 
 
+def is_result(value: Any) -> bool:
+    """Whether a value, from a file for example, says what a block returns."""
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    ((kind, content),) = value.items()
+    if kind == 'argument':
+        keys = isinstance(content, (list, tuple)) and bool(content) and isinstance(content[0], str)
+        return keys and all(type(key) in (str, int) for key in content)
+    if kind == 'value':
+        return content is None or isinstance(content, (bool, str))
+    if kind == 'dict':
+        return isinstance(content, Mapping) and all(map(is_result, content.values()))
+    return (
+        kind in ('tuple', 'list')
+        and isinstance(content, (list, tuple))
+        and all(map(is_result, content))
+    )
+
+
 def own_signature(forward: Callable[..., Any]) -> inspect.Signature:
     """That of a class's forward, without ``self``, annotations and what its defaults are.
 

@@ -82,8 +82,10 @@ class ChannelIds(UnionFind):
         self.frozen.append((ids, reason))
 
     def of_constants(self, value: Value) -> bool:
-        """Whether a tensor holds nothing but what only constants of one value hold."""
-        known = self.find(np.concatenate([np.zeros(0, np.int64), *map(np.ravel, self.constants)]))
+        """Whether a tensor holds ids, and only such as constants of one value alone hold."""
+        if not self.constants or not value.factors:
+            return False
+        known = self.find(np.concatenate([ids.reshape(-1) for ids in self.constants]))
         return all(np.isin(self.find(factor), known).all() for factor in value.factors)
 
     def freeze_value(self, value: Value, reason: str) -> None:

@@ -45,8 +45,9 @@ class SizedCall(Generic[D]):
     the dense network's, of the output's dimensions or of the parts of a split; ``dims`` what each
     counts, in a subnet how many that are (None: no channels); ``runs`` which dimensions of a
     reshape's input become which of its output; ``modules`` those in whose forward it is made,
-    outermost first, with a key for each of their calls. In a subnet it is plain types, as it goes
-    into files (`to_list`).
+    outermost first, with a key for each of their calls; ``made`` whether the tensor is worked out
+    of constants of one value alone, whose sizes are the code's where they count no channels. In a
+    subnet it is plain types, as it goes into files (`to_list`).
     """
 
     supplies: str
@@ -54,11 +55,14 @@ class SizedCall(Generic[D]):
     dims: tuple[D | None, ...] = ()
     runs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
+    made: bool = False
 
     def resolve(self, of: Callable[[D], E | None]) -> SizedCall[E]:
         """The same with ``of(dim)`` for every dim."""
         dims = tuple(None if dim is None else of(dim) for dim in self.dims)
-        return SizedCall(self.supplies, self.sizes, dims, self.runs, self.modules)
+        alone = self.made and all(dim is None for dim in dims)
+        runs = () if alone else self.runs
+        return SizedCall(self.supplies, self.sizes, dims, runs, self.modules, self.made)
 
     @property
     def counts(self) -> bool:

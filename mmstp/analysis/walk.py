@@ -147,7 +147,7 @@ class Walk:
                 reason = f'operator {name!r}: its handler raises {type(error).__name__}: {error}'
         values = _tensors((args, kwargs))
         path = caller(node) or THE_MODEL
-        held = any(not self.ids.of_constants(value) for value in values)
+        held = any(value.factors and not self.ids.of_constants(value) for value in values)
         if held and path not in self.unknown[name]:
             self.unknown[name].append(path)
         return self.stays(node, values, reason)
@@ -216,6 +216,7 @@ class Walk:
             tuple(value.ids_along(dim) for value, dim in sizes),
             tuple((tuple(before), tuple(after)) for before, after in runs),
             tuple((path, key) for key, path in module_stack(node).items()),
+            made=all(self.ids.of_constants(value) for value, _ in sizes),
         )
         self.walked[-1].calls.append(call)
 

@@ -27,10 +27,15 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     lines += ['', *(['fixed:'] if space.fixed else [])]
     for reason, paths in by_reason(space.fixed).items():
         lines.append(f'    {", ".join(paths)}: {reason}')
+    lines += ['blocks that cannot be skipped:'] if supernet.graph.unskippable else []
+    for reason, paths in by_reason(supernet.graph.unskippable).items():
+        lines.append(f'    {", ".join(paths)}: {reason}')
     for operator, callers in supernet.graph.unknown.items():
         lines.append(f'    operator {operator!r} {NO_HANDLER}; called by {", ".join(callers)}')
     if supernet.one_size:
         lines.append(f'    the size of the input: {supernet.one_size}')
+    if supernet.one_batch:
+        lines.append(f'    the size of a batch: {supernet.one_batch}')
     smallest = supernet.describe(space.smallest)
     lines += [
         '',

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.groups import WHOLE
-from ..analysis.handing_on import HandsOn
+from ..analysis.handing_on import HandsOn, is_result
 from ..analysis.records import SizedCall
 from ..architecture import Architecture
 from ..errors import CompactSpecError
@@ -99,7 +99,7 @@ class CompactSpec:
         """Reads what `to_dict` writes.
 
         Raises:
-            CompactSpecError: If a field is missing or unknown.
+            CompactSpecError: If a field is missing or unknown, or ``skipped`` is malformed.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(plan, Mapping) or set(plan) != set(fields):
@@ -113,6 +113,12 @@ class CompactSpec:
                 f'plan has the fields {found}; expected {", ".join(fields)}, as '
                 'tools/export.py writes them (an export of an earlier version: export it anew)'
             )
+        for path, result in plan['skipped'].items():
+            if not is_result(result):
+                raise CompactSpecError(
+                    f'skipped[{path!r}] is {result!r}: expected what the block returns, such as '
+                    "{'argument': ['x']} or {'tuple': [{'argument': ['x']}, {'value': None}]}"
+                )
         return cls(
             {key: tuple(shape) for key, shape in plan['shapes'].items()},
             {

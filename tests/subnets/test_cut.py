@@ -114,6 +114,15 @@ def test_other_fields_are_refused(fields):
         CompactSpec.from_dict(fields)
 
 
+@pytest.mark.parametrize(
+    'result',
+    ['x', {}, {'argument': []}, {'argument': [0]}, {'tuple': ['x']}, {'value': 3}, {'set': []}],
+)
+def test_other_results_of_blocks_are_refused(result):
+    with pytest.raises(CompactSpecError, match=r"skipped\['stage1\.1'\] is .*: expected what the "):
+        CompactSpec.from_dict(dict(SPEC, skipped={'stage1.1': result}))
+
+
 def test_counts_by_hand():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4 * 4, 5, bias=False))
     assert count_parameters(network) == 3 * 8 * 9 + 8 + 128 * 5
