@@ -88,6 +88,7 @@ def trace(model: nn.Module, inputs: Sequence[Any]) -> Trace:
         raise TraceError(_failed(original, given, error)) from error
     _inline(program.graph_module)
     _drop_assertions(program.graph_module)
+    _name_once(program.graph_module, model)
     specs = program.graph_signature.input_specs
     names = tuple(str(spec.target) for spec in specs if spec.kind != InputKind.USER_INPUT)
     paths = frozenset(path for path, module in model.named_modules() if module in live)
@@ -156,6 +157,17 @@ def _drop_assertions(module: fx.GraphModule) -> None:
         if node.op == 'call_function' and operator_name(node) == 'aten::_assert_tensor_metadata':
             module.graph.erase_node(node)
     module.recompile()
+
+
+def _name_once(module: fx.GraphModule, model: nn.Module) -> None:
+    """Modules that the model knows by several paths get the first, as in ``named_modules``."""
+    first = {inner: path for path, inner in model.named_modules()}
+    known = {path: first[inner] for path, inner in model.named_modules(remove_duplicate=False)}
+    for node in module.graph.nodes:
+        if stack := node.meta.get('nn_module_stack'):
+            node.meta['nn_module_stack'] = {
+                key: (known.get(path, path), kind) for key, (path, kind) in stack.items()
+            }
 
 
 # --- what nodes say about themselves --------------------------------------------------------------

@@ -306,3 +306,82 @@ def test_an_export_has_the_modes_of_the_model():
     supernet = Supernet(model, TINY_INPUT, stem=True)
     export = supernet.export(supernet.space.smallest)
     assert not any(module.training for module in export.modules())
+
+
+class ReducedItself(nn.Linear):
+    """Pickles by its class and what it was made with, whatever that class is at the moment."""
+
+    def __reduce__(self):
+        return self.__class__, (self.in_features, self.out_features), self.__dict__
+
+
+def test_a_class_that_pickles_by_itself():
+    module = ReducedItself(3, 4)
+    swap(module, Times(5), factor=2)
+    for read in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert type(read) is type(module)
+        assert torch.equal(read.weight, module.weight)
+        assert read.factor == 2
+    unswap(module)
+    assert type(pickle.loads(pickle.dumps(module))) is ReducedItself
+
+
+class Collides(nn.Module):
+    """Its own names are those that are near at hand for ours."""
+
+    role, added, own_class = 2.0, 'x', None
+
+    def __init__(self):
+        super().__init__()
+        self._path, self._subnet, self.state = 3.0, 0.5, 'held'
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x).reshape(len(x), 16, -1)[..., None] * self.role + self._path * self._subnet
+        return self.b(x)
+
+
+def test_names_of_a_model_stay_its_own():
+    torch.manual_seed(0)
+    model, x = Collides().eval(), torch.randn(2, 3, 4, 4)
+    expected = model(x)
+    supernet = Supernet(model, x, stem=True)
+    assert equal(model(x), expected)
+    with supernet.activate(supernet.space.smallest):
+        assert equal(model(x), supernet.export(supernet.space.smallest)(x))
+    assert (model._path, model._subnet, model.state, model.role) == (3.0, 0.5, 'held', 2.0)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x).relu()
+
+
+class Twice(nn.Module):
+    """A container that is known by two names, and a block of it by three."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+        self.blocks = nn.Sequential(*(Block() for _ in range(3)))
+        self.same, self.last = self.blocks, self.blocks[2]
+
+    def forward(self, x):
+        return self.head(self.same(self.stem(x)))
+
+
+def test_modules_with_two_names_are_left_out_by_both():
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(2, 3, 4, 4)
+    supernet = Supernet(model, x)
+    architecture = supernet.space.smallest
+    assert len(supernet.space.skipped(architecture)) == 2
+    network = supernet.export(architecture)
+    with supernet.activate(architecture):
+        assert equal(model(x), network(x))
+    assert not list(network.last.parameters())
+    assert not list(network.same[1].parameters())

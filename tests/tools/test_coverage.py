@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -35,6 +36,18 @@ def models(coverage):
     return sys.modules['coverage_models']
 
 
+@pytest.fixture(scope='module')
+def measuring(coverage):
+    """What is found out about one network."""
+    return sys.modules['coverage_measure']
+
+
+@pytest.fixture(scope='module')
+def reporting(coverage):
+    """The tables."""
+    return sys.modules['coverage_report']
+
+
 @pytest.fixture
 def fake(models):
     """Makes a network of a function that builds it."""
@@ -45,20 +58,91 @@ def _tiny():
     return networks.Tiny(), networks.TINY_INPUT
 
 
-def test_network_is_converted_and_gets_a_row(coverage, fake):
+def _cells(reporting, network, found):
+    return dict(zip(reporting.HEADER, reporting.row(network, found), strict=True))
+
+
+def test_network_is_converted_and_gets_a_row(coverage, reporting, fake):
     network = fake(_tiny)
     found = coverage.measure(network)
     assert 'error' not in found
     assert not coverage.failed(found)
     assert not coverage.shortcomings(found)
-    cells = dict(zip(coverage._HEADER, coverage.row(network, found), strict=True))
+    cells = _cells(reporting, network, found)
     assert cells['network'] == 'Fake: fake'
     assert cells['input'] == '3×8×8'
     assert int(cells['blocks']) > 0
     assert 0 < float(cells['smallest MACs'].rstrip('%')) < 50
     assert cells['difference'] == '0.0'
+    assert cells['batches'] == 'all'
     assert cells['slicing = masking'] == 'yes'
-    assert '1 × an output of the model' in cells['fixed, and why']
+    assert cells['other sizes'] == 'yes'
+    assert '1 × an output of the model' in cells['layers that stay, and why']
+    assert cells['blocks that stay, and why'] == cells['no handler'] == ''
+
+
+class _Twice(nn.Module):
+    """A block that is called twice, over tokens of which a word says what each is."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(7, 32)
+        self.block = _Residual(32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, image, words, mask=None):
+        x = image + self.words(words) * (1 if mask is None else mask)
+        return {'logits': self.head(self.block(self.block(x)).cumsum(1)), 'none': None}
+
+
+class _Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+def test_arguments_by_name_and_what_stays(coverage, reporting, fake):
+    inputs = {'image': torch.zeros(1, 6, 32), 'words': torch.tensor([[1, 2, 3, 4, 5, 6]])}
+    network = fake(lambda: (_Twice(), inputs))
+    found = coverage.measure(network)
+    assert 'error' not in found, found
+    cells = _cells(reporting, network, found)
+    assert cells['input'] == '6×32; 6'
+    assert (cells['difference'], cells['batches']) == ('0.0', 'all')
+    assert cells['other sizes'] == 'not run'  # neither images nor tokens alone
+    assert cells['blocks that stay, and why'] == ('1 × its module is called more than once (block)')
+
+
+def test_batch_keeps_what_is_no_batch(measuring):
+    generator = torch.Generator().manual_seed(0)
+    words, table = torch.tensor([[3, 5]]), torch.zeros(4, 2)
+    image, (drawn, same), none = measuring.batch(
+        (torch.zeros(1, 3, 8, 8), [words, table], None), 5, generator
+    )
+    assert image.shape == (5, 3, 8, 8)
+    assert image.std() > 0.5
+    assert drawn.shape == (5, 2)
+    assert {3, 5} >= set(drawn.flatten().tolist())
+    assert same is table
+    assert none is None
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'larger'),
+    [
+        ([(1, 3, 64, 64)], [(1, 3, 96, 128)]),
+        ([(2, 16), (2, 16)], [(2, 24), (2, 24)]),
+        ([(1, 3, 64)], None),
+        ([(1, 3, 64, 64), (1, 16)], None),
+    ],
+)
+def test_another_size(measuring, shapes, larger):
+    given = tuple(torch.zeros(shape) for shape in shapes)
+    found = measuring.larger(given, torch.Generator())
+    assert (None if found is None else [tuple(x.shape) for x in found]) == larger
 
 
 def test_hanging_network_is_stopped_with_its_children(coverage, fake, tmp_path):
@@ -109,32 +193,68 @@ def _raises():
         (_raises, 'ValueError: a | b\nc', r'ValueError: a \| b c'),
     ],
 )
-def test_crash_is_reported_and_the_run_goes_on(coverage, fake, build, error, shown):
+def test_crash_is_reported_and_the_run_goes_on(coverage, reporting, fake, build, error, shown):
     network = fake(build)
     found = coverage.measure(network)
     assert found['error'].startswith(error)
     assert coverage.failed(found)
-    assert coverage.row(network, found)[-1].startswith(shown)
+    assert _cells(reporting, network, found)[reporting.WHY].startswith(shown)
     assert coverage.measure(fake(lambda: 1 / 0))['error'] == 'ZeroDivisionError: division by zero'
 
 
 def test_report_names_what_falls_short(coverage, fake, models):
     network, left_out = fake(_tiny), models.Network('fakes', 'Text', '', excluded='wants text')
-    found = dict(input=(3, 8, 8), seconds=30.0, stages=1, groups=0, blocks=0, smallest=0.75,
+    found = dict(inputs=[(3, 8, 8)], seconds=30.0, stages=1, groups=0, blocks=0, smallest=0.75,
                  fixed={'of a reason': 2}, unknown={'aten.odd': 1}, difference=0.25,
+                 unskippable={'called twice': ['a.b', 'c']}, batches=[1], one_batch='folded in',
                  masking='differs')  # fmt: skip
     text = coverage.report([(network, found), (left_out, {})])
     assert '0 of 1 networks' in text
     assert 'not measured: wants text' in text
     line = next(line for line in text.splitlines() if line.startswith('- Fake: fake'))
-    for part in ('no channels can be left out', '2 × of a reason', 'no handler for aten.odd',
-                 'no block', '75%', 'differ by 2.5e-01', 'slicing is not masking: differs',
+    for part in ('no channels can be left out', '2 × of a reason', 'no handler for aten.odd (1',
+                 'no block can be left out (2 × called twice (a.b))', '75%', 'differ by 2.5e-01',
+                 'batches of another size: folded in', 'slicing is not masking: differs',
                  '30 s'):  # fmt: skip
         assert part in line
     assert coverage.failed(found)
 
 
-def test_difference_is_of_all_outputs_and_sees_nan(coverage):
+def test_what_became_less_is_said(coverage, reporting, models, fake):
+    page = """
+<!-- begin fakes -->
+| network | input | seconds | width groups | blocks | smallest MACs | difference |
+| --- | --- | --- | --- | --- | --- | --- |
+| Fake: fake | 3×8×8 | 0.2 | 12 | 4 | 7.3% | 0.0 |
+| Fake: a \\| b | 3×8×8 | 0.2 | 9 | 4 | 7.3% | 0.0 |
+| Fake: bad | 3×8×8 |  |  |  |  | ValueError |
+<!-- end fakes -->
+"""
+    lines = reporting.earlier(page)
+    assert lines['fakes Fake: a \\| b']['width groups'] == '9'
+    found = dict(seconds=1.0, groups=12, blocks=4, smallest=0.0732, difference=0.0)
+    less = lambda **other: list(reporting.losses(fake(_tiny), {**found, **other}, lines))  # noqa: E731
+    assert less() == []
+    assert less(groups=11, blocks=5) == ['width groups 12 → 11']
+    assert less(blocks=0, smallest=0.1) == ['blocks 4 → 0', 'smallest MACs 7.3% → 10.0%']
+    assert less(difference=0.1) == ['was right before']
+    assert list(reporting.losses(fake(_tiny), {'error': 'no'}, lines)) == ['was converted before']
+    new = models.Network('fakes', 'Fake', 'bad', _tiny)
+    assert list(reporting.losses(new, {'error': 'no'}, lines)) == []
+
+
+def test_notes_are_gone_on_with(coverage, fake, tmp_path, monkeypatch):
+    network, path = fake(_tiny), tmp_path / 'notes.jsonl'
+    coverage.Notes(path).add(network, {'seconds': 1.0})
+    with path.open('a') as file:
+        file.write('{"network": "fak')  # interrupted
+    assert coverage.Notes(path).get(network) == {'seconds': 1.0}
+    assert coverage.Notes(None).get(network) is None
+    monkeypatch.setattr(coverage, '_fingerprint', lambda: 'other code')
+    assert coverage.Notes(path).get(network) is None
+
+
+def test_difference_is_of_all_outputs_and_sees_nan(coverage, measuring):
     class Subnets:
         model = nn.Identity()
 
@@ -144,19 +264,18 @@ def test_difference_is_of_all_outputs_and_sees_nan(coverage):
         def export(self, architecture):
             return lambda x: x + architecture
 
-    images = [torch.zeros(1, 3), torch.zeros(2, 3)]
-    assert coverage.largest_difference(Subnets(), [0.0], images) == 0
-    assert coverage.largest_difference(Subnets(), [0.0, 0.5], images) == 0.5
-    assert coverage.failed(
-        {'difference': coverage.largest_difference(Subnets(), [float('nan'), 0.0], images)}
-    )
+    images = [(torch.zeros(1, 3),), (torch.zeros(2, 3),)]
+    difference = lambda *added: measuring.largest_difference(Subnets(), added, images)  # noqa: E731
+    assert difference(0.0) == 0
+    assert difference(0.0, 0.5) == 0.5
+    assert coverage.failed({'difference': difference(float('nan'), 0.0)})
 
 
 def test_only_is_a_part_or_a_glob(coverage, models):
     known = models.networks('torchvision')
     names = lambda *patterns: [n.name for n in coverage.select(known, patterns)]  # noqa: E731
-    assert names('RESNET18') == ['resnet18']
-    assert names('resnet18', 'vgg/*11') == ['resnet18', 'vgg11', 'vgg11_bn']
+    assert names('RESNET18') == ['resnet18', 'resnet18_fpn']
+    assert names('/resnet18', 'vgg/*11') == ['resnet18', 'vgg11', 'vgg11_bn', 'resnet18_fpn']
     with pytest.raises(LookupError, match=r"'resnet19' matches none .*near names: resnet1"):
         names('resnet19')
 
@@ -177,12 +296,13 @@ def test_wrong_options(coverage, monkeypatch, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_missing_timm(coverage, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, 'timm', None)
-    monkeypatch.setattr(sys, 'argv', ['coverage.py', '--source', 'timm'])
+@pytest.mark.parametrize('source', ['timm', 'transformers', 'vit_pytorch'])
+def test_missing_library(coverage, monkeypatch, capsys, source):
+    monkeypatch.setitem(sys.modules, source, None)
+    monkeypatch.setattr(sys, 'argv', ['coverage.py', '--source', source])
     with pytest.raises(SystemExit, match='2'):
         coverage.main()
-    assert 'pip install timm' in capsys.readouterr().err
+    assert f'pip install {source}' in capsys.readouterr().err
 
 
 def test_main_prints_and_writes_between_markers(coverage, models, monkeypatch, tmp_path, capsys):
@@ -211,7 +331,7 @@ def test_every_backbone_of_a_shipped_config_is_named(models):
     from mmpretrain.registry import MODELS
 
     named = {network.family for network in models.networks('mmpretrain')}
-    folder = models.mmpretrain_configs()
+    folder = sys.modules['coverage_mmpretrain'].config_folder()
     types = set()
     for path in folder.rglob('*.py'):
         text = path.read_text()
@@ -225,17 +345,30 @@ def test_every_backbone_of_a_shipped_config_is_named(models):
 
 
 def test_every_config_exists(models):
-    for _, name, _ in models.MMPRETRAIN:
-        assert (models.mmpretrain_configs() / f'{name}.py').is_file(), name
-    assert not {family for family, _, _ in models.MMPRETRAIN} & set(models.MMPRETRAIN_EXCLUDED)
+    mmpretrain = sys.modules['coverage_mmpretrain']
+    for _, name, _ in mmpretrain.CONFIGS:
+        assert (mmpretrain.config_folder() / f'{name}.py').is_file(), name
+    assert not {family for family, _, _ in mmpretrain.CONFIGS} & set(mmpretrain.EXCLUDED)
 
 
-def test_every_classifier_of_torchvision_is_named(models):
-    import torchvision.models
+def test_every_network_of_torchvision_is_named(models):
+    from torchvision.models import detection, list_models, segmentation
 
     named = [network.name for network in models.networks('torchvision')]
-    assert set(torchvision.models.list_models(module=torchvision.models)) <= set(named)
+    assert set(list_models(module=importlib.import_module('torchvision.models'))) <= set(named)
+    assert set(list_models(module=segmentation)) <= set(named)
+    assert {f'{name}.backbone' for name in list_models(module=detection)} <= set(named)
     assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['lraspp_mobilenet_v3_large', 'ssdlite320_mobilenet_v3_large.backbone', 'resnet18_fpn'],
+)
+def test_parts_of_torchvision_are_built(models, name):
+    (network,) = [n for n in models.networks('torchvision') if n.name == name]
+    model, images = network.build()
+    assert set(model.eval()(images))
 
 
 def test_every_module_of_timm_is_named(models):
@@ -244,3 +377,20 @@ def test_every_module_of_timm_is_named(models):
     assert set(timm.list_modules()) - {network.family for network in named} == set()
     for network in named:
         assert network.name in timm.list_models(module=network.family), network.path
+
+
+def test_every_module_of_vit_pytorch_is_named(models):
+    vit_pytorch = pytest.importorskip('vit_pytorch')
+    named = {network.family for network in models.networks('vit_pytorch')}
+    assert {module.name for module in pkgutil.iter_modules(vit_pytorch.__path__)} - named == set()
+
+
+@pytest.mark.parametrize('source', ['transformers', 'vit_pytorch'])
+def test_networks_of_a_library_are_built(models, source):
+    pytest.importorskip(source)
+    known = [network for network in models.networks(source) if not network.excluded]
+    assert len({network.path for network in known}) == len(known) > 50
+    for network in known[:3]:
+        model, inputs = network.build()
+        out = model.eval()(**inputs) if isinstance(inputs, dict) else model.eval()(inputs)
+        assert sys.modules['coverage_measure'].tensors(out), network.path

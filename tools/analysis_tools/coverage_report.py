@@ -12,9 +12,10 @@ from pages import table
 
 SLOW = 20.0  # seconds to make a supernet
 _REASONS = 3  # reasons shown per network
+WHY = 'layers that stay, and why'
 HEADER = (
     'network', 'input', 'seconds', 'stages', 'width groups', 'blocks', 'smallest MACs',
-    'difference', 'batches', 'slicing = masking', 'other sizes', 'layers that stay, and why',
+    'difference', 'batches', 'slicing = masking', 'other sizes', WHY,
     'blocks that stay, and why', 'no handler',
 )  # fmt: skip
 
@@ -31,7 +32,8 @@ def shortcomings(found: dict[str, Any]) -> list[str]:
         missed = [f'could not be {found.get("step", "started")}: {short(found["error"], 300)}']
     if 'seconds' not in found:
         return missed
-    why = [said for said in (_layers(found), _unknown(found)) if said]
+    unknown = _unknown(found)
+    why = [said for said in (_layers(found), unknown and f'no handler for {unknown}') if said]
     layers = f' ({"; ".join(why)})' if why else ''
     if not found['groups']:
         missed.append(f'no channels can be left out{layers}')
@@ -142,8 +144,9 @@ def short(text: str, length: int = 120) -> str:
     return text if len(text) <= length else text[: length - 1] + '…'
 
 
-def _padded(first: list[str], last: str) -> list[str]:
-    return [*first, *[''] * (len(HEADER) - len(first) - 1), last]
+def _padded(first: list[str], why: str) -> list[str]:
+    cells = dict.fromkeys(HEADER, '') | dict(zip(HEADER, first, strict=False))
+    return list({**cells, WHY: why}.values())
 
 
 def _cells(line: str) -> list[str]:
@@ -168,7 +171,7 @@ def _unknown(found: dict[str, Any]) -> str:
 
 
 def _most(counted: Iterable[tuple[int, str, str]]) -> str:
-    """The reasons with the highest counts, an example behind each, and how many others there are."""
+    """The reasons with the highest counts, each with its example, and the number of the others."""
     ordered = sorted(counted, key=lambda one: -one[0])
     said = [f'{n} × {short(reason)}{where}' for n, reason, where in ordered[:_REASONS]]
     if rest := sum(n for n, *_ in ordered[_REASONS:]):

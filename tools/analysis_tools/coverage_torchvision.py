@@ -32,7 +32,8 @@ _FPN = {
     'resnet18_fpn': ('resnet_fpn_backbone', dict(backbone_name='resnet18')),
     'resnext50_fpn': ('resnet_fpn_backbone', dict(backbone_name='resnext50_32x4d')),
     'mobilenet_v2_fpn': ('mobilenet_backbone', dict(backbone_name='mobilenet_v2', fpn=True)),
-    'mobilenet_v3_small': ('mobilenet_backbone', dict(backbone_name='mobilenet_v3_small', fpn=False)),
+    'mobilenet_v3_large_features': (
+        'mobilenet_backbone', dict(backbone_name='mobilenet_v3_large', fpn=False)),
 }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ NETWORKS: tuple[tuple[str, str, Options, Inputs], ...] = (
     ('resnet', 'ResNetBackbone', dict(_BOTTLENECKS, layer_type='basic',
                                       out_features=['stage2', 'stage4']), _image()),
     ('regnet', 'RegNetForImageClassification', dict(_BOTTLENECKS, groups_width=16), _image()),
-    ('bit', 'BitForImageClassification', dict(_BOTTLENECKS), _image()),
+    ('bit', 'BitForImageClassification', dict(_BOTTLENECKS, num_groups=8), _image()),
     ('mobilevit', 'MobileViTForImageClassification',
      dict(hidden_sizes=[64, 80, 96], neck_hidden_sizes=[16, 16, 24, 48, 64, 80, 320],
           image_size=64), _image()),
@@ -138,7 +138,8 @@ NETWORKS: tuple[tuple[str, str, Options, Inputs], ...] = (
     ('aimv2', 'Aimv2VisionModel', _VIT, _image()),
     ('mlcd', 'MLCDVisionModel', _VIT, _image()),
     ('sam', 'SamVisionModel', dict(
-        _VIT, mlp_dim=192, output_channels=64, window_size=2, global_attn_indexes=[2, 5]), _image()),
+        _VIT, mlp_dim=192, output_channels=64, window_size=2, global_attn_indexes=[2, 5]),
+     _image()),
     ('seggpt', 'SegGptModel', dict(
         _T, mlp_dim=192, image_size=[128, 64], patch_size=16, merge_index=1,
         intermediate_hidden_state_indices=[2, 3, 4, 5], decoder_hidden_size=32,
@@ -216,7 +217,8 @@ NETWORKS: tuple[tuple[str, str, Options, Inputs], ...] = (
         max_position_embeddings=64, use_cache=False, eos_token_id=2),
      lambda: {'input_ids': torch.tensor([[5, 6, 7, 8, 9, 10, 11, 2]])}),
     ('mamba', 'MambaModel', dict(
-        vocab_size=120, hidden_size=64, state_size=8, num_hidden_layers=6, use_cache=False), _tokens),
+        vocab_size=120, hidden_size=64, state_size=8, num_hidden_layers=6, use_cache=False),
+     _tokens),
 )  # fmt: skip
 
 

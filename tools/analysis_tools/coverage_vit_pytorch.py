@@ -34,6 +34,9 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
     ('cct', 'CCT', dict(img_size=64, embedding_dim=96, n_conv_layers=2, kernel_size=3, stride=2,
                         padding=1, num_layers=6, num_heads=4, mlp_ratio=2, num_classes=10,
                         positional_embedding='learnable'), _IMAGE),
+    ('cct_3d', 'CCT', dict(img_size=32, num_frames=4, embedding_dim=96, n_conv_layers=2,
+                           kernel_size=3, stride=2, padding=1, num_layers=6, num_heads=4,
+                           mlp_ratio=2, num_classes=10, positional_embedding='learnable'), _CLIP),
     ('cross_vit', 'CrossViT', dict(image_size=48, num_classes=10, sm_dim=96, lg_dim=128,
                                    sm_enc_mlp_dim=192, lg_enc_mlp_dim=256, sm_enc_dim_head=24,
                                    lg_enc_dim_head=32), (1, 3, 48, 48)),
@@ -47,7 +50,6 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
     ('learnable_memory_vit', 'ViT', _VIT, _IMAGE),
     ('levit', 'LeViT', dict(image_size=224, num_classes=10, stages=3, dim=(64, 96, 128), depth=3,
                             heads=(2, 3, 4), mlp_mult=2), _LARGE),
-    ('local_vit', 'LocalViT', _VIT, _IMAGE),
     ('look_vit', 'LookViT', dict(dim=96, image_size=96, patch_size=16, highres_patch_size=12,
                                  num_classes=10, depth=3, dim_head=24), (1, 3, 96, 96)),
     ('looped_vit', 'LoopedViT', dict(num_classes=10, dim=96, image_size=64, patch_size=16,
@@ -61,6 +63,7 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
         image_size=(64, 64), dims=[96, 120, 144], num_classes=10,
         channels=[16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384]), _IMAGE),
     ('mp3', 'ViT', _VIT, _IMAGE),
+    ('na_vit', 'NaViT', _VIT, _IMAGE),
     ('nest', 'NesT', dict(image_size=64, patch_size=4, num_classes=10, dim=48, heads=3,
                           num_hierarchies=3, block_repeats=(2, 2, 4)), _IMAGE),
     ('normalized_vit', 'nViT', _VIT, _IMAGE),
@@ -70,11 +73,13 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
      _LARGE),
     ('rvt', 'RvT', _VIT, _IMAGE),
     ('scalable_vit', 'ScalableViT', dict(
-        num_classes=10, dim=32, heads=(2, 4, 4, 4), depth=(2, 2, 4, 2), ssa_dim_key=(16, 16, 16, 16),
-        reduction_factor=(8, 4, 2, 1), window_size=(8, 4, None, None)), (1, 3, 128, 128)),
+        num_classes=10, dim=32, heads=(2, 4, 4, 4), depth=(2, 2, 4, 2),
+        ssa_dim_key=(16, 16, 16, 16), reduction_factor=(8, 4, 2, 1),
+        window_size=(8, 4, None, None)), (1, 3, 128, 128)),
     ('sep_vit', 'SepViT', dict(num_classes=10, dim=32, depth=(2, 2, 3, 2), heads=(1, 2, 4, 8)),
      _LARGE),
     ('simple_flash_attn_vit', 'SimpleViT', _VIT, _IMAGE),
+    ('simple_flash_attn_vit_3d', 'SimpleViT', _VIDEO, _CLIP),
     ('simple_uvit', 'SimpleUViT', _VIT, _IMAGE),
     ('simple_vit', 'SimpleViT', _VIT, _IMAGE),
     ('simple_vit_1d', 'SimpleViT', _SERIES, (1, 3, 64)),
@@ -94,7 +99,6 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
                            mlp_dim=192, t2t_layers=((7, 4), (3, 2))), _IMAGE),
     ('twins_svt', 'TwinsSVT', dict(num_classes=10, s1_emb_dim=32, s2_emb_dim=64, s3_emb_dim=96,
                                    s4_emb_dim=128, s3_depth=2, s4_depth=2), _LARGE),
-    ('vaat', 'ViT', _VIT, _IMAGE),
     ('vat', 'ViT', _VIT, _IMAGE),
     ('vat_siglip', 'SigLIP', dict(image_size=64, patch_size=16, dim=96, depth=6, heads=4,
                                   mlp_dim=192), _IMAGE),
@@ -112,22 +116,47 @@ NETWORKS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
     ('vit_with_patch_dropout', 'ViT', _VIT, _IMAGE),
     ('vit_with_patch_merger', 'ViT', _VIT, _IMAGE),
     ('vivit', 'ViViT', _VIVIT, _CLIP),
+    ('vivit_with_moss', 'ViViT', _VIVIT, _CLIP),
+    ('wwt', 'WWT', dict(image_size=64, patch_size=16, num_classes=10, dim=96, depth=6, num_slots=8,
+                        heads=4, dim_head=24, mlp_dim=192), _IMAGE),
     ('xcit', 'XCiT', dict(_VIT, cls_depth=2), _IMAGE),
 )  # fmt: skip
 
+_TRAINS = 'an objective for training a network'
+# Modules that make no network of one image alone.
+EXCLUDED = {
+    **dict.fromkeys(('dino', 'distill', 'es_vit', 'lejepa', 'levjepa', 'levjepa_nd'), _TRAINS),
+    **dict.fromkeys(('mae', 'mpp', 'simmim'), _TRAINS),
+    'accept_video_wrapper': 'frames one by one through any network',
+    'efficient': 'a shell around any transformer',
+    'extractor': 'what any network makes inside',
+    'local_vit': 'vit_pytorch cannot run it: a LayerNorm over the channels is given (b, c, h, w)',
+    'na_vit_nested_tensor': 'its attention is over nested tensors',
+    'na_vit_nested_tensor_3d': 'its attention is over nested tensors',
+    'recorder': 'what any network makes inside',
+    'vaat': 'its networks of images are those of vat; it wants torchaudio',
+    'vit_nd_masking': 'a function that makes masks',
+}
+
 
 def networks() -> list[Network]:
-    """Those of `NETWORKS`."""
+    """Those of `NETWORKS`, and the modules that have none, with the reason."""
     import vit_pytorch  # noqa: F401  before any name of it is offered
 
-    return [
+    measured = [
         Network('vit_pytorch', module, name, functools.partial(_build, module, name, made, shape))
         for module, name, made, shape in NETWORKS
     ]
+    left_out = [
+        Network('vit_pytorch', module, '', excluded=why) for module, why in EXCLUDED.items()
+    ]
+    return sorted(measured + left_out, key=lambda network: network.path)
 
 
 def _build(
     module: str, name: str, options: dict[str, Any], shape: tuple[int, ...]
 ) -> tuple[nn.Module, Any]:
     made = getattr(importlib.import_module(f'vit_pytorch.{module}'), name)
-    return made(**options), torch.zeros(shape)
+    image = torch.zeros(shape)
+    # a list of groups of images, each group one row of tokens
+    return made(**options), ([[image[0]]],) if module == 'na_vit' else image
