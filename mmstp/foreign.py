@@ -15,7 +15,6 @@
 | ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
 | ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
-| ``ClsHead._get_loss`` | onedl-mmpretrain 1.3.6, mmpretrain 1.2.0 |
 """
 
 from __future__ import annotations
@@ -101,10 +100,4 @@ def schema_name(operator: Any) -> str | None:
 def randomness(runner: Any) -> Mapping[str, Any]:
     """The ``randomness`` of a runner's config."""
     found: Mapping[str, Any] = runner._randomness_cfg
-    return found
-
-
-def loss_of_logits(head: Any, logits: Tensor, data_samples: Any) -> dict[str, Tensor]:
-    """The losses of a classifier's head for logits that are there already."""
-    found: dict[str, Tensor] = head._get_loss(logits, data_samples)
     return found

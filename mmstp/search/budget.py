@@ -47,7 +47,7 @@ class Budget:
         """
         if metric not in METRICS:
             raise BudgetError(f'metric={metric!r}: expected one of {METRICS}')
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not target > 0:
+        if type(target) not in (int, float) or not 0 < target < np.inf:
             raise BudgetError(f'target={target!r}: expected a fraction in (0, 1] or a number above')
         if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
             raise BudgetError(f'tolerance={tolerance!r}: expected a fraction in [0, 1)')

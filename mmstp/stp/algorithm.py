@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, broadcast
+from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
+from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
 from ..checkpoints import differences, require_fit
-from ..config_fields import options_of, refuse_unknown
+from ..config_fields import options_of, positive, refuse_unknown
 from ..errors import CheckpointError
-from ..foreign import loss_of_logits
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.supernet import Supernet
-from .losses import NORMALIZATIONS, normalized_kl
+from .heads import checked_logits, is_per_label, losses_and_logits
+from .losses import label_kl, normalized_kl
+from .norm_modes import norms_behind_choices, refuse_eval_norms
+from .options import check_options, check_ranges, refuse_not_finite
 from .pool import ArchitecturePool
 
 
@@ -41,7 +44,7 @@ class STP(BaseModel):
 
     Args:
         model: A classifier of mmpretrain, as a config or built.
-        target: The budget: a fraction of the dense network's cost, or a number above 1.
+        target: The budget: a fraction of the dense network's cost, or a number above 1. Required.
         metric: ``'macs'`` or ``'params'``.
         tolerance: Deviation accepted, relative to the target.
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
@@ -49,7 +52,8 @@ class STP(BaseModel):
             ``fix``, ``stem``.
         pool: ``size`` (default 1000), ``sampling`` and ``alpha`` of `mmstp.ArchitecturePool`, and
             ``seed`` (default: from the run's seed).
-        normalize: How logits are normalised in the distillation, see `normalized_kl`.
+        normalize: How logits are normalised in the distillation, see `normalized_kl`. Classifiers
+            of several labels distil label by label (`label_kl`), without it.
         beta1: Weight of the target subnet's distillation (Eq. 4).
         beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
         target_ce: Weight of a cross entropy of the target subnet; the paper has none (0).
@@ -61,8 +65,9 @@ class STP(BaseModel):
         init_cfg: Of `mmengine.model.BaseModule`.
 
     Raises:
-        FieldError: If an option of ``space`` or ``pool`` does not exist.
-        ValueError: If an option is out of range.
+        FieldError: If an option of ``space`` or ``pool`` does not exist, or is of another kind.
+        ValueError: If an option is out of range, or norms stay in eval mode in training.
+        TypeError: If the classifier has no head that gives logits of shape (batch, classes).
         BudgetError: If no architecture meets the budget.
         SpaceError: If nothing in the classifier can be pruned.
     """
@@ -70,7 +75,7 @@ class STP(BaseModel):
     def __init__(
         self,
         model: Mapping[str, Any] | nn.Module,
-        target: float,
+        target: float | None = None,
         metric: str = 'macs',
         tolerance: float = 0.02,
         input_shape: Sequence[int] = (3, 224, 224),
@@ -88,10 +93,12 @@ class STP(BaseModel):
     ) -> None:
         accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
         refuse_unknown('model (mmstp.STP)', unknown, accepted)
+        check_options(model, target, input_shape, space, pool)
+        assert target is not None
         space, pool = dict(space or {}), dict(pool or {})
         refuse_unknown('model.space', space, options_of(SearchSpace))
         refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
-        _check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
+        check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
         if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
         if isinstance(model, nn.Module):
@@ -104,12 +111,19 @@ class STP(BaseModel):
         self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
 
+        head = getattr(classifier, 'head', None)
+        if not isinstance(head, nn.Module):
+            raise TypeError(f'{type(classifier).__name__} has no head whose loss STP could take')
         self.supernet = Supernet(classifier, torch.zeros(1, *input_shape), **space)
+        with eval_mode(classifier), torch.no_grad():
+            checked_logits(classifier, classifier(*self.supernet.inputs))
+        self._per_label = is_per_label(head)
+        self._norms = norms_behind_choices(self.supernet)
+        self.train()
+        self.driver: object | None = None  # the `PoolHook` that shrinks the pool
         choices, cost = self.supernet.space, self.supernet.cost
         self.budget = Budget.of(target, metric, tolerance, choices, cost)
-        size = pool.pop('size', 1000)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f'pool.size={size!r}: expected a whole number of at least 1')
+        size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
         if seed is None:
             seed = _shared_seed()
@@ -147,6 +161,50 @@ class STP(BaseModel):
         self.model.load_state_dict(weights, strict=False)  # only batch counters can be absent
         self.supernet.order_channels()
 
+    def train(self, mode: bool = True) -> STP:
+        """Train or eval mode, as the classifier takes it.
+
+        Raises:
+            ValueError: If the classifier keeps norms in eval mode that normalise subnets.
+        """
+        super().train(mode)
+        if mode:
+            refuse_eval_norms(self._norms, getattr(self.model, 'backbone', None))
+        return self
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """A step of MMEngine's training loop.
+
+        Raises:
+            RuntimeError: If no `PoolHook` is there: the search would never end.
+        """
+        self._refuse_undriven()
+        found: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        return found
+
+    def _refuse_undriven(self) -> None:
+        if self.driver is None:
+            raise RuntimeError(
+                'nothing shrinks the pool: the run would end without an architecture, and its '
+                "checkpoints could not be exported. Add dict(type='mmstp.PoolHook') to "
+                'custom_hooks; in a loop of your own, shrink stp.pool there and set stp.driver'
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        """What belongs to the classifier (``head``, ``loss_module``), for hooks of mmpretrain."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            classifier = vars(self).get('_modules', {}).get('model')
+            if classifier is None or name.startswith('_') or not hasattr(classifier, name):
+                raise
+            return getattr(classifier, name)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """The depth of a parameter in the classifier, for layer-wise decay of the learning rate."""
+        found: tuple[int, int] = self.model.get_layer_depth(param_name.removeprefix('model.'))
+        return found
+
     def forward(
         self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor'
     ) -> Any:
@@ -163,37 +221,43 @@ class STP(BaseModel):
         """
         if mode != 'loss':
             return self.model(inputs, data_samples, mode=mode)
-        logits = self._logits(inputs)
-        losses = loss_of_logits(self.model.head, logits, data_samples)
-        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
+        if get_world_size() > 1 and MessageHub.get_current_instance().get_info('max_iters'):
+            self._refuse_undriven()  # in a runner, where `train_step` is the wrapper's
+        found, logits = losses_and_logits(self.model, inputs, data_samples or [])
+        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in found.items()}
         ramp = self._ramp()
         target = self.pool.sample()
         with self.supernet.activate(target):
-            target_logits = self._logits(inputs)
-        target_distance = normalized_kl(target_logits, logits, self.normalize)
+            if self.target_ce:
+                own, target_logits = losses_and_logits(self.model, inputs, data_samples or [])
+                every = [loss for key, loss in own.items() if 'loss' in key]
+                losses['loss_target_ce'] = self.target_ce * torch.stack(every).sum()
+            else:
+                target_logits = self._logits(inputs)
+        target_distance = self._distance(target_logits, logits)
         losses['loss_target'] = self.beta1 * ramp * target_distance
-        if self.target_ce:
-            found = loss_of_logits(self.model.head, target_logits, data_samples)
-            losses['loss_target_ce'] = self.target_ce * found['loss']
         if self.beta2:
             with self.supernet.activate(self.supernet.space.expand(target, self.pool.rng)):
                 support_logits = self._logits(inputs)
-            distance = normalized_kl(support_logits, logits, self.normalize)
-            losses['loss_support'] = self.beta2 * ramp * distance
-        # last: reading the number waits for a GPU, which has all three passes queued by now
-        loss = target_distance.detach().clone()
-        all_reduce(loss, 'mean')  # over the ranks
-        self.pool.update(target, float(loss))
+            losses['loss_support'] = self.beta2 * ramp * self._distance(support_logits, logits)
+        # last: reading the numbers waits for a GPU, which has all three passes queued by now
+        names = [key for key in losses if 'loss' in key]
+        numbers = torch.stack([target_distance, *(losses[key].mean() for key in names)]).detach()
+        all_reduce(numbers, 'mean')  # over the ranks
+        distance, *values = numbers.tolist()
+        refuse_not_finite(
+            {f'the target loss of {target}': distance, **dict(zip(names, values, strict=True))}
+        )
+        self.pool.update(target, distance)
         return losses
 
+    def _distance(self, logits: Tensor, main: Tensor) -> Tensor:
+        if self._per_label:
+            return label_kl(logits, main)
+        return normalized_kl(logits, main, self.normalize)
+
     def _logits(self, inputs: Tensor) -> Tensor:
-        logits = self.model(inputs, mode='tensor')
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise TypeError(
-                f'the head {type(getattr(self.model, "head", None)).__name__} of the classifier '
-                'does not give logits of shape (batch, classes), which the distillation compares'
-            )
-        return logits
+        return checked_logits(self.model, self.model(inputs, mode='tensor'))
 
     def _ramp(self) -> float:
         if not self.warmup:
@@ -211,16 +275,6 @@ class STP(BaseModel):
     def export(self, architecture: Architecture | None = None) -> nn.Module:
         """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`."""
         return self.supernet.export(self.pool.best if architecture is None else architecture)
-
-
-def _check_ranges(normalize: str, warmup: float, **weights: float) -> None:
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
-    for name, value in weights.items():
-        if not isinstance(value, (int, float)) or value < 0:
-            raise ValueError(f'model.{name}={value!r}: expected a number of at least 0')
-    if not isinstance(warmup, (int, float)) or not 0 <= warmup <= 1:
-        raise ValueError(f'model.warmup={warmup!r}: expected a fraction in [0, 1]')
 
 
 def _shared_seed() -> int:

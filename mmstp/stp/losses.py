@@ -44,6 +44,27 @@ def normalized_kl(
         )
 
 
+def label_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL divergence from teacher to student, each class a yes or no of its own.
+
+    The probabilities are sigmoids, which depend on the level of the logits: nothing is normalised.
+    The paper has no such classifiers; this is Eq. 4 with the distribution that they predict.
+
+    Args:
+        student_logits: Shape (batch, classes).
+        teacher_logits: Shape (batch, classes); gets no gradient.
+
+    Returns:
+        A scalar: the sum over the classes, the mean over the batch.
+    """
+    with torch.autocast(student_logits.device.type, enabled=False):
+        student, teacher = student_logits.float(), teacher_logits.detach().float()
+        yes = F.logsigmoid(teacher) - F.logsigmoid(student)
+        no = F.logsigmoid(-teacher) - F.logsigmoid(-student)
+        share = teacher.sigmoid()
+        return (share * yes + (1 - share) * no).sum(dim=1).mean()
+
+
 def _normalize(logits: Tensor, normalize: str) -> Tensor:
     if normalize == 'layer_norm':
         # a small eps: the default one would make the loss depend on the scale of small logits

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..architecture import Architecture
+from ..errors import CheckpointError
+from .options import check_seed, is_number, refuse_not_finite
 
 SAMPLINGS = ('even', 'uniform')
 
@@ -36,8 +38,9 @@ class ArchitecturePool:
     ) -> None:
         if not architectures:
             raise ValueError('a pool needs at least one architecture')
-        if not 0 < alpha <= 1:
+        if not is_number(alpha) or not 0 < alpha <= 1:
             raise ValueError(f'pool.alpha={alpha!r}: expected a number in (0, 1]')
+        check_seed(seed)
         if sampling not in SAMPLINGS:
             raise ValueError(f'pool.sampling={sampling!r}: expected one of {SAMPLINGS}')
         self.alpha = alpha
@@ -88,8 +91,7 @@ class ArchitecturePool:
             KeyError: If it is not in the pool.
             ValueError: If the loss is not finite.
         """
-        if not math.isfinite(loss):
-            raise ValueError(f'the target loss of {architecture} is {loss}; training diverged')
+        refuse_not_finite({f'the target loss of {architecture}': loss})
         score = self._scores[architecture]
         mean = loss if score is None else (1 - self.alpha) * score + self.alpha * loss
         self._scores[architecture] = mean
@@ -124,13 +126,36 @@ class ArchitecturePool:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
-        architectures = [Architecture.parse(text) for text in state['architectures']]
-        self._scores = dict(zip(architectures, state['scores'], strict=True))
-        self._visits = dict(zip(architectures, state['visits'], strict=True))
-        self._queue = [Architecture.parse(text) for text in state['queue']]
-        version, internal, gauss = state['random_state']
-        self.rng.setstate((version, tuple(internal), gauss))
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: If it is something else: nothing is taken over then.
+        """
+        try:
+            architectures = [Architecture.parse(text) for text in state['architectures']]
+            scores, visits, rng = list(state['scores']), list(state['visits']), random.Random()
+            queue = [Architecture.parse(text) for text in state['queue']]
+            version, internal, gauss = state['random_state']
+            rng.setstate((version, tuple(internal), gauss))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f'the state of the pool is damaged: {type(error).__name__}: {error}'
+            ) from error
+        if not len(set(architectures)) == len(scores) == len(visits) > 0:
+            raise CheckpointError(
+                f'the state of the pool is damaged: {len(set(architectures))} architectures, '
+                f'{len(scores)} scores and {len(visits)} numbers of visits'
+            )
+        for architecture, score, visit in zip(architectures, scores, visits, strict=True):
+            scored = is_number(score) if visit else score is None
+            if type(visit) is not int or visit < 0 or not scored:
+                raise CheckpointError(
+                    f'the state of the pool is damaged: {architecture} has score {score!r} after '
+                    f'{visit!r} visits; expected a finite number, or None and 0'
+                )
+        self._scores = dict(zip(architectures, scores, strict=True))
+        self._visits = dict(zip(architectures, visits, strict=True))
+        self._queue, self.rng = queue, rng
 
 
 @dataclass(frozen=True)

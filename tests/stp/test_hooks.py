@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,72 @@ def test_hooks_need_the_algorithm(tmp_path):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- a run that could not be used -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('hooks', [[], [dict(type='mmstp.SubnetEvalHook', num_images=32)]])
+def test_a_run_that_nothing_drives_ends_before_its_first_step(hooks, tmp_path):
+    cfg = tiny.config(tmp_path)
+    cfg.custom_hooks = hooks
+    with pytest.raises(RuntimeError, match=r"nothing shrinks the pool.*type='mmstp\.PoolHook'"):
+        train(cfg)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_two_drivers_are_refused(tmp_path):
+    cfg = tiny.config(tmp_path)
+    cfg.custom_hooks.append(dict(type='mmstp.PoolHook'))
+    with pytest.raises(RuntimeError, match='two PoolHooks'):
+        train(cfg)
+
+
+def test_compiled_training_is_refused(tmp_path):
+    cfg = tiny.config(tmp_path)
+    cfg.compile = True
+    with pytest.raises(RuntimeError, match=r'compile=…: torch\.compile cannot follow'):
+        train(cfg)
+
+
+def test_weights_that_are_not_finite_are_not_saved(finished, tmp_path):
+    stp = stp_of(finished)
+    before = stp.model.head.fc.bias.data.clone()
+    stp.model.head.fc.bias.data[0] = float('nan')
+    try:
+        with pytest.raises(CheckpointError, match=r'head\.fc\.bias holds numbers .* not finite'):
+            finished.save_checkpoint(str(tmp_path), 'nan.pth')
+    finally:
+        stp.model.head.fc.bias.data = before
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(scores=['low']), "score 'low' after"),
+        (dict(scores=[float('nan')]), 'score nan after'),
+        (dict(visits=[-1]), 'after -1 visits'),
+        (dict(scores=[]), '1 architectures, 0 scores'),
+        (dict(architectures=['x']), 'the state of the pool is damaged'),
+        (dict(random_state=[1]), 'the state of the pool is damaged'),
+        (dict(architectures=['((1, 1, 1, 1), (1.0, 1.0, 1.0, 1.0))']), 'does not meet the budget'),
+    ],
+)
+def test_a_state_that_was_changed_by_hand_is_refused(change, message, finished):
+    hook = next(hook for hook in finished.hooks if isinstance(hook, PoolHook))
+    checkpoint = {}
+    hook.before_save_checkpoint(finished, checkpoint)
+    checkpoint[STATE]['pool'].update(change)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        hook.after_load_checkpoint(finished, checkpoint)
+
+
+@pytest.mark.parametrize('size', [10**6, 0, True, '5'])
+def test_a_pool_that_began_with_another_size_is_refused(size, finished):
+    hook = next(hook for hook in finished.hooks if isinstance(hook, PoolHook))
+    checkpoint = {}
+    hook.before_save_checkpoint(finished, checkpoint)
+    checkpoint[STATE]['pool_size'] = size
+    with pytest.raises(CheckpointError, match=rf'its pool began with {size!r} architectures'):
+        hook.after_load_checkpoint(finished, checkpoint)

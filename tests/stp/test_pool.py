@@ -55,7 +55,7 @@ def test_best_has_the_lowest_score():
 def test_diverged_training_is_an_error(loss):
     (member,) = candidates(1)
     made = ArchitecturePool([member])
-    with pytest.raises(ValueError, match=r'loss of \(\(1,\), \(1.0,\)\) is (nan|inf); training di'):
+    with pytest.raises(ValueError, match=r'loss of \(\(1,\), \(1.0,\)\) is (nan|inf): training di'):
         made.update(member, loss)
     assert made.scores == {member: None}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ class PoolHook(Hook):
     def before_train(self, runner: Runner) -> None:
         stp = stp_of(runner)
         stp.supernet.check_intact()
+        if stp.driver not in (None, self):
+            raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
+        if 'train_step' in vars(runner.model):
+            raise RuntimeError(
+                'compile=…: torch.compile cannot follow a network that is another subnet in every '
+                'pass. Leave it out of the config; exported networks can be compiled'
+            )
+        stp.driver = self
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         end = max(1, round(self.end * runner.max_iters))
         self._size = self._size or len(stp.pool)
@@ -93,6 +102,7 @@ class PoolHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
+        _refuse_weights(stp)
         checkpoint[STATE] = {
             'pool': stp.pool.state_dict(),
             'pool_size': self._size or len(stp.pool),
@@ -114,14 +124,41 @@ class PoolHook(Hook):
                 'mmstp.PoolHook. A checkpoint of the dense classifier goes into model.pretrained'
             )
         state = checkpoint[STATE]
+        read = copy.deepcopy(stp.pool)  # nothing is taken over of what is damaged
+        read.load_state_dict(state['pool'])
+        pool, space = list(read.scores), stp.supernet.space
+        for architecture in pool:
+            space.check(architecture)
+        costs = stp.supernet.cost.count(pool, stp.budget.metric)
+        for place in np.flatnonzero(~stp.budget.meets(costs))[:1].tolist():
+            raise CheckpointError(
+                f'the checkpoint has {pool[place]} in its pool, of {costs[place]:,} '
+                f'{stp.budget.metric}: that does not meet the budget of {stp.budget.target:,.0f} '
+                f'within {stp.budget.tolerance:.1%}. It needs the config of its own run'
+            )
+        size = state['pool_size']
+        if type(size) is not int or not len(pool) <= size <= space.size:
+            raise CheckpointError(
+                f'the checkpoint says that its pool began with {size!r} architectures; expected a '
+                f'whole number from {len(pool)} to {space.size}'
+            )
         stp.pool.load_state_dict(state['pool'])
-        for architecture in stp.pool.scores:
-            stp.supernet.space.check(architecture)
-        self._size = state['pool_size']
+        self._size = size
 
     def after_train(self, runner: Runner) -> None:
         self._report(runner, stp_of(runner), runner.iter)
         runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
+
+
+def _refuse_weights(stp: STP) -> None:
+    """Raises where weights are not finite: a checkpoint of them would be taken for a good one."""
+    for key, tensor in stp.model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(
+                f'{key} holds numbers that are not finite: nothing is saved, and the checkpoint '
+                'before stays the last. Training diverged in the step before, or an image or a '
+                'label holds such numbers'
+            )
 
 
 def spread(stp: STP) -> float:

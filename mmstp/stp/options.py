@@ -1,0 +1,69 @@
+"""Options of STP and numbers of a step that are not what they have to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import FieldError
+from .losses import NORMALIZATIONS
+
+
+def check_options(model: Any, target: Any, input_shape: Any, space: Any, pool: Any) -> None:
+    """Raises a `FieldError` for an option of `STP` that is of another kind than it has to be."""
+    if not isinstance(model, (Mapping, nn.Module)):
+        raise FieldError(
+            f'model.model={model!r}: expected the config of a classifier (a dict) or a classifier'
+        )
+    if target is None:
+        raise FieldError(
+            'model.target is missing: a fraction of the dense network (0.15), or a number of '
+            'multiply-adds or parameters above 1'
+        )
+    sizes = input_shape if isinstance(input_shape, (list, tuple)) else ()
+    if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+        raise FieldError(
+            f'model.input_shape={input_shape!r}: expected (channels, height, width) of one image'
+        )
+    for name, value in {'space': space, 'pool': pool}.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise FieldError(f'model.{name}={value!r}: expected a dict of options')
+    check_seed((pool or {}).get('seed') or 0)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises a `ValueError` for a seed of the pool that is none."""
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f'pool.seed={seed!r}: expected a whole number of at least 0')
+
+
+def check_ranges(normalize: str, warmup: float, **weights: float) -> None:
+    """Raises a `ValueError` for an option of `STP` that is out of range."""
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
+    for name, value in weights.items():
+        if not is_number(value) or value < 0:
+            raise ValueError(f'model.{name}={value!r}: expected a number of at least 0')
+    if not is_number(warmup) or not 0 <= warmup <= 1:
+        raise ValueError(f'model.warmup={warmup!r}: expected a fraction in [0, 1]')
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def refuse_not_finite(losses: Mapping[str, float]) -> None:
+    """Raises a `ValueError` that names a loss that is not finite.
+
+    It comes before the weights are changed, so what was saved last is good.
+    """
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f'{name} is {value}: training diverged (a smaller learning rate, clipped '
+                'gradients), or an image or a label holds numbers that are not finite'
+            )
