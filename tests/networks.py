@@ -430,3 +430,12 @@ def equal(first: Any, second: Any) -> bool:
     """Whether two outputs agree to the bit."""
     first, second = tensors(first), tensors(second)
     return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def assert_within(actual: Tensor, expected: Tensor, share: float, largest: float = 0.0) -> None:
+    """Equal but for a share of the largest number, which the order of summation may change.
+
+    ``largest`` is that of what both are worked out of, where it is more than their own.
+    """
+    scale = max(largest, expected.detach().abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=share * scale)

@@ -83,10 +83,9 @@ class ChannelIds(UnionFind):
 
     def of_constants(self, value: Value) -> bool:
         """Whether a tensor holds ids, and only such as constants of one value alone hold."""
-        if not self.constants or not value.factors:
-            return False
-        known = self.find(np.concatenate([ids.reshape(-1) for ids in self.constants]))
-        return all(np.isin(self.find(factor), known).all() for factor in value.factors)
+        known = np.concatenate([np.zeros(0, np.int64), *(x.reshape(-1) for x in self.constants)])
+        inside = [np.isin(self.find(f), self.find(known)).all() for f in value.factors]
+        return bool(inside) and all(inside)
 
     def freeze_value(self, value: Value, reason: str) -> None:
         """Freezes all that a tensor holds."""
@@ -114,11 +113,10 @@ class ChannelIds(UnionFind):
         position of the others on its own: whole positions of those can go.
         """
         chosen = set(dims)
+        alone = [chosen.issuperset(varying(factor)) for factor in value.factors]
         factors = [
-            factor
-            if chosen.issuperset(varying(factor))
-            else self.tie(factor, chosen.intersection(varying(factor)))
-            for factor in value.factors
+            factor if whole else self.tie(factor, chosen.intersection(varying(factor)))
+            for factor, whole in zip(value.factors, alone, strict=True)
         ]
         return Value(value.shape, factors)
 
@@ -222,8 +220,8 @@ class ChannelIds(UnionFind):
     def concatenate(self, values: Sequence[Value], dim: int, shape: Sequence[int]) -> Value:
         """Concatenation: ids along ``dim`` one behind the other, elsewhere tied.
 
-        What is concatenated for every position of other dimensions (the halves of every head)
-        still varies over those, unless one of the tensors has no ids to vary.
+        What is concatenated for every position of other dimensions (halves of heads) still varies
+        over those, unless one of the tensors has no ids to vary.
         """
         values = [self.value(value.shape, value.factors) for value in values]
         joined = [value.factor(dim) for value in values]
@@ -238,9 +236,9 @@ class ChannelIds(UnionFind):
                 along.append(factor if every else self.tie(factor, others))
             around = np.broadcast_shapes(*(_with_size(f.shape, dim, 1) for f in along))
             along = [np.broadcast_to(f, _with_size(around, dim, f.shape[dim])) for f in along]
+        around_dim = ([f for f in v.factors if f.shape[dim] == 1] for v in values)
         rest = [
-            Value(_with_size(v.shape, dim, 1), [f for f in v.factors if f.shape[dim] == 1])
-            for v in values
+            Value(_with_size(v.shape, dim, 1), f) for v, f in zip(values, around_dim, strict=True)
         ]
         elsewhere = self.combine(rest, _with_size(shape, dim, 1))
         joint = [np.concatenate(along, axis=dim)] if along else []

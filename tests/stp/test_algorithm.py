@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmstp.errors import BudgetError, CheckpointError, FieldError
 from mmstp.stp.losses import normalized_kl
 from tests import tiny
+from tests.networks import assert_within
 
 
 def total(losses):
@@ -40,11 +41,11 @@ def test_losses_are_those_of_the_subnets_cut_out():
     assert set(losses) == {'loss_ce', 'loss_target', 'loss_target_ce', 'loss_support'}
     assert losses['loss_ce'] == dense.head._get_loss(logits, samples)['loss']
     distance = normalized_kl(small(images), logits)
-    torch.testing.assert_close(losses['loss_target'], 0.5 * distance)
-    torch.testing.assert_close(losses['loss_support'], 2 * normalized_kl(middle(images), logits))
+    assert_within(losses['loss_target'], 0.5 * distance, 1e-4)
+    assert_within(losses['loss_support'], 2 * normalized_kl(middle(images), logits), 1e-4)
     cross_entropy = small.head._get_loss(small(images), samples)['loss']
-    torch.testing.assert_close(losses['loss_target_ce'], 3 * cross_entropy)
-    assert stp.pool.scores[target] == pytest.approx(distance.item(), rel=1e-5)
+    assert_within(losses['loss_target_ce'], 3 * cross_entropy, 1e-4)
+    assert stp.pool.scores[target] == pytest.approx(distance.item(), rel=1e-4)
 
 
 def test_gradient_is_the_sum_of_the_passes_gradients():
@@ -63,8 +64,9 @@ def test_gradient_is_the_sum_of_the_passes_gradients():
         with alone.supernet.activate(architecture):
             subnet_logits = alone.model(images)
         normalized_kl(subnet_logits, logits).backward()
-    for (name, a), b in zip(stp.named_parameters(), alone.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-6)
+    largest = max(b.grad.abs().max().item() for b in alone.parameters())
+    for a, b in zip(stp.parameters(), alone.parameters(), strict=True):
+        assert_within(a.grad, b.grad, 1e-4, largest)
 
 
 def test_only_the_main_pass_updates_running_statistics():
@@ -171,11 +173,11 @@ def test_pretrained_weights_are_loaded_and_ordered(tmp_path):
     images, _ = tiny.batch()
     stp.eval()
     source.eval()
-    torch.testing.assert_close(stp(images), source(images), rtol=1e-4, atol=1e-5)
+    assert_within(stp(images), source(images), 1e-4)
     weight = 'model.backbone.layer1.0.conv1.weight'
     ordered, before = stp.state_dict()[weight], source.state_dict()[weight]
     assert not torch.equal(ordered, before)
-    torch.testing.assert_close(ordered.sum(), before.sum())
+    assert torch.equal(ordered.flatten().sort().values, before.flatten().sort().values)
 
 
 def test_pretrained_of_another_width_is_an_error(tmp_path):
@@ -285,4 +287,4 @@ def test_two_ranks_agree(tmp_path, freeze):
                 assert (score is None) == (expected is None)
                 assert score is None or score == pytest.approx(expected, rel=1e-3)
             for a, b in zip(weights, joint_weights, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+                assert_within(a, b, 1e-3, largest=0.01)

@@ -14,6 +14,7 @@ from mmstp.errors import FieldError
 from mmstp.stp.losses import label_kl, normalized_kl
 from mmstp.stp.norm_modes import norms_behind_choices
 from tests import tiny
+from tests.networks import assert_within
 
 BACKBONE = dict(type='ResNet_CIFAR', depth=18, stem_channels=16, base_channels=16)
 LINEAR = dict(type='LinearClsHead', num_classes=10, in_channels=128)
@@ -65,15 +66,15 @@ def test_the_main_network_s_loss_is_the_classifier_s_own(name):
     x = torch.randn(8, 3, 32, 32)
     own = algorithm.model(x, samples, mode='loss')['loss']
     found = algorithm(x, samples, mode='loss')
-    torch.testing.assert_close(found['loss_ce'], own)
+    assert_within(found['loss_ce'], own, 1e-4)
     (target,) = (a for a, visits in algorithm.pool.visits.items() if visits)
     with algorithm.supernet.activate(target):
         own = algorithm.model(x, samples, mode='loss')['loss']
         logits = algorithm.model(x)
-    torch.testing.assert_close(found['loss_target_ce'], 2 * own)
+    assert_within(found['loss_target_ce'], 2 * own, 1e-4)
     main = algorithm.model(x)
     distance = label_kl(logits, main) if name in PER_LABEL else normalized_kl(logits, main)
-    torch.testing.assert_close(found['loss_target'], distance)
+    assert_within(found['loss_target'], distance, 1e-3, main.abs().max().item())
 
 
 def test_a_pass_of_a_head_is_one():

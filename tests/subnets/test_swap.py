@@ -19,7 +19,7 @@ from torch.ao.quantization.quantize_fx import prepare_fx
 from mmstp import Supernet
 from mmstp.subnets.modules import DynamicMixin
 from mmstp.subnets.swap import Role, Swapped, swap, unswap
-from tests.networks import TINY_INPUT, equal, tiny
+from tests.networks import TINY_INPUT, assert_within, equal, tiny
 
 PROVIDERS = ['CPUExecutionProvider']
 # convolutions with skipped blocks, shuffled channels; heads with a forward of their own (ViT) or
@@ -167,7 +167,7 @@ def test_exports_are_prepared_for_quantization(name, made):
     mapping = get_default_qconfig_mapping('fbgemm')
     prepared = prepare_fx(export, mapping, (images(),))
     with torch.no_grad():
-        torch.testing.assert_close(prepared(images()), export(images()), rtol=1e-4, atol=1e-5)
+        assert_within(prepared(images()), export(images()), 1e-4)
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -194,7 +194,7 @@ def test_onnx_files_of_exports_have_a_dynamic_batch(name, made, tmp_path):
         (found,) = session.run(None, {session.get_inputs()[0].name: images(count).numpy()})
         with torch.no_grad():
             expected = export(images(count))
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+        assert_within(torch.from_numpy(found), expected, 1e-3)
 
 
 # --- the mechanism -------------------------------------------------------------------------------
