@@ -16,7 +16,6 @@ A dimension without a factor (batch, space, the network's input) holds nothing t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from .records import aligned_runs
 from .union_find import Ids, UnionFind, overlap, varying
 
 FIXED_SIZE = 'meets a tensor of fixed size'
@@ -286,21 +286,3 @@ def align(value: Value, rank: int) -> Value:
     """Broadcasting adds dimensions in front."""
     lead = (1,) * (rank - len(value.shape))
     return Value(lead + value.shape, [f.reshape(lead + f.shape) for f in value.factors])
-
-
-def aligned_runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Splits the dimensions of two shapes of one size into the smallest runs of equal product."""
-    runs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        a, b = [i] if i < len(old) else [], [j] if j < len(new) else []
-        i, j = i + len(a), j + len(b)
-        while (left := math.prod(old[d] for d in a)) != (right := math.prod(new[d] for d in b)):
-            if left < right:
-                a.append(i)
-                i += 1
-            else:
-                b.append(j)
-                j += 1
-        runs.append((a, b))
-    return runs

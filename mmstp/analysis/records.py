@@ -7,6 +7,7 @@ resolved once more for every subnet, to numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -112,3 +113,21 @@ class ChannelReduction(Generic[D]):
         """The same with the dims for which ``of(dim)`` is not None."""
         found = {place: kept for place, dim in self.dims.items() if (kept := of(dim)) is not None}
         return ChannelReduction(self.node, found)
+
+
+def aligned_runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Splits the dimensions of two shapes of one size into the smallest runs of equal product."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a, b = [i] if i < len(old) else [], [j] if j < len(new) else []
+        i, j = i + len(a), j + len(b)
+        while (left := math.prod(old[d] for d in a)) != (right := math.prod(new[d] for d in b)):
+            if left < right:
+                a.append(i)
+                i += 1
+            else:
+                b.append(j)
+                j += 1
+        runs.append((a, b))
+    return runs

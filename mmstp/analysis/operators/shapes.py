@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..ids import Value, align, aligned_runs, one_dim, plain
+from ..ids import Value, align, one_dim, plain
+from ..records import aligned_runs
 from ..trace import operator_name, output_shape
 from .table import Walker, register_handler
 
