@@ -45,13 +45,19 @@ class Architecture:
         """Reads what `str` prints; an `ArchitectureError` for a text of another form."""
         try:
             value: Any = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
             raise ArchitectureError(_form(text)) from error
-        return cls.from_nested(value)
+        if isinstance(value, str):
+            raise ArchitectureError(_form(text))
+        return cls.of(value)
 
     @classmethod
-    def from_nested(cls, value: Any) -> Architecture:
-        """Takes nested tuples or lists, as a config or a JSON file holds them."""
+    def of(cls, value: Any) -> Architecture:
+        """What every function that takes an architecture takes: one, its text, or nested lists.
+
+        Nested tuples or lists are what a config or a JSON file holds; an `ArchitectureError` for
+        anything else.
+        """
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
@@ -63,7 +69,10 @@ class Architecture:
         for width in widths:
             if isinstance(width, bool) or not isinstance(width, (int, float)):
                 raise ArchitectureError(_form(value))
-        return cls(tuple(depths), tuple(float(width) for width in widths))
+        # a whole 1 prints as the others do; what else is whole is out of range
+        return cls(tuple(depths), tuple(1.0 if width == 1 else width for width in widths))
+
+    from_nested = of  # its name before
 
     def contains(self, other: Architecture) -> bool:
         """Whether every block and channel of ``other`` is kept here too."""
@@ -79,6 +88,6 @@ class Architecture:
 
 def _form(value: object) -> str:
     return (
-        f'architecture {value!r} does not parse: expected the blocks and the fraction of channels '
-        'kept per stage, such as "((2, 3, 4, 2), (0.3, 0.3, 0.3, 0.7))"'
+        f'architecture {value!r:.200} does not parse: expected the blocks and the fraction of '
+        'channels kept per stage, such as "((2, 3, 4, 2), (0.3, 0.3, 0.3, 0.7))"'
     )

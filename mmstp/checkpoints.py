@@ -1,15 +1,164 @@
-"""Checkpoints that must fit: an error instead of MMEngine's warning and random weights."""
+"""Checkpoints: read without running code, and an error where their weights do not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import os
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_http, load_from_local
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .foreign import before_loading
+
+# PyTorch's own switch for files that are trusted
+TRUSTED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+_FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+_TRUE = ('1', 'y', 'yes', 'true')
+
+
+def _method(owner: Any, name: str) -> Any:
+    """Stands for `getattr` in checkpoints: MMEngine's logs refer to four methods of their class."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {name!r}')
+
+
+# What MMEngine's runner adds to tensors and plain types: its logs, which hold arrays of numbers.
+_ALLOWED: list[Any] = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes['All']},
+    (_method, 'builtins.getattr'),
+    *(
+        (np.zeros(0).__reduce__()[0], f'numpy.{core}.multiarray._reconstruct')
+        for core in ('core', '_core')  # NumPy 1 and 2
+    ),
+    *(
+        (np.float64(0).__reduce__()[0], f'numpy.{core}.multiarray.scalar')
+        for core in ('core', '_core')
+    ),
+]
+
+
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """The content of a checkpoint, which has to be tensors, plain types and MMEngine's logs.
+
+    Nothing else is loaded, so that no code of the file runs, unless `TRUSTED` is set in the
+    environment.
+
+    Raises:
+        CheckpointError: If there is no such file, it is something else, is cut off, or holds other
+            objects; the message names the file.
+    """
+    name = f'checkpoint {str(path)!r}'
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f'{name} is {"a folder" if file.is_dir() else "not a file"}')
+    trusted = os.environ.get(TRUSTED, '0') in _TRUE
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            content = torch.load(file, map_location=map_location, weights_only=not trusted)
+    except Exception as error:  # what PyTorch says of other files is not one kind of error
+        if found := re.search(r'GLOBAL (\S+)', str(error)):
+            raise CheckpointError(
+                f'{name} holds {found[1]}, which is neither a tensor nor a plain type: loading it '
+                f'could run code of the file, so it was not loaded. If you trust the file, set '
+                f'{TRUSTED}=1 in the environment'
+            ) from error
+        raise CheckpointError(f'{name} cannot be read: {_not_readable(file, error)}') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f'{name} holds a {type(content).__name__}; expected a dict with weights'
+        )
+    return content
+
+
+def _not_readable(file: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError) or not os.access(file, os.R_OK):
+        return 'no permission'
+    with file.open('rb') as opened:
+        start = opened.read(4)
+    if not start:
+        return 'it is empty'
+    if start == b'PK\x03\x04' and not zipfile.is_zipfile(file):
+        return 'it is cut off'
+    return f'it is damaged, or no file that torch.save wrote ({type(error).__name__})'
+
+
+def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The weights in what `read_checkpoint` gave: under ``state_dict``, or the content itself.
+
+    Raises:
+        CheckpointError: If they are not tensors by name, or hold numbers that are not finite.
+    """
+    weights = content.get('state_dict', content)
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not named or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} holds no weights: expected 'state_dict', tensors by name; "
+            f'it has {", ".join(map(str, list(content)[:8])) or "nothing"}'
+        )
+    refuse_not_finite(weights, f'checkpoint {str(path)!r}')
+    return dict(weights)
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises a `CheckpointError` for the first tensor that holds NaN or infinity."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            count = int((~tensor.isfinite()).sum())
+            raise CheckpointError(
+                f'{where}: {key} holds {count} of {tensor.numel()} numbers that are not finite '
+                '(the training diverged); take an earlier checkpoint'
+            )
+
+
+@contextmanager
+def plain_loading() -> Iterator[None]:
+    """Inside, MMEngine loads checkpoints as `read_checkpoint` does, in runners and `init_cfg` too.
+
+    Its own loader falls back to unpickling whatever a file holds.
+    """
+
+    def from_address(filename: str, map_location: Any = None, **options: Any) -> Any:
+        before = os.environ.get(_FORCED)
+        if os.environ.get(TRUSTED, '0') not in _TRUE:
+            os.environ[_FORCED] = '1'
+        try:
+            with torch.serialization.safe_globals(_ALLOWED):
+                return load_from_http(filename, map_location, **options)
+        finally:
+            os.environ.pop(_FORCED, None)
+            if before is not None:
+                os.environ[_FORCED] = before
+
+    def from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return read_checkpoint(filename, map_location)
+
+    # MMEngine names them in its log, as «load_from_…»
+    from_address.__name__, from_file.__name__ = 'load_from_http', 'load_from_local'
+    register = CheckpointLoader.register_scheme
+    addresses = ('http://', 'https://')
+    register(addresses, from_address, force=True)
+    register('', from_file, force=True)
+    try:
+        yield
+    finally:
+        register(addresses, load_from_http, force=True)
+        register('', load_from_local, force=True)
 
 
 def require_fit(
@@ -17,14 +166,16 @@ def require_fit(
     hint: str = '',
     describe: Callable[[Mapping[str, Any]], str] | None = None,
     optional: Collection[str] = (),
+    extra: bool = False,
 ) -> None:
     """Makes every way of loading weights into ``module`` fail unless they fit exactly.
 
     It holds for `torch.nn.Module.load_state_dict` and for MMEngine's loaders, strict or not, also
     where the module is part of a larger one. ``describe`` says what network a state dict is of, and
-    ``optional`` keys may be missing, or be there though the network has no such tensor.
+    ``optional`` keys may be missing, or be there though the network has no such tensor; with
+    ``extra`` any key may be there.
     """
-    fit = _Fit(hint, describe, frozenset(optional))
+    fit = _Fit(hint, describe, frozenset(optional), extra)
     before_loading(module, fit.note, first=True)
     before_loading(module, fit.check)
 
@@ -36,6 +187,7 @@ class _Fit:
     hint: str
     describe: Callable[[Mapping[str, Any]], str] | None
     optional: frozenset[str]
+    extra: bool = False
     before: frozenset[str] = frozenset()  # the keys that came, ahead of the network's own hooks
 
     def note(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
@@ -46,6 +198,9 @@ class _Fit:
     def check(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
         """Runs behind them."""
         given = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if self.extra:
+            known = module.state_dict().keys()
+            given = {key: value for key, value in given.items() if key in known}
         # the network's own hooks may fit a table to another size, or take one away to work it out
         found = differences(module, given, {*self.optional, *(self.before - given.keys())})
         if not found:

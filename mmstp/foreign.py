@@ -8,12 +8,14 @@
 | ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.6 to 2.14 |
 | ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.6 to 2.14 |
 | ``Module._load_state_dict_pre_hooks``: their order | torch 2.6 to 2.14 |
-| ``Module._forward_pre_hooks``: whether there are any | torch 2.6 to 2.14 |
+| ``Module._forward_hooks``, ``_forward_pre_hooks`` and what belongs to them | torch 2.6 to 2.14 |
 | ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.6 to 2.14 |
 | ``torch.nn.modules.module._global_*_registration_hooks`` | torch 2.6 to 2.14 |
 | ``torch.utils._pytree``: nested outputs | torch 2.6 to 2.14 |
 | ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
 | ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
+| ``einops.einops._reconstruct_from_shape``, in `mmstp.subnets.einops_sizes` | einops 0.8.2 |
+| ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.6 to 2.14 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
 """
 
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules import module as hooks
@@ -57,6 +60,14 @@ def is_compiled(module: nn.Module) -> bool:
     return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
 
 
+def carry_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Gives another module the forward hooks of one."""
+    names = ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_hooks_always_called',
+             '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs')  # fmt: skip
+    for name in names:
+        getattr(other, name).update(getattr(module, name))
+
+
 def has_hooks_before(module: nn.Module) -> bool:
     """Whether it has a ``forward_pre_hook``."""
     return bool(module._forward_pre_hooks)
@@ -89,6 +100,22 @@ def registration_hooks_kept() -> Iterator[None]:
         for store, known in zip(stores, before, strict=True):
             for key in [key for key in store if key not in known]:
                 del store[key]
+
+
+@contextmanager
+def as_if_run() -> Iterator[None]:
+    """Models that ask are told that they are not compiled or exported: they run another forward."""
+    names = ('is_compiling', 'is_exporting', 'is_dynamo_compiling')
+    before = {
+        name: getattr(torch.compiler, name) for name in names if hasattr(torch.compiler, name)
+    }
+    try:
+        for name in before:
+            setattr(torch.compiler, name, lambda: False)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(torch.compiler, name, function)
 
 
 def schema_name(operator: Any) -> str | None:

@@ -13,7 +13,7 @@ from mmengine import registry as mmengine
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
-__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'build_model', 'scoped']
+__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'build_model', 'scoped', 'type_of']
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -51,6 +51,15 @@ def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Modul
     with DefaultScope.overwrite_default_scope(scope):
         network: nn.Module = MODELS.build(config)
     return network
+
+
+def type_of(kind: Any, registry: Registry) -> Any:
+    """The class or function that a config's ``type`` means, in every form that MMEngine builds.
+
+    Those are a name, a full path (as dumped configs have it), and the thing itself (as pure-Python
+    configs have it). None where a registry knows no such name.
+    """
+    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def scoped(config: Mapping[str, Any], scope: str) -> dict[str, Any]:

@@ -69,9 +69,14 @@ def find_chains(
     blocks = _outermost(candidates)
     results = find_results(model, traced, {b.path: (b.input, b.output) for b in blocks})
     chains: list[list[Block]] = []
+    between = frozenset(traced.module.graph.nodes).difference(*(block.nodes for block in blocks))
     for block in sorted(blocks, key=lambda b: walk.order[b.output]):
         last = chains[-1][-1] if chains else None
-        if last and last.output is block.input and _parent(last.path) == _parent(block.path):
+        if (
+            last
+            and _parent(last.path) == _parent(block.path)
+            and _identity_path(last.output, block.input, between)
+        ):
             chains[-1].append(block)
         else:
             chains.append([block])

@@ -77,11 +77,11 @@ def is_result(value: Any) -> bool:
 
 
 def own_signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """That of a class's forward, without ``self``, annotations and what its defaults are.
+    """That of a bound forward, without annotations and what its defaults are.
 
     Plain enough to be copied and pickled; arguments that are not given count as None.
     """
-    _, *parameters = inspect.signature(forward).parameters.values()
+    parameters = inspect.signature(forward).parameters.values()
     empty = inspect.Parameter.empty
     return inspect.Signature(
         [

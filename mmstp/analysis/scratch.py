@@ -68,6 +68,29 @@ def random_like(inputs: Any, generator: torch.Generator) -> Any:
     return pytree.tree_map_only(Tensor, drawn, inputs)
 
 
+def in_precision(dtype: torch.dtype, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Floating-point tensors of another type."""
+    found: tuple[Any, ...] = pytree.tree_map_only(
+        Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs
+    )
+    return found
+
+
+def surrounded(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs, one of the others and the inputs again in one batch.
+
+    The first tensor says how many are a batch; twice as many and one are no multiple of it.
+    """
+    size = next(x.shape[:1] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
+
+    def joined(x: Any, other: Any) -> Any:
+        together = isinstance(x, Tensor) and x.dim() and x.shape[:1] == size
+        return torch.cat([x, other[:1], x]) if together else x
+
+    found: tuple[Any, ...] = pytree.tree_map(joined, inputs, others)
+    return found
+
+
 def randomize(model: nn.Module, generator: torch.Generator, at_most: float = math.inf) -> None:
     """Values that keep signals alive through any depth.
 
@@ -87,7 +110,7 @@ def randomize(model: nn.Module, generator: torch.Generator, at_most: float = mat
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() > 1:
-            fan_in = tensor[0].numel()
+            fan_in = max(1, math.prod(tensor.shape[1:]))
             value = noise * math.sqrt(2 / fan_in)
         elif name.endswith(('bias', 'running_mean')):
             value = noise * 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -18,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from ..errors import TraceError
-from ..foreign import pytree, registration_hooks_kept, schema_name
+from ..foreign import as_if_run, pytree, registration_hooks_kept, schema_name
 from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
 from .scratch import clones, copied
 
@@ -76,6 +77,7 @@ def trace(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     """
     original, model = model, copied(model, share_parameters=True)
     given: tuple[Any, ...] = clones(tuple(inputs))
+    _fill_caches(original, given)
     try:
         live = kept_in_eval(model)
         # What a forward keeps in eval mode for the next one is worked out by the dense network too.
@@ -95,6 +97,16 @@ def trace(model: nn.Module, inputs: Sequence[Any]) -> Trace:
     return Trace(program.graph_module, names, dict(program.constants), paths, given)
 
 
+def _fill_caches(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs a copy once: functions outside the model may keep tensors, which the exporter's are not.
+
+    What it raises, the exporter will say better.
+    """
+    other = copied(model, share_parameters=True)
+    with eval_mode(other), torch.no_grad(), contextlib.suppress(Exception):
+        other(*clones(inputs))
+
+
 def _export(
     model: nn.Module, inputs: Sequence[Any], live: Collection[nn.Module]
 ) -> torch.export.ExportedProgram:
@@ -103,7 +115,7 @@ def _export(
         logging.disable(logging.WARNING)  # before it fails, the exporter prints all that it has
         with (
             redirect_stdout(pages), redirect_stderr(pages), warnings.catch_warnings(),
-            registration_hooks_kept(), eval_mode(model, live), torch.no_grad(),
+            registration_hooks_kept(), eval_mode(model, live), torch.no_grad(), as_if_run(),
         ):  # fmt: skip
             # of what forwards keep in attributes: `kept_by_forward` finds out
             warnings.simplefilter('ignore')

@@ -12,13 +12,17 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from torch import nn
 
+from ..checkpoints import read_checkpoint, require_fit, weights_of
 from ..datasets.check import check_datasets
+from ..deploy.compact_model import CompactBackbone, CompactPart
 from ..deploy.export import BACKBONE
 from ..errors import CheckpointError, LaunchError
-from ..registry import build_model
+from ..registry import MODELS, build_model, type_of
 from ..stp.algorithm import STP
 from ..stp.hooks.pool import STATE
+from .same_run import refuse_other_run
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +58,9 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
         raise LaunchError(f'{path} inherits {missing}, which does not exist{hint}') from error
     if options:
         config.merge_from_dict(options)
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    # None, as pure-Python configs have it, means that no type is a bare name
+    scope = config.get('default_scope') or ('mmdet' if is_detection(config) else 'mmpretrain')
+    init_default_scope(scope)
     return config
 
 
@@ -90,12 +96,18 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
 
 def is_detection(config: Config) -> bool:
     """Whether it is the config of a run of mmdet, with its datasets, hooks and predictions."""
-    return bool(config.get('default_scope') == 'mmdet')
+    scope = config.get('default_scope')
+    if scope is None:  # a pure-Python config: its types are classes
+        kind = config.get('model', {}).get('type', '')
+        scope = (kind if isinstance(kind, str) else kind.__module__).partition('.')[0]
+    return bool(scope == 'mmdet')
 
 
 def is_stp(config: Config) -> bool:
-    """Whether it is the config of an STP run."""
-    return config.model.get('type') in ('mmstp.STP', 'STP')
+    """Whether it is the config of an STP run, however its type is written."""
+    kind = config.get('model', {}).get('type')
+    found = STP if kind == 'STP' else type_of(kind, MODELS)
+    return isinstance(found, type) and issubclass(found, STP)
 
 
 def leave_processes() -> None:
@@ -108,16 +120,19 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def check_work_dir(path: str) -> None:
-    """Makes the folder; a `LaunchError` where no files can be written there."""
+def check_work_dir(path: str, flag: str = '--work-dir') -> None:
+    """Makes the folder that a flag names; a `LaunchError` where no files can be written there."""
+    if not str(path).strip():
+        raise LaunchError(f'{flag} {str(path)!r} names no folder')
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:
+        what = 'work_dir' if flag == '--work-dir' else flag
         raise LaunchError(
-            f'work_dir {path!r} cannot be written: {error.strerror}. '
-            'Give a folder that can with --work-dir'
+            f'{what} {str(path)!r} cannot be written: {error.strerror}. '
+            f'Give a folder that can with {flag}'
         ) from error
 
 
@@ -138,24 +153,61 @@ def build_stp(config: Config) -> STP:
     return stp
 
 
-def load_search(stp: STP, checkpoint: str) -> None:
-    """Loads the weights and the pool of an STP run's checkpoint; a `CheckpointError` of another's.
+def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict[str, Any]:
+    """Loads the weights and the pool of an STP run's checkpoint.
 
     The run's ``state_dict`` is read: with EMAHook that is the averaged weights.
+
+    Returns:
+        What the run noted of its data (``dataset_meta``: the names of the classes), or nothing.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is none of an STP run, or is of a run with
+            another config than this one.
     """
-    try:
-        content = torch.load(checkpoint, map_location='cpu', weights_only=False)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f'checkpoint {checkpoint!r} cannot be read: {error}') from error
-    if not isinstance(content, dict) or STATE not in content:
+    content = read_checkpoint(checkpoint)
+    state = content.get(STATE)
+    if not isinstance(state, dict) or 'pool' not in state:
         raise CheckpointError(
             f'checkpoint {checkpoint!r} was not written by an STP run: it holds no state of the '
             'search'
         )
+    weights = weights_of(content, checkpoint)
+    if config is not None:
+        refuse_other_run(config, content, checkpoint)
     if 'ema_state_dict' in content:
         MMLogger.get_current_instance().info(
             f'{checkpoint} was written with EMAHook: the averaged weights are read'
         )
     # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
-    stp.load_state_dict(content['state_dict'], strict=False)
-    stp.pool.load_state_dict(content[STATE]['pool'])
+    stp.load_state_dict(weights, strict=False)
+    stp.pool.load_state_dict(state['pool'])
+    for architecture in stp.pool.scores:
+        stp.supernet.space.check(architecture)
+    meta = content.get('meta')
+    found = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def require_whole(model: nn.Module, config: Config) -> None:
+    """Makes loading weights fail that lack tensors of the model, or have them in another shape.
+
+    MMEngine would warn, and test random ones. Beside a compact backbone, weights that the model has
+    no place for are refused too: such a network was made for its weights.
+    """
+    hint = 'The checkpoint has to be one of this config, and the config as it was then.'
+    compact = is_export(config)
+    for name, part in model.named_children():
+        own = config.model.get(name)
+        if not isinstance(own, dict) or not _is_compact(own):  # which refuse others themselves
+            require_fit(part, hint, extra=not compact)
+
+
+def is_export(config: Config) -> bool:
+    """Whether it is the config of a compact classifier, as ``tools/export.py`` writes it."""
+    backbone = config.get('model', {}).get('backbone')
+    return isinstance(backbone, dict) and not is_detection(config) and _is_compact(backbone)
+
+
+def _is_compact(part: dict[str, Any]) -> bool:
+    return type_of(part.get('type'), MODELS) in (CompactBackbone, CompactPart)

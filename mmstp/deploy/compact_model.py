@@ -10,7 +10,10 @@ from torch import nn
 
 from ..checkpoints import require_fit
 from ..config_fields import constructor_options
+from ..errors import CompactSpecError
+from ..foreign import Convolution
 from ..registry import MODELS, build_model
+from ..subnets.compact_spec import CompactSpec
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.swap import Role, swap
@@ -92,10 +95,26 @@ def CompactPart(
 def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:
     """Makes a dense network compact, and strict about its weights."""
     spec = read_plan(plan, part)
+    _refuse_other_kernels(network, spec)
     compact(network, spec.without(optional - network.state_dict().keys()))
     hint = 'A compact network takes the weights of the export that it describes.'
     require_fit(network, hint, spec.describe, optional)
     return network
+
+
+def _refuse_other_kernels(network: nn.Module, spec: CompactSpec) -> None:
+    """A plan leaves channels out; a kernel of another size is another network's."""
+    kind = type(network).__name__
+    for path, module in network.named_modules():
+        shape = spec.shapes.get(f'{path}.weight')
+        if shape is None or not isinstance(module, Convolution):
+            continue
+        if shape[2:] != tuple(module.weight.shape[2:]):
+            raise CompactSpecError(
+                f'{path}.weight: shape {tuple(shape)} is not within the dense '
+                f'{tuple(module.weight.shape)}, whose kernel is of another size: a plan leaves '
+                f'channels out, and this one was made for another network than {kind}'
+            )
 
 
 def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:

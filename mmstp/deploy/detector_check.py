@@ -14,6 +14,7 @@ from mmengine.model import initialize
 from torch import nn
 
 from ..analysis.eval_state import eval_mode
+from ..checkpoints import plain_loading
 from ..errors import DetectorError
 from ..registry import build_model
 from .export import WEIGHTS, load_backbone
@@ -77,7 +78,8 @@ def _load_backbones(detector: nn.Module, export: Path) -> None:
         init_cfg = getattr(module, 'init_cfg', None)
         if not isinstance(init_cfg, dict) or init_cfg.get('checkpoint') != weights:
             continue
-        initialize(module, init_cfg)
+        with plain_loading():
+            initialize(module, init_cfg)
         with eval_mode(module), eval_mode(reference):
             found, expected = list(module(images)), list(reference(images))
         if hasattr(module, 'out_indices'):

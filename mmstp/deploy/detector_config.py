@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ from mmengine.logging import MMLogger
 
 from ..atomic_files import write_text
 from ..config_fields import constructor_options, default_of
-from ..errors import DetectorError
-from ..registry import build_model
+from ..errors import DetectorError, ExportError
+from ..registry import MODELS, build_model, type_of
 from .detector_check import SCOPE, SIZE, try_detector
-from .export import BACKBONE, DESCRIPTION, read_config
+from .export import BACKBONE, comment, read_config, read_description
 from .feature_maps import FeatureMap, feature_maps
 
 UNTRIED = 'was not tried: the dense detector does not run here either.'
@@ -46,6 +45,7 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     _check_export(directory)
     export = read_config(directory, BACKBONE)
     config = load_detector(detector)
+    _refuse_classifier(config, detector)
     where, parts = _part_with_backbone(config)
     backbone = Config(parts['backbone']).to_dict()
     dense = _dense_maps(backbone, config.get('default_scope', SCOPE))
@@ -69,7 +69,12 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     }
     base = detector if '::' in detector else os.path.relpath(detector, directory)
     modules = dict.fromkeys([*config.get('custom_imports', {}).get('imports', []), 'mmstp'])
-    text = f"""# {base}
+    if '{{' in base:
+        raise DetectorError(
+            f'--detector {detector!r}: MMEngine would replace what follows {"{{"!r} in its path; '
+            'give it another name'
+        )
+    text = f"""# {comment(base)}
 # with the compact backbone of {BACKBONE} in this folder; written by tools/export.py --detector.
 _base_ = [{base!r}, './{BACKBONE}']
 
@@ -108,14 +113,31 @@ def load_detector(detector: str) -> Config:
 
 
 def _check_export(directory: Path) -> None:
-    if not (directory / DESCRIPTION).is_file():
-        raise DetectorError(f'{directory} holds no export: {directory / DESCRIPTION} is missing')
-    description = json.loads((directory / DESCRIPTION).read_text())
+    try:
+        description = read_description(directory)
+    except ExportError as error:
+        raise DetectorError(str(error)) from error
     refused = f'{directory}: this network is no backbone for a detector'
     if description['backbone'] != BACKBONE:
         raise DetectorError(f'{refused} ({description["backbone"]})')
     if description['one_size']:
         raise DetectorError(f'{refused}, whose images have many sizes: {description["one_size"]}')
+
+
+def _refuse_classifier(config: Config, detector: str) -> None:
+    model = config.get('model')
+    if not isinstance(model, Mapping):
+        raise DetectorError(
+            f'--detector {detector!r} has no model: it is the config of no detector'
+        )
+    kind: Any = model.get('type', '')
+    name = kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__name__}'
+    scope = name.partition('.')[0] if '.' in name else config.get('default_scope')
+    if scope in ('mmpretrain', 'mmstp') or 'Classifier' in name:
+        raise DetectorError(
+            f'--detector {detector!r} is the config of a classifier (model.type is {name!r}); '
+            "expected that of a detector, such as 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'"
+        )
 
 
 def _part_with_backbone(config: Config) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -188,7 +210,7 @@ def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[st
         # not eps and momentum, which are the compact network's
         kept = {key: norm[key] for key in ('type', 'requires_grad') if key in norm}
         carried['norm_cfg'] = {**own, **kept}
-    kind = str(backbone['type']).rpartition('.')[2]
+    kind = getattr(type_of(backbone['type'], MODELS), '__name__', '')
     if 'frozen_stages' in backbone and kind in [base.__name__ for base in cls.__mro__]:
         carried['frozen_stages'] = backbone['frozen_stages']
     if left := sorted(set(backbone) - set(carried) - _REPLACED):

@@ -78,7 +78,7 @@ class CalibrationHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         for path, backbone in dynamic_backbones(runner).items():
             for text, statistics in checkpoint.get(STATISTICS, {}).get(path, {}).items():
-                backbone.supernet.set_norm_statistics(Architecture.parse(text), statistics)
+                backbone.supernet.set_norm_statistics(Architecture.of(text), statistics)
 
 
 def dynamic_backbones(runner: Runner) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class DynamicBackboneMixin(DynamicMixin):
     @architecture.setter
     def architecture(self, architecture: Architecture | str | Sequence[Any] | None) -> None:
         if architecture is not None:
-            architecture = Architecture.from_nested(architecture)
+            architecture = Architecture.of(architecture)
             self.supernet.space.check(architecture)
         self._architecture = architecture
 

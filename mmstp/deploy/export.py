@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import nn
 from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
 from ..atomic_files import whole_file, write_json, write_text
-from ..checkpoints import differences
+from ..checkpoints import differences, plain_loading, read_checkpoint, refuse_not_finite, weights_of
 from ..errors import CheckpointError, ExportError, FeatureError
-from ..registry import build_model
+from ..registry import HOOKS, build_model, type_of
 from ..stp.algorithm import STP
+from ..stp.hooks.evaluation import SubnetEvalHook
+from ..stp.hooks.pool import PoolHook
 from ..version import __version__
 from .compact_config import SCOPE, WEIGHTS, compact_backbone, compact_classifier, inline
 from .plan_file import PLAN, write_plan
@@ -27,7 +30,7 @@ from .plan_file import PLAN, write_plan
 CONFIG, BACKBONE = 'compact.py', 'backbone.py'
 DESCRIPTION = 'architecture.json'
 CONVENTION = 'multiply-adds of convolutions, linear layers and matrix products, one image'
-_OWN_HOOKS = ('mmstp.PoolHook', 'mmstp.SubnetEvalHook')
+_OWN_HOOKS = (PoolHook, SubnetEvalHook)
 # What would not stay as it is where MMEngine pastes a folder's path between quotes.
 _NOT_IN_PATHS = ("'", '\\', '{{', '\n', '\r')
 
@@ -39,6 +42,7 @@ def write_export(
     stp: STP,
     architecture: Architecture,
     source: str | None = None,
+    dataset_meta: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes `WEIGHTS`, `PLAN`, `CONFIG`, `BACKBONE` and `DESCRIPTION`, each whole or not at all.
 
@@ -49,6 +53,8 @@ def write_export(
         stp: The algorithm.
         architecture: The subnet's.
         source: The checkpoint it comes from, for the heads of the configs.
+        dataset_meta: Of the run's data: ``classes``, by whose names inferencers of OpenMMLab call
+            what they find.
 
     Returns:
         What the description holds.
@@ -56,9 +62,12 @@ def write_export(
     Raises:
         ExportError: If the dense network's config, so changed, does not build the subnet, or
             configs cannot lie in the folder (`check_folder`).
+        CheckpointError: If the network's weights are not finite.
     """
     check_folder(directory)
     directory = Path(directory)
+    architecture = Architecture.of(architecture)
+    refuse_not_finite(network.state_dict(), 'nothing is exported')
     description = describe_export(network, stp, architecture)
     compact_config = _without_search(config)
     compact_config.model, parts = compact_classifier(
@@ -80,11 +89,13 @@ def write_export(
     head = (
         f'# {description["architecture"]}: {description["macs_ratio"]:.2%} of the multiply-adds, '
         f'{description["params_ratio"]:.2%} of the parameters of the dense network.\n'
-        f'# Cut out{f" of {source}" if source else ""} by mmstp {__version__}; weights in '
+        f'# Cut out{f" of {comment(source)}" if source else ""} by mmstp {__version__}; weights in '
         f'{WEIGHTS}, shapes in {PLAN}, costs in {DESCRIPTION}.\n'
     )
     weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
     meta = {'mmstp_version': __version__, 'architecture': str(architecture)}
+    if dataset_meta:
+        meta['dataset_meta'] = _plain(dataset_meta)
     with whole_file(directory / WEIGHTS) as file:
         torch.save({'state_dict': weights, 'meta': meta}, file)
     write_plan(directory / PLAN, architecture, parts)
@@ -100,8 +111,8 @@ def write_export(
 def _without_search(config: Config) -> Config:
     """The config of an STP run without what belongs to the search."""
     found = copy.deepcopy(config)
-    hooks = config.get('custom_hooks', [])
-    found.custom_hooks = [hook for hook in hooks if hook['type'] not in _OWN_HOOKS]
+    hooks = config.get('custom_hooks') or []
+    found.custom_hooks = [h for h in hooks if type_of(h['type'], HOOKS) not in _OWN_HOOKS]
     checkpoint: Any = found.get('default_hooks', {}).get('checkpoint') or {}
     if str(checkpoint.get('save_best', '')).startswith('subnet/'):
         checkpoint.save_best = checkpoint.save_best.removeprefix('subnet/')
@@ -125,6 +136,57 @@ def describe_export(network: nn.Module, stp: STP, architecture: Architecture) ->
         },
         'mmstp_version': __version__,
     }
+
+
+def comment(text: object) -> str:
+    """A text within a comment of a config: one line, without what MMEngine would replace."""
+    return ' '.join(str(text).splitlines()).replace('{{', '{ {')
+
+
+def _plain(value: Any) -> Any:
+    """Tuples, lists, dicts and what they hold, as plain types; other objects as their text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(value)
+    if hasattr(value, 'tolist'):  # of NumPy and PyTorch
+        return value.tolist()
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def read_description(directory: str | Path) -> dict[str, Any]:
+    """What `DESCRIPTION` of an export holds.
+
+    Raises:
+        ExportError: If there is none, or it is not what `write_export` writes.
+    """
+    path = Path(directory) / DESCRIPTION
+    if not path.is_file():
+        raise ExportError(f'{directory} holds no export: {path} is missing')
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+    if not isinstance(content, dict):
+        raise ExportError(f'{path} holds {content!r:.80}; expected an object')
+    for name, (expected, is_right) in _DESCRIBED.items():
+        if name not in content or not is_right(content[name]):
+            found = f'is {content[name]!r:.80}' if name in content else 'is missing'
+            raise ExportError(f'{path}: {name} {found}; expected {expected}')
+    return content
+
+
+def _is_shape(value: Any) -> bool:
+    right = isinstance(value, list) and len(value) == 3
+    return right and all(type(size) is int and size > 0 for size in value)
+
+
+# what other tools read of a description: what belongs there, and whether something is that
+_DESCRIBED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'backbone': (f'{BACKBONE!r}, or why there is none', lambda value: isinstance(value, str)),
+    'one_size': ('a string or null', lambda value: value is None or isinstance(value, str)),
+    'input_shape': ('[channels, height, width]', _is_shape),
+}
 
 
 def check_folder(directory: str | Path) -> None:
@@ -152,7 +214,7 @@ def reload(directory: str | Path) -> nn.Module:
     """The network of an export, from its config and weights alone.
 
     Raises:
-        CheckpointError: If the weights do not fit the config.
+        CheckpointError: If the weights cannot be read, are not finite or do not fit the config.
     """
     config = read_config(directory, CONFIG)
     model = config.model.to_dict()
@@ -160,7 +222,7 @@ def reload(directory: str | Path) -> nn.Module:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     network = build_model(model, config.get('default_scope', SCOPE))
     path = Path(directory) / WEIGHTS
-    weights = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    weights = weights_of(read_checkpoint(path), path)
     if found := differences(network, weights):
         raise CheckpointError(f'{path} does not fit its config:\n  {found[0]}')
     # not strict: SwinV2 takes keys away that it works out itself
@@ -171,7 +233,8 @@ def reload(directory: str | Path) -> nn.Module:
 def load_backbone(directory: str | Path) -> nn.Module:
     """The backbone of an export as detectors have it; a `CheckpointError` for other weights."""
     network: Any = build_model(read_config(directory, BACKBONE).compact_backbone)
-    initialize(network, network.init_cfg)
+    with plain_loading():
+        initialize(network, network.init_cfg)
     return network
 
 

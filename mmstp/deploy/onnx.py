@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..analysis.eval_state import eval_mode
 from ..atomic_files import whole_file
 from ..errors import ExportError
 from ..foreign import pytree
-from .export import BACKBONE, DESCRIPTION, load_backbone, reload
+from .export import BACKBONE, load_backbone, read_description, reload
 
 TOLERANCE = 1e-5  # relative to the largest output
 
@@ -32,13 +31,13 @@ def write_onnx(directory: str | Path) -> dict[Path, float]:
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is missing.
-        ExportError: If they differ by more than `TOLERANCE`.
+        ExportError: If they differ by more than `TOLERANCE`, or the folder holds no export.
     """
     directory = Path(directory)
     networks = {directory / 'compact.onnx': reload(directory)}
     if (directory / BACKBONE).is_file():
         networks[directory / 'backbone.onnx'] = load_backbone(directory)
-    image = torch.zeros(1, *json.loads((directory / DESCRIPTION).read_text())['input_shape'])
+    image = torch.zeros(1, *read_description(directory)['input_shape'])
     return {path: export_onnx(path, network, image) for path, network in networks.items()}
 
 

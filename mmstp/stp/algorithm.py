@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
 from ..checkpoints import differences, require_fit
 from ..config_fields import options_of, positive, refuse_unknown
@@ -24,15 +23,16 @@ from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.supernet import Supernet
-from .heads import checked_logits, is_per_label, losses_and_logits
+from .classifier_wrapper import ClassifierWrapper
+from .heads import checked_logits, losses_and_logits, read_head
 from .losses import label_kl, normalized_kl
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, refuse_not_finite
+from .options import check_options, check_ranges, not_finite, refuse_not_finite
 from .pool import ArchitecturePool
 
 
 @MODELS.register_module()
-class STP(BaseModel):
+class STP(ClassifierWrapper):
     """Trains a classifier as the main network, with a target and a support subnet inside it.
 
     One step is three passes over the same weights and one backward pass (Alg. 1)::
@@ -110,26 +110,25 @@ class STP(BaseModel):
         self.model = classifier
         self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
+        self.driver: object | None = None  # the `PoolHook` that shrinks the pool
 
         head = getattr(classifier, 'head', None)
         if not isinstance(head, nn.Module):
             raise TypeError(f'{type(classifier).__name__} has no head whose loss STP could take')
         self.supernet = Supernet(classifier, torch.zeros(1, *input_shape), **space)
-        with eval_mode(classifier), torch.no_grad():
-            checked_logits(classifier, classifier(*self.supernet.inputs))
-        self._per_label = is_per_label(head)
+        self._prediction = read_head(self.supernet)
         self._norms = norms_behind_choices(self.supernet)
         self.train()
-        self.driver: object | None = None  # the `PoolHook` that shrinks the pool
         choices, cost = self.supernet.space, self.supernet.cost
         self.budget = Budget.of(target, metric, tolerance, choices, cost)
-        size = positive('pool.size', pool.pop('size', 1000))
+        self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
         if seed is None:
             seed = _shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
         chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
         self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
+        self.is_built()
         require_fit(
             self,
             'A checkpoint of the dense classifier goes into model.pretrained; a checkpoint of an '
@@ -158,6 +157,10 @@ class STP(BaseModel):
                 f'model.pretrained={self.pretrained!r} does not fit {type(self.model).__name__}:'
                 + ''.join(f'\n  {line}' for line in found[:5])
             )
+        if bad := not_finite(self.model, weights):
+            raise CheckpointError(
+                f'model.pretrained={self.pretrained!r}: {bad[0]} holds numbers that are not finite'
+            )
         self.model.load_state_dict(weights, strict=False)  # only batch counters can be absent
         self.supernet.order_channels()
 
@@ -169,8 +172,11 @@ class STP(BaseModel):
         """
         super().train(mode)
         if mode:
-            refuse_eval_norms(self._norms, getattr(self.model, 'backbone', None))
+            self._refuse_eval_norms()
         return self
+
+    def _refuse_eval_norms(self) -> None:
+        refuse_eval_norms(self._norms, getattr(self.model, 'backbone', None))
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """A step of MMEngine's training loop.
@@ -190,21 +196,6 @@ class STP(BaseModel):
                 'custom_hooks; in a loop of your own, shrink stp.pool there and set stp.driver'
             )
 
-    def __getattr__(self, name: str) -> Any:
-        """What belongs to the classifier (``head``, ``loss_module``), for hooks of mmpretrain."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            classifier = vars(self).get('_modules', {}).get('model')
-            if classifier is None or name.startswith('_') or not hasattr(classifier, name):
-                raise
-            return getattr(classifier, name)
-
-    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """The depth of a parameter in the classifier, for layer-wise decay of the learning rate."""
-        found: tuple[int, int] = self.model.get_layer_depth(param_name.removeprefix('model.'))
-        return found
-
     def forward(
         self, inputs: Tensor, data_samples: list[Any] | None = None, mode: str = 'tensor'
     ) -> Any:
@@ -223,21 +214,26 @@ class STP(BaseModel):
             return self.model(inputs, data_samples, mode=mode)
         if get_world_size() > 1 and MessageHub.get_current_instance().get_info('max_iters'):
             self._refuse_undriven()  # in a runner, where `train_step` is the wrapper's
-        found, logits = losses_and_logits(self.model, inputs, data_samples or [])
-        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in found.items()}
+        if self.training:  # a hook may have changed modes behind `train`
+            self._refuse_eval_norms()
+        space = self.supernet.space
+        main, logits = losses_and_logits(self.supernet, space.largest, inputs, data_samples or [])
+        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in main.items()}
         ramp = self._ramp()
         target = self.pool.sample()
         with self.supernet.activate(target):
             if self.target_ce:
-                own, target_logits = losses_and_logits(self.model, inputs, data_samples or [])
-                every = [loss for key, loss in own.items() if 'loss' in key]
+                own, target_logits = losses_and_logits(
+                    self.supernet, target, inputs, data_samples or []
+                )
+                every = [loss.mean() for key, loss in own.items() if 'loss' in key]
                 losses['loss_target_ce'] = self.target_ce * torch.stack(every).sum()
             else:
                 target_logits = self._logits(inputs)
         target_distance = self._distance(target_logits, logits)
         losses['loss_target'] = self.beta1 * ramp * target_distance
         if self.beta2:
-            with self.supernet.activate(self.supernet.space.expand(target, self.pool.rng)):
+            with self.supernet.activate(space.expand(target, self.pool.rng)):
                 support_logits = self._logits(inputs)
             losses['loss_support'] = self.beta2 * ramp * self._distance(support_logits, logits)
         # last: reading the numbers waits for a GPU, which has all three passes queued by now
@@ -245,14 +241,13 @@ class STP(BaseModel):
         numbers = torch.stack([target_distance, *(losses[key].mean() for key in names)]).detach()
         all_reduce(numbers, 'mean')  # over the ranks
         distance, *values = numbers.tolist()
-        refuse_not_finite(
-            {f'the target loss of {target}': distance, **dict(zip(names, values, strict=True))}
-        )
+        found = {**dict(zip(names, values, strict=True)), f'the distance of {target}': distance}
+        refuse_not_finite(found, inputs)
         self.pool.update(target, distance)
         return losses
 
     def _distance(self, logits: Tensor, main: Tensor) -> Tensor:
-        if self._per_label:
+        if self._prediction.per_label:
             return label_kl(logits, main)
         return normalized_kl(logits, main, self.normalize)
 

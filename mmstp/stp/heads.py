@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..analysis.eval_state import eval_mode
+from ..analysis.scratch import copied
+from ..architecture import Architecture
+from ..foreign import pytree
+from ..subnets.supernet import Supernet
 
 
 def losses_and_logits(
-    classifier: Any, inputs: Tensor, data_samples: list[Any]
+    supernet: Supernet, architecture: Architecture, inputs: Tensor, data_samples: list[Any]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The losses that the classifier itself computes, and its logits, in one pass.
 
     The logits are those that the head predicts by. Where its loss takes others (a margin on the
-    right class), the head is asked once more.
+    right class), the head is asked once more, as a subnet: its norms have seen the batch.
 
     Args:
-        classifier: A classifier of mmpretrain.
+        supernet: That of a classifier of mmpretrain.
+        architecture: What the classifier is at the moment.
         inputs: Images of shape (batch, channels, height, width).
         data_samples: Their labels.
 
@@ -26,6 +37,7 @@ def losses_and_logits(
     Raises:
         TypeError: If the head gives no such logits.
     """
+    classifier: Any = supernet.model
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
     handle = classifier.head.register_forward_hook(
         lambda _, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
@@ -34,12 +46,12 @@ def losses_and_logits(
         losses = dict(classifier(inputs, data_samples, mode='loss'))
     finally:
         handle.remove()
-    name = type(classifier.head).__name__
-    if not calls:
-        raise TypeError(f'the loss of {name} does not call the head: its logits are not known')
-    args, kwargs, logits = calls[0]
-    if len(calls) > 1 or len(args) != 1 or kwargs:
-        logits = classifier.head(args[0])
+    plain = [output for args, kwargs, output in calls if len(args) == 1 and not kwargs]
+    if len(plain) == len(calls) == 1:
+        logits = plain[0]
+    else:
+        with supernet.activate(architecture):
+            logits = classifier.head(calls[0][0][0]) if calls else classifier(inputs)
     return losses, checked_logits(classifier, logits)
 
 
@@ -59,12 +71,111 @@ def checked_logits(classifier: Any, logits: Any) -> Tensor:
     )
 
 
-def is_per_label(head: nn.Module) -> bool:
-    """Whether each class is a yes or no of its own (a sigmoid), as with several labels an image."""
-    loss: Any = getattr(head, 'loss_module', None)
-    sigmoid = getattr(loss, 'use_sigmoid', None) is True or isinstance(
-        loss, (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
-    )
-    # mmpretrain's; by name, as the class is there only where a head of it is
-    kinds = {kind.__name__ for kind in (*type(head).__mro__, *type(loss).__mro__)}
-    return sigmoid or not kinds.isdisjoint({'MultiLabelClsHead', 'FocalLoss'})
+def read_head(supernet: Supernet) -> Prediction:
+    """Looks at the head of a classifier before it is trained.
+
+    Raises:
+        TypeError: If it gives no logits to distil, cannot be trained, or is no classifier's.
+    """
+    classifier: Any = supernet.model
+    feats: list[Any] = []
+    handle = classifier.head.register_forward_pre_hook(lambda _, args: feats.extend(args[:1]))
+    try:
+        with eval_mode(classifier), torch.no_grad():
+            logits = checked_logits(classifier, classifier(*supernet.inputs))
+    finally:
+        handle.remove()
+    if feats:
+        _refuse_untrainable(classifier.head, feats[0])
+    return Prediction(classifier.head, logits.shape[1])
+
+
+def _refuse_untrainable(head: nn.Module, feats: Any) -> None:
+    """Raises for a head that says it cannot be trained, as those made for distillation do.
+
+    A copy is asked for the loss of no labels: what else it makes of them says nothing.
+
+    Raises:
+        TypeError: Naming the head, with what it says.
+    """
+    trial: Any = copied(head).train()
+    two = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]), feats)  # norms want several
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            trial.loss(two, [])
+        except NotImplementedError as error:
+            raise TypeError(f'{type(head).__name__} cannot be trained: {error}') from error
+        except Exception:
+            return
+
+
+class Prediction:
+    """Whether a head predicts one class of several, or each class as a yes or no of its own.
+
+    Its loss tells. Hooks may put another loss in its place, so it is asked again then.
+    """
+
+    def __init__(self, head: nn.Module, classes: int) -> None:
+        self._head, self._classes = head, classes
+        self._loss: Any = None
+        self._per_label = self.per_label
+        if classes == 1 and not self._per_label:
+            raise TypeError(
+                f'{type(head).__name__} gives one logit an image, of which a softmax is always 1: '
+                'there is nothing to distil. Take two classes, or a loss of sigmoids '
+                '(use_sigmoid=True)'
+            )
+
+    @property
+    def per_label(self) -> bool:
+        """Whether each class is a yes or no of its own (sigmoids)."""
+        loss = getattr(self._head, 'loss_module', None)
+        if loss is not self._loss or loss is None:
+            self._per_label = _sees_levels(self._head, loss, self._classes)
+            self._loss = loss
+        return self._per_label
+
+
+@torch.no_grad()
+def _sees_levels(head: nn.Module, loss: Any, classes: int) -> bool:
+    """Whether a loss changes when all logits rise by the same: a softmax does not see that.
+
+    Raises:
+        TypeError: If it stays when the targets rise as well: a regression, not a classifier.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = classes + 1  # so that targets of one form do not pass for the other
+    logits = torch.randn(images, classes, generator=generator)
+    index = torch.arange(images) % classes
+    for targets in (index, F.one_hot(index, classes).float()):
+        value = _value(loss, logits, targets)
+        if value is None:
+            continue
+        if _same(_value(loss, logits + 3, targets), value):
+            return False
+        if _same(_value(loss, logits + 3, targets + 3.0), value):
+            raise TypeError(
+                f'{type(head).__name__} has a loss of regression ({type(loss).__name__}); STP '
+                'distils the probabilities of a classifier'
+            )
+        return True
+    # a loss that takes neither form of labels, or a head without one: the base class tells
+    return any(kind.__name__ == 'MultiLabelClsHead' for kind in type(head).__mro__)
+
+
+def _value(loss: Any, logits: Tensor, targets: Tensor) -> Tensor | None:
+    """A loss of these, None where it takes no such targets; on a copy, as it may count classes."""
+    for options in ({'avg_factor': len(logits)}, {}):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                found: Tensor = copy.deepcopy(loss).cpu()(logits, targets, **options).sum()
+                return found
+        except Exception:
+            continue
+    return None
+
+
+def _same(value: Tensor | None, other: Tensor) -> bool:
+    return value is not None and bool((value - other).abs() <= 1e-4 * other.abs() + 1e-12)

@@ -69,9 +69,10 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) 
         for name in ('norm_eval', 'frozen_stages')
         if (value := getattr(backbone, name, None)) not in (None, False, -1)
     }
+    more = f' and {len(frozen) - 1} more norms stay' if len(frozen) > 1 else ' stays'
     said = ', '.join(f'{name}={value!r}' for name, value in options.items())
     raise ValueError(
-        f'{frozen[0]} and {len(frozen) - 1} more norms stay in eval mode in training'
+        f'{frozen[0]}{more} in eval mode in training'
         f'{f" ({said})" if said else ""}: subnets would be trained on the running statistics of '
         'the main network, and evaluated on others. Set norm_eval=False and frozen_stages=-1 in '
         "the classifier's backbone, or keep all that is in front of these norms whole and at full "

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import FieldError
+from ..subnets.norm_statistics import norms_with_statistics
 from .losses import NORMALIZATIONS
 
 
@@ -56,14 +58,42 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def refuse_not_finite(losses: Mapping[str, float]) -> None:
-    """Raises a `ValueError` that names a loss that is not finite.
+def refuse_not_finite(losses: Mapping[str, float], images: Tensor | None = None) -> None:
+    """Raises a `ValueError` that names a loss that is not finite, and what is to blame.
 
     It comes before the weights are changed, so what was saved last is good.
     """
     for name, value in losses.items():
-        if not math.isfinite(value):
-            raise ValueError(
-                f'{name} is {value}: training diverged (a smaller learning rate, clipped '
-                'gradients), or an image or a label holds numbers that are not finite'
+        if math.isfinite(value):
+            continue
+        reason = (
+            'training diverged (a smaller learning rate, clipped gradients), or an image or a '
+            'label holds numbers that are not finite'
+        )
+        if images is not None and not images.isfinite().all():
+            broken = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+            reason = (
+                f'images {broken} of this batch hold numbers that are not finite (NaN or inf): '
+                'look at the data and the pipeline'
             )
+        raise ValueError(f'{name} is {value}: {reason}')
+
+
+def not_finite(network: nn.Module, state: Mapping[str, Any] | None = None) -> list[str]:
+    """The parameters and running statistics that hold NaN or inf.
+
+    Args:
+        network: Whose names count: other buffers, such as masks, may hold inf.
+        state: Tensors to look at by these names; the network's own by default.
+    """
+    tensors: dict[str, Tensor] = dict(network.named_parameters())
+    for path, norm in norms_with_statistics(network):
+        own = {f'{path}.{name}' if path else name: b for name, b in norm.named_buffers()}
+        tensors.update((name, b) for name, b in own.items() if b.is_floating_point())
+    if state is not None:
+        tensors = {name: state[name] for name in tensors if name in state}
+    if not tensors:
+        return []
+    # one number for all: each that is read waits for a GPU
+    finite = torch.stack([x.detach().isfinite().all() for x in tensors.values()]).tolist()
+    return [name for name, good in zip(tensors, finite, strict=True) if not good]

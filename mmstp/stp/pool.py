@@ -153,6 +153,11 @@ class ArchitecturePool:
                     f'the state of the pool is damaged: {architecture} has score {score!r} after '
                     f'{visit!r} visits; expected a finite number, or None and 0'
                 )
+        if strangers := set(queue).difference(architectures):
+            raise CheckpointError(
+                f'the state of the pool is damaged: {min(map(str, strangers))} is in its queue, '
+                'and not in the pool'
+            )
         self._scores = dict(zip(architectures, scores, strict=True))
         self._visits = dict(zip(architectures, visits, strict=True))
         self._queue, self.rng = queue, rng

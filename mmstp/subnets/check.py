@@ -9,7 +9,7 @@ differs is found kind by kind, and has to stay whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import eval_mode
-from ..analysis.scratch import clones, copied, random_like, randomize
+from ..analysis.scratch import clones, copied, in_precision, random_like, randomize, surrounded
 from ..errors import VerificationError
-from ..foreign import BatchNorm, pytree
+from ..foreign import BatchNorm
+from .cut import cut_out
 from .masked import masked_outputs, outputs_and_trace, tensors_of
 from .modules import ActiveSubnet, DynamicMixin
 from .plan import DENSE, SubnetPlan
@@ -30,6 +31,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
 
 FAILS = 'its forward fails when narrowed'
 DIFFERS = 'its narrowed output differs'
+CUT_OUT = 'cut out, '
 TRACE_FAILS = 'its trace fails to run: '
 OTHER_BATCH = 'for a batch of another size (two example inputs tell it from channels): '
 TRAINING = (True,)  # modes, for `Verifier.difference`
@@ -64,8 +66,7 @@ class Verifier:
             ),
             ActiveSubnet(),
         )
-        trained = self._traced.trace.live
-        self._live = [m for path, m in self._model.named_modules() if path in trained]
+        self._live = _named(self._model, self._traced.trace.live)
         generator = torch.Generator().manual_seed(0)
         self._inputs = random_like(tuple(inputs), generator)
         self._others = random_like(tuple(inputs), generator)
@@ -99,7 +100,7 @@ class Verifier:
 
     def _first_apart(self) -> str | None:
         """The first module whose output is not the trace's."""
-        inputs = _in_precision(_dtype(self._model), self._inputs)
+        inputs = in_precision(_dtype(self._model), self._inputs)
         for path, output, expected in outputs_and_trace(self._model, self._traced.trace, inputs):
             if _compared([output], [expected], _TOLERANCE[_dtype(self._model)]):
                 return path
@@ -125,7 +126,7 @@ class Verifier:
         found = None
         for dtype in (torch.float32, torch.float64):
             self._model.to(dtype)
-            inputs = _in_precision(dtype, self._inputs)
+            inputs = in_precision(dtype, self._inputs)
             narrow = self._run(plan, inputs)
             found = self._from_masked(narrow, plan, units, inputs, _TOLERANCE[dtype])
             for training in modes if found is None else ():
@@ -133,6 +134,25 @@ class Verifier:
             if found is None or not found.rounding:
                 break
         return None if found is None else found.reason
+
+    def export_difference(self, plan: SubnetPlan) -> str | None:
+        """How a subnet that is cut out differs from the active one; None where it does not.
+
+        A network may ask for the classes of its blocks, or have others watch them.
+        """
+        dtype = _dtype(self._model)
+        inputs = in_precision(dtype, self._inputs)
+        narrow = self._run(plan, inputs)
+        if isinstance(narrow, _Apart):
+            return narrow.reason
+        try:
+            network = cut_out(self._model, plan)
+            with eval_mode(network, _named(network, self._traced.trace.live)), torch.no_grad():
+                static = tensors_of(network(*clones(inputs)))
+        except Exception as error:
+            return f'{CUT_OUT}its forward fails: {type(error).__name__}: {error}'
+        found = _compared(static, narrow, _TOLERANCE[dtype])
+        return None if found is None else CUT_OUT + found.reason
 
     def _from_masked(
         self,
@@ -160,7 +180,7 @@ class Verifier:
         training: bool,
     ) -> _Apart | None:
         """What the active subnet gave, and what it gives for the same inputs in a larger batch."""
-        batch = _surrounded(inputs, _in_precision(_dtype(self._model), self._others))
+        batch = surrounded(inputs, in_precision(_dtype(self._model), self._others))
         found = _ends_apart(narrow, self._run(plan, batch, training, True), tolerance)
         if found is None:
             return None
@@ -216,7 +236,7 @@ class _Apart:
 def _ends_apart(
     one: list[Tensor] | _Apart, batch: list[Tensor] | _Apart, tolerance: float
 ) -> _Apart | None:
-    """Outputs for inputs, and those for a batch that begins and ends with these (`_surrounded`)."""
+    """Outputs for inputs, and those for a batch that begins and ends with these (`surrounded`)."""
     if isinstance(one, _Apart):
         return one
     if isinstance(batch, _Apart):
@@ -249,30 +269,12 @@ def _compared(
     return None
 
 
+def _named(model: nn.Module, paths: Container[str]) -> list[nn.Module]:
+    return [module for path, module in model.named_modules() if path in paths]
+
+
 def _dtype(model: nn.Module) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
-
-
-def _in_precision(dtype: torch.dtype, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = pytree.tree_map_only(
-        Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs
-    )
-    return found
-
-
-def _surrounded(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs, one of the others and the inputs again in one batch.
-
-    The first tensor says how many are a batch; twice as many and one are no multiple of it.
-    """
-    size = next(x.shape[:1] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))
-
-    def joined(x: Any, other: Any) -> Any:
-        together = isinstance(x, Tensor) and x.dim() and x.shape[:1] == size
-        return torch.cat([x, other[:1], x]) if together else x
-
-    found: tuple[Any, ...] = pytree.tree_map(joined, inputs, others)
-    return found
 
 
 def _changes_in_training(module: nn.Module) -> bool:

@@ -135,7 +135,7 @@ def _without_needless_ways(
         return graph
     with _dynamic(model, fewer, space):
         verifier = Verifier(model, fewer, inputs)
-        reason = any_difference(model, fewer, space, verifier)
+        reason = any_difference(model, fewer, space, verifier, again=True)
     return fewer if reason is None else graph
 
 

@@ -19,14 +19,55 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..analysis.eval_state import eval_mode, renew
 from ..analysis.handing_on import HandsOn, hand_on, own_signature
+from ..analysis.scratch import copied
 from ..errors import CompactSpecError
-from ..foreign import own_tensors, set_tensor
+from ..foreign import carry_hooks, own_tensors, set_tensor
 from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute, attributes_of, holder
 from .compact_spec import CompactSpec
-from .modules import Dynamic, FixedSubnet
-from .plan import SubnetPlan
-from .swap import Role, Swapped, swap
+from .modules import Dynamic, DynamicMixin, FixedSubnet, own_forward
+from .plan import SubnetPlan, is_within, named_tensors
+from .swap import Role, Swapped, swap, unswap
+
+
+def describe(model: nn.Module, plan: SubnetPlan) -> CompactSpec:
+    """What is smaller in a subnet, and which blocks are gone; nothing about its stages.
+
+    Args:
+        model: The model of a supernet.
+        plan: The subnet's.
+    """
+    every = dict(model.named_modules(remove_duplicate=False))
+    skipped = {every[path] for path in plan.skipped}
+    gone = {path for path, module in every.items() if module in skipped}  # by any of its names
+    shapes = {
+        key: tuple(plan.narrow(key, tensor).shape)
+        for key, tensor in named_tensors(model).items()
+        if key in plan.tensors and not is_within(key, gone)
+    }
+    return CompactSpec(shapes, dict(sorted(plan.calls.items())), dict(sorted(plan.skipped.items())))
+
+
+def cut_out(model: nn.Module, plan: SubnetPlan) -> nn.Module:
+    """A subnet as a static network of its own, with copies of its weights.
+
+    Args:
+        model: The model of a supernet, in which no subnet is active.
+        plan: The subnet's.
+    """
+    network = copied(model)
+    for module in network.modules():
+        unswap(module, DynamicMixin)
+    spec = describe(model, plan)
+    tensors = {
+        key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
+        for key, tensor in named_tensors(model).items()
+        if key in spec.shapes
+    }
+    compact(network, spec, tensors)
+    for key, own in plan.norm_statistics.items():
+        network.get_buffer(key).copy_(own)
+    return network
 
 
 def compact(
@@ -127,7 +168,8 @@ def _supply(model: nn.Module, plan: SubnetPlan) -> None:
         # calls inside such a forward are none of those that are supplied around it
         apart = not is_supplied(own) and any(_is_inside(path, parent) for parent in plan.calls)
         if path in plan.calls or apart:
-            swap(module, Cut(calls=path in plan.calls, own=own), **Cut.named(subnet, path))
+            cut = Cut(calls=path in plan.calls, own=own)
+            swap(module, cut, **Cut.named(subnet, path), **own_forward(module))
         elif own is not None and path in plan.narrowed:
             swap(module, OtherForward(own))
 
@@ -159,7 +201,7 @@ def _skipped(block: nn.Module, result: HandsOn) -> nn.Module:
     It keeps the block's numbers and names, which the code around it may read, but is no instance of
     its class, whose layers others would look for.
     """
-    signature = own_signature(type(block).forward)
+    signature = own_signature(vars(block).get('forward') or type(block).forward.__get__(block))
     alone = all(
         parameter.kind is parameter.POSITIONAL_OR_KEYWORD and result == {'argument': [name]}
         for name, parameter in signature.parameters.items()
@@ -169,6 +211,7 @@ def _skipped(block: nn.Module, result: HandsOn) -> nn.Module:
         if not name.startswith('_') and isinstance(value, (bool, int, float, str, tuple)):
             vars(identity).setdefault(name, value)
     vars(identity)['training'] = block.training
+    carry_hooks(block, identity)
     return identity
 
 

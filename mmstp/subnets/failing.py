@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from torch import nn
 
@@ -42,29 +42,42 @@ def halved(graph: ChannelGraph, space: SearchSpace) -> list[int]:
 
 
 def any_difference(
-    model: nn.Module, graph: ChannelGraph, space: SearchSpace, verifier: Verifier
+    model: nn.Module,
+    graph: ChannelGraph,
+    space: SearchSpace,
+    verifier: Verifier,
+    again: bool = False,
 ) -> str | None:
     """How the narrowest subnets tried differ from the masked trace; None where none does.
 
     Half of all channels; with all blocks that may be skipped gone too; and with the last ones of a
     chain alone, where its blocks differ in kind. The second is run in all ways, the first, which
-    takes longer, in train mode.
+    takes longer, in train mode. The smallest subnet is cut out too. ``again`` is for a model that
+    passed, of which little was changed: the second alone.
     """
     units, every = halved(graph, space), list(space.min_depth())
 
     def reason(skipped: Sequence[str], modes: Sequence[bool] = ()) -> str | None:
         return verifier.difference(plan_subnet(model, graph, units, skipped), units, modes)
 
-    found = reason((), BOTH if not every else TRAINING) or (reason(every, BOTH) if every else None)
-    return found or next(filter(None, map(reason, _endings(model, space))), None)
+    found = reason(every, BOTH) or (reason((), TRAINING) if every and not again else None)
+    if found or again:
+        return found
+    found = next(filter(None, map(reason, _endings(model, space))), None)
+    if found is None:
+        smallest = space.group_units(space.encode(space.smallest)[None])[0].tolist()
+        plan = plan_subnet(model, graph, smallest, every)
+        found = verifier.difference(plan, smallest) or verifier.export_difference(plan)
+    return found
 
 
 def _endings(model: nn.Module, space: SearchSpace) -> Iterator[list[str]]:
-    """The last blocks of chains whose blocks differ in kind, one fewer each time."""
-    chains = [chain for stage in space.stages for chain in stage.chains]
-    kinds = [{type(model.get_submodule(path)).__qualname__ for path in chain} for chain in chains]
-    mixed = [chain[1:] for chain, kind in zip(chains, kinds, strict=True) if len(kind) > 1]
-    tails = [[chain[place:] for place in range(1, len(chain))] for chain in mixed]
+    """Chains that end where one kind of block follows another, once for each pair of kinds."""
+    tails: list[list[Sequence[str]]] = []
+    for chain in (chain for stage in space.stages for chain in stage.chains):
+        kinds = [type(model.get_submodule(path)).__qualname__ for path in chain]
+        pairs = {pair: place for place, pair in enumerate(pairwise(kinds), 1)}
+        tails.append([chain[place:] for (one, other), place in pairs.items() if one != other])
     for parts in zip_longest(*tails, fillvalue=()):
         yield [path for part in parts for path in part]
 
@@ -87,11 +100,17 @@ def find_failing(
     verifier.check_dense()
     full, narrow = [group.units for group in graph.groups], halved(graph, space)
 
+    smallest = space.group_units(space.encode(space.smallest)[None])[0].tolist()
+
     def reason(groups: Sequence[int], skipped: Sequence[str]) -> str | None:
-        units = list(full)
-        for index in groups:
-            units[index] = narrow[index]
-        return verifier.difference(plan_subnet(model, graph, units, skipped), units, BOTH)
+        for chosen in (narrow, smallest):
+            units = list(full)
+            for index in groups:
+                units[index] = chosen[index]
+            plan = plan_subnet(model, graph, units, skipped)
+            if found := verifier.difference(plan, units, BOTH if chosen is narrow else ()):
+                return found
+        return verifier.export_difference(plan)
 
     kinds: dict[str, list[int]] = {}
     for index, group in enumerate(graph.groups):

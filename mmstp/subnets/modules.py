@@ -25,7 +25,7 @@ from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute
 from .plan import SubnetPlan
 from .sized_calls import SuppliedSizes, unsupplied
-from .swap import Role, Swapped, swap
+from .swap import FORWARD, Role, Swapped, swap
 
 
 class ActiveSubnet:
@@ -98,13 +98,18 @@ class Dynamic(Role):
         """Why it cannot be scripted, and what to do."""
         return f'{type(module).__name__} is part of a supernet: script an exported subnet'
 
+    @property
+    def has_forward(self) -> bool:
+        """Whether its forward is not the class's."""
+        return self.skippable or self.calls or self.live or self.own is not None
+
     def members(self, base: type[nn.Module]) -> dict[str, Any]:
         found: dict[str, Any] = {
             **{name: _narrow_tensor(name, _computes(base)) for name in self.tensors},
             **{name: _narrow_attribute(name) for name in self.attributes},
             '__prepare_scriptable__': functools.partialmethod(_refuse_scripting, self),
         }
-        if self.skippable or self.calls or self.live or self.own is not None:
+        if self.has_forward:
             found['forward'] = _forward(base.forward, self)
         return found
 
@@ -127,37 +132,45 @@ def make_dynamic(module: nn.Module, path: str, subnet: ActiveSubnet, **role: Any
         subnet: The model's state.
         **role: Of `Dynamic`; a registered forward is found.
     """
-    swap(module, Dynamic(**role, own=forward_of(module)), **Dynamic.named(subnet, path))
+    made = Dynamic(**role, own=forward_of(module))
+    state = own_forward(module) if made.has_forward else {}
+    swap(module, made, **Dynamic.named(subnet, path), **state)
+
+
+def own_forward(module: nn.Module) -> dict[str, Any]:
+    """A forward that was set on the module itself, taken away: state for the class's to call."""
+    return {FORWARD: vars(module).pop('forward')} if 'forward' in vars(module) else {}
 
 
 def _forward(base: Callable[..., Any], role: Dynamic) -> Callable[..., Any]:
     """The forward that asks the plan: skipped, with another forward, with other sizes, or as is."""
     subnet_name, path_name = role.state
-    signature = own_signature(base)
 
     @functools.wraps(base)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        dense = vars(self).get(FORWARD) or base.__get__(self)
         subnet, path = vars(self)[subnet_name], vars(self)[path_name]
         plan = subnet.plan
         if plan is None:
-            return base(self, *args, **kwargs)
+            return dense(*args, **kwargs)
         if role.skippable and path in plan.skipped:
-            return hand_on(plan.skipped[path], signature, args, kwargs)
+            return hand_on(plan.skipped[path], own_signature(dense), args, kwargs)
         if (tracer := _tracer(args, kwargs)) is not None and tracer.root is not self:
             # what its code makes of a proxy's shape is not the subnet's: a leaf for `torch.fx`
             return tracer.create_proxy('call_module', tracer.path_of_module(self), args, kwargs)
-        run = base if role.own is None or path not in plan.narrowed else role.own
+        other = role.own is not None and path in plan.narrowed
+        run = role.own.__get__(self) if role.own and other else dense
         if not is_supplied(role.own):
             with unsupplied():
-                return run(self, *args, **kwargs)
+                return run(*args, **kwargs)
         training = self.training
         self.training = training or role.live
         try:
             ways = plan.calls.get(path) if role.calls else None
             if ways is None:
-                return run(self, *args, **kwargs)
+                return run(*args, **kwargs)
             with SuppliedSizes(path, ways) as sizes:
-                out = run(self, *args, **kwargs)
+                out = run(*args, **kwargs)
             if sizes.changed:
                 subnet.supplied.add(path)
             return out

@@ -28,6 +28,7 @@ from ..analysis.operators.table import OPERATORS
 from ..analysis.records import SizedCall
 from ..errors import CallError
 from ..foreign import function_modes, schema_name
+from .einops_sizes import let_einops_pass
 
 # sequences of calls, one of which a forward makes
 Ways = Sequence[Sequence[SizedCall[int]]]
@@ -96,6 +97,10 @@ class SuppliedSizes(TorchFunctionMode):
         self._made += 1
         return call
 
+    def __enter__(self) -> Any:
+        let_einops_pass(_supplying)
+        return super().__enter__()
+
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None and all(len(way) > self._made for way in self._ways):
@@ -103,6 +108,10 @@ class SuppliedSizes(TorchFunctionMode):
                 f'{self._path or "the model"} ends before it calls '
                 f'{self._ways[0][self._made].supplies!r}, which its trace does'
             )
+
+
+def _supplying() -> bool:
+    return any(isinstance(m, SuppliedSizes) and not m.paused for m in function_modes())
 
 
 @contextmanager

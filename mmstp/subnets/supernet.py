@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..analysis.scratch import copied
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
 from ..foreign import pytree
@@ -20,13 +18,11 @@ from ..search.cost import CostModel
 from ..search.space import SearchSpace
 from .compact_spec import CompactSpec, stage_shapes
 from .convert import convert
-from .cut import compact
+from .cut import cut_out, describe
 from .importance import order_channels
-from .modules import DynamicMixin
 from .norm_statistics import calibrate, norms_with_statistics
-from .plan import Selection, SubnetPlan, is_within, named_tensors, plan_subnet
+from .plan import Selection, SubnetPlan, plan_subnet
 from .refuse import check_intact
-from .swap import unswap
 
 
 class Supernet:
@@ -133,21 +129,9 @@ class Supernet:
 
     def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""
-        plan = self._plan(architecture)
-        every = dict(self.model.named_modules(remove_duplicate=False))
-        skipped = {every[path] for path in plan.skipped}
-        gone = {path for path, module in every.items() if module in skipped}  # by any of its names
-        shapes = {
-            key: tuple(plan.narrow(key, tensor).shape)
-            for key, tensor in named_tensors(self.model).items()
-            if key in plan.tensors and not is_within(key, gone)
-        }
-        return CompactSpec(
-            shapes,
-            dict(sorted(plan.calls.items())),
-            dict(sorted(plan.skipped.items())),
-            tuple(stage_shapes(self.space, stage) for stage in self.space.stages),
-        )
+        spec = describe(self.model, self._plan(architecture))
+        stages = (stage_shapes(self.space, stage) for stage in self.space.stages)
+        return replace(spec, stages=tuple(stages))
 
     def export(self, architecture: Architecture) -> nn.Module:
         """The subnet as a static network of its own, with copies of its weights.
@@ -157,20 +141,7 @@ class Supernet:
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
         """
-        plan = self._plan(architecture)
-        network = copied(self.model)
-        for module in network.modules():
-            unswap(module, DynamicMixin)
-        spec = self.compact_spec(architecture)
-        tensors = {
-            key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
-            for key, tensor in named_tensors(self.model).items()
-            if key in spec.shapes
-        }
-        compact(network, spec, tensors)
-        for key, own in plan.norm_statistics.items():
-            network.get_buffer(key).copy_(own)
-        return network
+        return cut_out(self.model, self._plan(architecture))
 
     def calibrate(
         self,

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+FORWARD = '_mmstp_forward'  # where a forward is kept that was set on a module itself
+
 
 class Role:
     """What a swapped class does beside what its own class does.
@@ -95,7 +97,9 @@ def unswap(module: nn.Module, mixin: type[Swapped] = Swapped) -> None:
     """Gives a module back the class that it had before it got roles with this mixin."""
     while isinstance(module, mixin):
         for name in module.mmstp_added:
-            vars(module).pop(name, None)
+            value = vars(module).pop(name, None)
+            if name == FORWARD:
+                vars(module)['forward'] = value
         module.__class__ = module.mmstp_class
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from ...atomic_files import write_json
@@ -15,10 +14,21 @@ from ...config_fields import positive
 from ...errors import CheckpointError
 from ...registry import HOOKS
 from ..algorithm import STP, stp_of
+from ..options import is_number, not_finite
 from ..pool import ShrinkSchedule
+from ..search_state import read_search
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 BEST = 'best_architecture.json'
+# fields of MMEngine's config that change how the model runs
+REFUSED = {
+    'compile': 'torch.compile cannot follow a network that is another subnet in every pass. Leave '
+    'it out of the config; exported networks can be compiled',
+    'activation_checkpointing': 'it runs blocks again in the backward pass, when the network is '
+    'another subnet. Leave it out of the config; AMP (--amp) saves memory too',
+    'efficient_conv_bn_eval': 'it replaces the forward of layers that run as parts of themselves. '
+    'Leave it out of the config',
+}
 
 
 @HOOKS.register_module()
@@ -36,7 +46,7 @@ class PoolHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int | None = None, end: float = 0.6) -> None:
-        if not isinstance(end, (int, float)) or not 0 < end <= 1:
+        if not is_number(end) or not 0 < end <= 1:
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.end = end
@@ -46,13 +56,11 @@ class PoolHook(Hook):
     def before_train(self, runner: Runner) -> None:
         stp = stp_of(runner)
         stp.supernet.check_intact()
-        if stp.driver not in (None, self):
+        if sum(isinstance(hook, PoolHook) for hook in runner.hooks) > 1:
             raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
-        if 'train_step' in vars(runner.model):
-            raise RuntimeError(
-                'compile=…: torch.compile cannot follow a network that is another subnet in every '
-                'pass. Leave it out of the config; exported networks can be compiled'
-            )
+        for field, reason in REFUSED.items():
+            if runner.cfg.get(field) not in (None, False):
+                raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
         stp.driver = self
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         end = max(1, round(self.end * runner.max_iters))
@@ -71,6 +79,8 @@ class PoolHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         stp = stp_of(runner)
+        if any(_saves(hook, runner) for hook in runner.hooks):
+            _refuse_weights(stp)
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
@@ -83,6 +93,9 @@ class PoolHook(Hook):
         if drops or self._spread is None:
             self._spread = spread(stp)
         hub.update_scalar('train/pool_spread', self._spread)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        _refuse_weights(stp_of(runner))  # before `CheckpointHook` takes the oldest checkpoint away
 
     def _report(self, runner: Runner, stp: STP, step: int) -> None:
         best = stp.pool.best
@@ -123,42 +136,32 @@ class PoolHook(Hook):
                 'the checkpoint holds no state of an STP search: it was not written by a run with '
                 'mmstp.PoolHook. A checkpoint of the dense classifier goes into model.pretrained'
             )
-        state = checkpoint[STATE]
-        read = copy.deepcopy(stp.pool)  # nothing is taken over of what is damaged
-        read.load_state_dict(state['pool'])
-        pool, space = list(read.scores), stp.supernet.space
-        for architecture in pool:
-            space.check(architecture)
-        costs = stp.supernet.cost.count(pool, stp.budget.metric)
-        for place in np.flatnonzero(~stp.budget.meets(costs))[:1].tolist():
-            raise CheckpointError(
-                f'the checkpoint has {pool[place]} in its pool, of {costs[place]:,} '
-                f'{stp.budget.metric}: that does not meet the budget of {stp.budget.target:,.0f} '
-                f'within {stp.budget.tolerance:.1%}. It needs the config of its own run'
-            )
-        size = state['pool_size']
-        if type(size) is not int or not len(pool) <= size <= space.size:
-            raise CheckpointError(
-                f'the checkpoint says that its pool began with {size!r} architectures; expected a '
-                f'whole number from {len(pool)} to {space.size}'
-            )
-        stp.pool.load_state_dict(state['pool'])
-        self._size = size
+        if bad := not_finite(stp, checkpoint.get('state_dict', {})):
+            raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
+        self._size = read_search(stp, checkpoint[STATE])
 
     def after_train(self, runner: Runner) -> None:
+        stp_of(runner).driver = None
         self._report(runner, stp_of(runner), runner.iter)
         runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
 
 
 def _refuse_weights(stp: STP) -> None:
     """Raises where weights are not finite: a checkpoint of them would be taken for a good one."""
-    for key, tensor in stp.model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(
-                f'{key} holds numbers that are not finite: nothing is saved, and the checkpoint '
-                'before stays the last. Training diverged in the step before, or an image or a '
-                'label holds such numbers'
-            )
+    if bad := not_finite(stp.model):
+        raise CheckpointError(
+            f'{bad[0]} holds numbers that are not finite: nothing is saved, and the checkpoint '
+            'before stays the last. Training diverged in the step before, or an image or a label '
+            'holds such numbers'
+        )
+
+
+def _saves(hook: Hook, runner: Runner) -> bool:
+    """Whether a hook saves a checkpoint after this iteration."""
+    if not isinstance(hook, CheckpointHook) or hook.by_epoch:
+        return False
+    last = hook.save_last and hook.is_last_train_iter(runner)
+    return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))
 
 
 def spread(stp: STP) -> float:

@@ -13,7 +13,8 @@ from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ...subnets.norm_statistics import calibrate
+from ...analysis.eval_state import eval_mode
+from ...subnets.norm_statistics import calibrate, norms_with_statistics
 
 
 def calibrate_on(
@@ -29,7 +30,7 @@ def calibrate_on(
     of a compact classifier.
     """
     if estimate is None:
-        estimate = partial(calibrate, network, forward=partial(network, mode='tensor'))
+        estimate = partial(_calibrate, network)
     dataset: Any = dataloader.dataset
     chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
     batches = DataLoader(
@@ -47,6 +48,23 @@ def calibrate_on(
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:
+    """Statistics of all norms but those that are frozen (``frozen_stages``).
+
+    A subnet was trained on the main network's there, which it sees the same input as.
+    """
+    with eval_mode(network):
+        network.train()
+        frozen = [norm for _, norm in norms_with_statistics(network) if not norm.training]
+    try:
+        for norm in frozen:
+            norm.track_running_stats = False  # it still normalises by them in eval mode
+        calibrate(network, batches, partial(network, mode='tensor'))
+    finally:
+        for norm in frozen:
+            norm.track_running_stats = True
 
 
 def _batch_size(dataloader: DataLoader) -> int:

@@ -1,0 +1,137 @@
+"""Where a run goes on: the newest good checkpoint of a work dir, which one run at a time has."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import MMLogger
+
+from ..checkpoints import read_checkpoint, weights_of
+from ..errors import CheckpointError, LaunchError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where work dirs are not locked
+    fcntl = None  # type: ignore[assignment]
+
+LAST = 'last_checkpoint'  # MMEngine's file with the path of the checkpoint written last
+LOCK = 'run.lock'
+_RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
+
+def resumable(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint to resume from.
+
+    Raises:
+        CheckpointError: If it cannot be read, is none of a training run, or its weights are not
+            finite.
+    """
+    content = read_checkpoint(path)
+    meta = content.get('meta')
+    at = meta.get('iter') if isinstance(meta, dict) else None
+    if type(at) is not int or not {'state_dict', 'message_hub'} <= content.keys():
+        raise CheckpointError(
+            f'checkpoint {str(path)!r} cannot be resumed from: it is none of a training run, which '
+            'says how far the training was (meta.epoch, meta.iter). Weights alone go into load_from'
+        )
+    weights_of(content, path)
+    return content
+
+
+def newest_checkpoint(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """The checkpoint that `LAST` names, with its content; where it is not good, the newest that is.
+
+    Returns:
+        None where there are no checkpoints at all.
+
+    Raises:
+        CheckpointError: If there are, and none of them is good: a run that started anew would
+            overwrite them.
+    """
+    folder = Path(work_dir)
+    try:
+        named = (folder / LAST).read_text().strip() if (folder / LAST).is_file() else ''
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f'{folder / LAST} cannot be read: {error}') from error
+    if '://' in named or (named and Path(named).is_dir()):  # elsewhere, or DeepSpeed's: MMEngine's
+        return named, {}
+    # checkpoints with the best metric hold no optimizer, so the training cannot go on from them
+    found = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
+    refused: list[str] = []
+    if named:
+        try:
+            return named, resumable(named)
+        except CheckpointError as error:
+            refused.append(f'{LAST} names a file that does not do: {error}')
+            found = [path for path in found if path.absolute() != Path(named).absolute()]
+    elif found:
+        state = 'is empty' if (folder / LAST).is_file() else 'is missing'
+        refused.append(f'{folder / LAST} {state}')
+    good: list[tuple[int, str, dict[str, Any]]] = []
+    for path in found:
+        try:
+            content = resumable(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+            continue
+        if not good or content['meta']['iter'] > good[0][0]:
+            good = [(content['meta']['iter'], str(path), content)]  # one at a time in memory
+    logger = MMLogger.get_instance('mmstp')
+    if good:
+        iteration, name, content = good[0]
+        for line in refused:
+            logger.warning(line)
+        logger.warning(f'resuming from {name}, the newest good checkpoint (iteration {iteration})')
+        return name, content
+    if refused:
+        raise CheckpointError(
+            f'nothing in {str(work_dir)!r} can be resumed from, and starting anew would overwrite '
+            'it:\n  ' + '\n  '.join(refused) + '\nName a checkpoint with --resume FILE, or another '
+            'folder with --work-dir'
+        )
+    logger.info(f'no checkpoint in {str(work_dir)!r}: the training starts from its beginning')
+    return None
+
+
+def warn_of_overwriting(work_dir: str | Path) -> None:
+    """Says that there are checkpoints which a run that starts anew will overwrite."""
+    if found := sorted(path.name for path in Path(work_dir).glob('*.pth')):
+        MMLogger.get_instance('mmstp').warning(
+            f'{str(work_dir)!r} holds {len(found)} checkpoints of an earlier run ({found[0]}, …): '
+            'this one starts from its beginning and writes over them. --resume goes on instead'
+        )
+
+
+@contextmanager
+def work_dir_locked(work_dir: str | Path) -> Iterator[None]:
+    """Inside, the folder is this run's; the lock goes when the process does, however it ends.
+
+    Raises:
+        LaunchError: If another run has it.
+    """
+    ranks = [os.environ[name] for name in _RANKS if name in os.environ]
+    if fcntl is None or (ranks and ranks[0] != '0'):
+        yield
+        return
+    path = Path(work_dir) / LOCK
+    with path.open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise LaunchError(
+                f'another run ({file.read().strip() or "unknown"}) is writing into work_dir '
+                f'{str(work_dir)!r}: files of both would be mixed. Give another folder with '
+                '--work-dir, or wait until it has ended'
+            ) from error
+        except OSError as error:  # file systems without locks
+            MMLogger.get_instance('mmstp').warning(f'{path} cannot be locked: {error.strerror}')
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        yield

@@ -1,0 +1,51 @@
+"""The search's state in a checkpoint: read, and refused where it is not that of this run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArchitectureError, CheckpointError
+
+
+def read_search(stp: Any, state: Any) -> int:
+    """Takes the pool of a checkpoint over; nothing changes where it is damaged.
+
+    Args:
+        stp: An `STP`, made from the config of the run.
+        state: What `PoolHook` put into the checkpoint.
+
+    Returns:
+        How many architectures the pool began with.
+
+    Raises:
+        CheckpointError: If it is damaged, or of another space or budget.
+    """
+    try:
+        kept, size = state['pool'], state['pool_size']
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            'the state of the search is damaged: it has no pool, or no pool_size'
+        ) from error
+    pool = copy.deepcopy(stp.pool)
+    pool.load_state_dict(kept)
+    members, budget = list(pool.scores), stp.budget
+    try:
+        costs = stp.supernet.cost.count([*map(stp.supernet.space.check, members)], budget.metric)
+    except ArchitectureError as error:
+        raise CheckpointError(f'the pool of the checkpoint is of another space: {error}') from error
+    for place in np.flatnonzero(~budget.meets(costs))[:1].tolist():
+        raise CheckpointError(
+            f'the checkpoint has {members[place]} in its pool, of {costs[place]:,} '
+            f'{budget.metric}: that does not meet the budget of {budget.target:,.0f} within '
+            f'{budget.tolerance:.1%}. It needs the config of its own run'
+        )
+    if type(size) is not int or not len(members) <= size <= stp.pool_size:
+        raise CheckpointError(
+            f'the checkpoint says that its pool began with {size!r} architectures; expected a '
+            f'whole number from {len(members)} to {stp.pool_size} (model.pool.size)'
+        )
+    stp.pool = pool
+    return size
