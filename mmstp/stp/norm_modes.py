@@ -67,7 +67,9 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) 
     options = {
         name: value
         for name in ('norm_eval', 'frozen_stages')
-        if (value := getattr(backbone, name, None)) not in (None, False, -1)
+        if (value := getattr(backbone, name, None)) is not None
+        and value is not False
+        and value != -1
     }
     more = f' and {len(frozen) - 1} more norms stay' if len(frozen) > 1 else ' stays'
     said = ', '.join(f'{name}={value!r}' for name, value in options.items())

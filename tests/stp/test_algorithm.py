@@ -234,6 +234,7 @@ def _freeze_norms(stp):
     for module in stp.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+    stp._norms = []  # STP refuses that
 
 
 def _train(model, stp, images, samples, steps=3):

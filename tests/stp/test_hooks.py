@@ -212,7 +212,7 @@ def test_two_drivers_are_refused(tmp_path):
 def test_compiled_training_is_refused(tmp_path):
     cfg = tiny.config(tmp_path)
     cfg.compile = True
-    with pytest.raises(RuntimeError, match=r'compile=…: torch\.compile cannot follow'):
+    with pytest.raises(RuntimeError, match=r'compile=True: torch\.compile cannot follow'):
         train(cfg)
 
 
