@@ -17,8 +17,8 @@ def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
     """A deep copy, in the same modes.
 
     Args:
-        model: Any module. Tensors that it holds as plain attributes and that have a history (what
-            `torch.nn.utils.weight_norm` works out) are copied without that.
+        model: Any module. Tensors that it holds in attributes and that have a history (what
+            `torch.nn.utils.weight_norm` works out, what a forward kept) are copied without that.
         share_parameters: The copy has the model's own parameters, not copies of them.
 
     Raises:
@@ -26,7 +26,7 @@ def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for value in vars(module).values():
+        for value in pytree.tree_leaves(list(vars(module).values())):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     if share_parameters:

@@ -218,12 +218,23 @@ def _reshaped(call: SizedCall[int], shape: Sequence[int], sizes: list[int], path
         if other:
             sizes[other[0]] = call.sizes[other[0]]
             continue
+        divided = [d for d in after if d not in counted and sizes[d] * total % product == 0]
+        as_traced = all(given[d] == call.sizes[d] for d in counted)
+        if divided and (as_traced or not into):  # a batch that the code divided by the dense heads
+            sizes[divided[0]] = sizes[divided[0]] * total // product
+            continue
         if not into:
             raise CallError(
                 f'{path or "the model"} reshapes {tuple(shape)} to {tuple(given)}, where its '
                 f'trace has {call.sizes}: the subnet has {call.dims} there'
             )
         sizes[into[0]] = sizes[into[0]] * total // product
+    count, filled = math.prod(sizes), math.prod(shape)
+    if -1 not in sizes and count != filled:  # the same, of a batch that no channels are folded in
+        for d, kept in enumerate(call.dims):
+            if kept is None and sizes[d] * filled % count == 0:
+                sizes[d] = sizes[d] * filled // count
+                break
     return sizes
 
 

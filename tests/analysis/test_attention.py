@@ -157,7 +157,7 @@ def test_slices_with_sizes_in_the_code_are_found():
 
     layers = dict(qkv=nn.Linear(10, 3 * INNER), mlp=nn.Linear(INNER, 16), proj=nn.Linear(16, 5))
     supernet = Supernet(Net(layers, function).eval(), torch.randn(SHAPE), stem=True, divisor=1)
-    assert 'fails when narrowed: CallError' in supernet.graph.fixed['qkv']
+    assert 'fails when narrowed' in supernet.graph.fixed['qkv']
     assert shapes(supernet.graph) == {'mlp': (16, 1)}
 
 
