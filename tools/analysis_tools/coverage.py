@@ -106,7 +106,7 @@ def main() -> int:
     for source in args.source or SOURCES:
         try:
             known[source] = networks(source)
-        except ImportError as error:
+        except Exception as error:  # mmpretrain beside an unknown transformers: TypeError
             message = f'{source} cannot be imported ({error}); pip install {source}'
             if args.source:
                 parser.error(message)

@@ -214,7 +214,7 @@ def fill(model: nn.Module, generator: torch.Generator) -> None:
     for name, tensor in itertools.chain(model.named_parameters(), statistics):
         noise = torch.randn(tensor.shape, generator=generator)
         if tensor.dim() > 1:
-            value = noise * math.sqrt(2 / max(1, tensor[0].numel()))
+            value = noise * math.sqrt(2 / max(1, math.prod(tensor.shape[1:])))
         elif name.endswith(('bias', 'running_mean')):
             value = noise * 0.1
         else:

@@ -139,7 +139,8 @@ def title(network: Network) -> str:
 
 
 def short(text: str, length: int = 120) -> str:
-    """One line that a Markdown table can hold."""
+    """One line that a Markdown table can hold, without the folders of files."""
+    text = re.sub(r'(?<![\w.])/(?:[\w.+-]+/)+', '', text)
     text = re.sub(r'\s+', ' ', text).strip().replace('|', '\\|')
     return text if len(text) <= length else text[: length - 1] + '…'
 

@@ -211,11 +211,10 @@ NETWORKS: tuple[tuple[str, str, Options, Inputs], ...] = (
     ('t5', 'T5EncoderModel', dict(
         vocab_size=120, d_model=96, d_kv=24, d_ff=192, num_layers=6, num_heads=4, use_cache=False),
      _masked),
-    ('bart', 'BartForSequenceClassification', dict(
+    ('bart', 'BartModel', dict(
         vocab_size=120, d_model=96, encoder_layers=4, decoder_layers=4, encoder_ffn_dim=192,
         decoder_ffn_dim=192, encoder_attention_heads=4, decoder_attention_heads=4,
-        max_position_embeddings=64, use_cache=False, eos_token_id=2),
-     lambda: {'input_ids': torch.tensor([[5, 6, 7, 8, 9, 10, 11, 2]])}),
+        max_position_embeddings=64, use_cache=False), _tokens),
     ('mamba', 'MambaModel', dict(
         vocab_size=120, hidden_size=64, state_size=8, num_hidden_layers=6, use_cache=False),
      _tokens),
