@@ -44,6 +44,11 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in both.items() if tensor is not None}
 
 
+def is_buffer(module: nn.Module, name: str) -> bool:
+    """Whether a module has a buffer of this name."""
+    return name in module._buffers
+
+
 def empty_buffers(model: nn.Module) -> int:
     """How many registered buffers hold no tensor (yet)."""
     return sum(x is None for module in model.modules() for x in module._buffers.values())

@@ -38,7 +38,8 @@ def hand_on(result: HandsOn, forward: inspect.Signature, args: Any, kwargs: Any)
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
     """
-    bound = forward.bind(*args, **kwargs)
+    # partial: who asks for the block's class may leave out what only the block needs
+    bound = forward.bind_partial(*args, **kwargs)
     bound.apply_defaults()
 
     def made(part: HandsOn) -> Any:

@@ -181,6 +181,11 @@ class Walk:
         for line in lines if len(self.walked) == 1 else ():
             self.producers.append(Producer(path, line, self.order[node], space, key or path))
 
+    def are_layer(self, values: Sequence[Value]) -> bool:
+        """Whether these are parameters of one module inside the model."""
+        paths = {self._keys.get(id(value), '').rpartition('.')[0] for value in values}
+        return len(paths) == 1 and '' not in paths
+
     def stays(self, node: fx.Node, values: Sequence[Value], reason: str) -> Any:
         """All that the operator's tensors hold has to stay; returns its output's value."""
         for value in values:

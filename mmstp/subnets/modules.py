@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from ..analysis.handing_on import hand_on, own_signature
 from ..errors import CallError
-from ..foreign import has_hooks_before
+from ..foreign import has_hooks_before, is_buffer
 from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute
 from .plan import SubnetPlan
@@ -109,6 +109,8 @@ class Dynamic(Role):
             **{name: _narrow_attribute(name) for name in self.attributes},
             '__prepare_scriptable__': functools.partialmethod(_refuse_scripting, self),
         }
+        if self.tensors:
+            found['__setattr__'] = _set_outside_subnets(frozenset(self.tensors), base)
         if self.has_forward:
             found['forward'] = _forward(base.forward, self)
         return found
@@ -225,6 +227,17 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         return tensor.clone() if self.training and not is_parameter else tensor
 
     return property(get)
+
+
+def _set_outside_subnets(names: frozenset[str], base: type[nn.Module]) -> Callable[..., None]:
+    """Buffers belong to the main network: what a subnet's forward assigns to them is dropped."""
+
+    def set_(self: Any, name: str, value: Any) -> None:
+        if name in names and self._mmstp_subnet.plan is not None and is_buffer(self, name):
+            return
+        base.__setattr__(self, name, value)
+
+    return set_
 
 
 def _narrow_attribute(name: str) -> property:

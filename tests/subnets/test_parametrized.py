@@ -66,3 +66,15 @@ def test_they_are_narrowed_as_plain_ones(wrap):
 def test_hooks_that_reshape_are_named():
     with pytest.raises(SpaceError, match=r'forward_pre_hook.*parametrizations\.spectral_norm'):
         Supernet(build(spectral_norm).eval(), torch.randn(1, 3, 6, 6), stem=True)
+
+
+def test_what_a_subnet_s_forward_assigns_to_buffers_is_dropped():
+    """Spectral norm's vectors are worked out further in training, in the main network alone."""
+    model = build(parametrizations.spectral_norm).train()
+    supernet = Supernet(model, torch.randn(1, 3, 6, 6), stem=True)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with supernet.activate(supernet.space.smallest):
+        model(torch.randn(2, 3, 6, 6)).sum().backward()
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    model(torch.randn(2, 3, 6, 6))
+    assert not all(torch.equal(b, before[name]) for name, b in model.named_buffers())

@@ -79,7 +79,8 @@ def _equation(a: Value, b: Value) -> str:
 def add_product(
     walk: Walker, node: fx.Node, added: Value, a: Value, b: Value, **kwargs: Any
 ) -> Value:
-    walk.produced(node, b, len(b.shape) - 1, channels=-1)  # where the second is a layer's weight
+    if walk.are_layer([added, b]):  # GPT-2's linear layer
+        walk.produced(node, b, 1, channels=-1)
     out = product(walk, node, a, b)
     return walk.ids.combine([out, added], out.shape)
 
