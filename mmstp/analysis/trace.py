@@ -112,7 +112,7 @@ def _export(
 ) -> torch.export.ExportedProgram:
     level, pages = logging.root.manager.disable, io.StringIO()
     try:
-        logging.disable(logging.WARNING)  # before it fails, the exporter prints all that it has
+        logging.disable(logging.ERROR)  # before it fails, the exporter prints all that it has
         with (
             redirect_stdout(pages), redirect_stderr(pages), warnings.catch_warnings(),
             registration_hooks_kept(), eval_mode(model, live), torch.no_grad(), as_if_run(),

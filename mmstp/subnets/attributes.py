@@ -101,7 +101,7 @@ def _norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     return {} if known is None else {'num_features': known[0]}
 
 
-@register_sizes(nn.LayerNorm)
+@register_sizes(nn.LayerNorm, nn.RMSNorm)
 def _layer_norm(module: nn.Module, shapes: Shapes) -> dict[str, Attribute]:
     return {'normalized_shape': tuple(shapes['weight'])} if 'weight' in shapes else {}
 

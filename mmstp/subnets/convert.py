@@ -175,7 +175,8 @@ def _make_dynamic(
     layers = {holder(key)[0] for key in (*graph.dims, *graph.aliases)}
     skippable, live = space.min_depth(), graph.traced[0].trace.live
     for path, module in model.named_modules():  # a shared module by its first path alone
-        if any(path in paths for paths in (tensors, layers, skippable, graph.ways, live)):
+        needed = any(path in paths for paths in (tensors, layers, skippable, graph.ways, live))
+        if needed or forward_of(module) is not None:
             make_dynamic(
                 module,
                 path,

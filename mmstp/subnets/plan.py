@@ -139,7 +139,7 @@ def _in_subnet(call: SizedCall[DimMap], units: Sequence[int]) -> SizedCall[int]:
     """The call with the numbers of a subnet; only their count where they stay the code's."""
     if not call.runs and not call.counts:
         return SizedCall(call.supplies, dims=(None,) * len(call.dims))
-    return replace(call.resolve(lambda dim: len(dim.kept(units))), modules=())
+    return replace(call.resolve(lambda dim: len(dim.kept(units))), modules=(), made=False)
 
 
 def is_within(path: str, paths: Container[str]) -> bool:

@@ -248,3 +248,70 @@ def test_a_space_in_which_all_widths_round_to_one_is_empty():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)).eval()
     with pytest.raises(SpaceError, match=r'space\.divisor=8, every width keeps all .*at most 8'):
         Supernet(model, torch.randn(1, 3, 8, 8))
+
+
+# --- right by chance at half width ----------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """Takes the embedding's width for that of all heads: right where both are halved."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.inner = width // heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x):
+        b, n, c = x.shape
+        q, k, v = (
+            f(x).view(b, n, -1, self.inner).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
+        out = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return x + self.proj(out.transpose(1, 2).reshape(b, n, c))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'layers',
+    [
+        lambda: [nn.Linear(3, 16), Own(16, 4), Own(16, 4), nn.Linear(16, 5)],
+        lambda: [
+            nn.Linear(3, 32),
+            *(nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True) for _ in range(2)),
+            nn.Linear(32, 5),
+        ],
+        lambda: [nn.Linear(3, 16), nn.RMSNorm(16), nn.Linear(16, 24), nn.Linear(24, 5)],
+    ],
+    ids='heads fused rms'.split(),
+)
+def test_every_architecture_runs(layers):
+    supernet = Supernet(
+        nn.Sequential(*layers()).eval(), torch.randn(1, 7, 3), divisor=1, stem=True, embedding=True
+    )
+    assert len(supernet.graph.groups) >= 2
+    x = torch.randn(3, 7, 3)
+    for architecture in supernet.space.enumerate():
+        with supernet.activate(architecture):
+            assert equal(supernet.model(x), supernet.export(architecture)(x)), architecture
+
+
+def test_a_conversion_that_succeeds_is_silent(capfd):
+    """Also where a larger image cannot be traced, as behind a flatten of fixed size."""
+    layers = [nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16 * 36, 24), nn.Linear(24, 5)]
+    Supernet(nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 8), stem=True)
+    supernet = Supernet(Positions().eval(), torch.randn(1, 3, 6, 6))
+    assert 'takes no other size' in supernet.one_size
+    assert capfd.readouterr() == ('', '')
+
+
+class Positions(nn.Module):
+    """Mixes 36 positions; the number of channels is in the code too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 24, 1), nn.Linear(24, 5)
+        self.mix = nn.Linear(36, 36)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).reshape(len(x), 24, -1)
+        return self.c(self.mix(x).mean(-1))
