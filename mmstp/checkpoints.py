@@ -146,7 +146,11 @@ def plain_loading() -> Iterator[None]:
                 os.environ[_FORCED] = before
 
     def from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-        return read_checkpoint(filename, map_location)
+        content = read_checkpoint(filename, map_location)
+        if isinstance(content.get('meta'), dict):
+            # MMEngine's runner executes this text when it resumes (its own checkpoints have `cfg`)
+            content['meta'].pop('config', None)
+        return content
 
     # MMEngine names them in its log, as «load_from_…»
     from_address.__name__, from_file.__name__ = 'load_from_http', 'load_from_local'

@@ -25,9 +25,9 @@ def test_one_value_in_every_form():
     value = Architecture((2, 3), (0.5, 1.0))
     nested = [[2, 3], [0.5, 1]]
     forms = [nested, ((2, 3), (0.5, 1.0)), '((2, 3), (0.5, 1))', '[[2,3],[0.5,1.0]]', value]
-    assert {Architecture.from_nested(form) for form in forms} == {value}
-    assert Architecture.from_nested(json.loads(json.dumps(nested))) == value
-    assert str(Architecture.from_nested(nested)) == str(value)  # 1 prints as 1.0
+    assert {Architecture.of(form) for form in forms} == {value}
+    assert Architecture.of(json.loads(json.dumps(nested))) == value
+    assert str(Architecture.of(nested)) == str(value)  # 1 prints as 1.0
     assert pickle.loads(pickle.dumps(value)) == copy.deepcopy(value) == value
 
 
@@ -62,7 +62,7 @@ def test_other_stages_are_not_contained():
 )  # fmt: skip
 def test_other_forms_are_refused_with_an_example(value):
     with pytest.raises(ArchitectureError, match=r'does not parse: expected .* such as') as error:
-        Architecture.from_nested(value)
+        Architecture.of(value)
     assert str(value).replace('"', "'") in str(error.value)
     example = str(error.value).rpartition('such as ')[2].strip('"')
     assert str(Architecture.parse(example)) == example
@@ -85,3 +85,15 @@ def test_other_forms_are_refused_with_an_example(value):
 def test_values_out_of_range(depths, widths, message):
     with pytest.raises(ArchitectureError, match=message):
         Architecture(depths, widths)
+
+
+@pytest.mark.parametrize('text', ['(' * 10_000, '"((1,), (1.0,))"', '\0', 'f()', '-' * 5000])
+def test_texts_that_python_cannot_read(text):
+    with pytest.raises(ArchitectureError, match='does not parse') as error:
+        Architecture.of(text)
+    assert len(str(error.value)) < 500
+
+
+def test_whole_numbers_out_of_range():
+    with pytest.raises(ArchitectureError, match='is not a fraction'):
+        Architecture.of([[1], [10**400]])

@@ -1,13 +1,25 @@
-"""Weights that do not fit raise, whichever way they are loaded."""
+"""Weights that do not fit raise, whichever way they are loaded; files are read without code."""
 
+import os
+import pickle
 import re
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
 from torch import nn
 
-from mmstp.checkpoints import differences, require_fit
+from mmstp.checkpoints import (
+    differences,
+    plain_loading,
+    read_checkpoint,
+    require_fit,
+    weights_of,
+)
 from mmstp.errors import CheckpointError
 
 
@@ -144,3 +156,113 @@ def test_differences_come_in_the_order_of_the_module():
     found = differences(network(), changed('0.bias', torch.zeros(1), drop='2.weight'))
     assert [re.match(r'[\w.]+', line)[0] for line in found] == ['0.bias', '2.weight']
     assert differences(network(), changed()) == []
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+class Code:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.mark}',)
+
+
+class Attribute:
+    """Asks for an attribute of an allowed class that leads further."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+PLAIN = {
+    'state_dict': OrderedDict(a=torch.ones(2)),
+    'meta': {'epoch': 1, 'classes': ('a', 'b'), 'none': None},
+    'numpy': [np.arange(3), np.float64(0.5), np.zeros(2, np.uint8), np.int32(3)],
+    'log': {'loss': HistoryBuffer([1.0, 2.0], [1, 1])},
+}
+
+
+def test_what_mmengine_writes_is_read(tmp_path):
+    torch.save(PLAIN, tmp_path / 'a.pth')
+    for path in (tmp_path / 'a.pth', str(tmp_path / 'a.pth')):
+        found = read_checkpoint(path)
+        assert found['meta'] == PLAIN['meta']
+        assert found['log']['loss'].current() == 2.0
+        assert found['log']['loss'].statistics('mean') == 1.5
+        assert np.array_equal(found['numpy'][0], np.arange(3))
+        assert torch.equal(weights_of(found, path)['a'], torch.ones(2))
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('hostile', [Code, lambda mark: Attribute()])
+def test_nothing_else_is(hostile, old, tmp_path):
+    path, mark = tmp_path / 'a.pth', tmp_path / 'mark'
+    torch.save({**PLAIN, 'more': hostile(mark)}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"'.*a\.pth' holds \S+, which is neither a tensor"):
+        read_checkpoint(path)
+    with plain_loading(), pytest.raises(CheckpointError, match=r'a\.pth'):
+        CheckpointLoader.load_checkpoint(str(path))
+    path.write_bytes(pickle.dumps(Code(mark)))
+    with pytest.raises(CheckpointError, match=r'a\.pth'):
+        read_checkpoint(path)
+    assert not mark.exists()
+
+
+def test_other_files_are_named(tmp_path):
+    torch.save(PLAIN, tmp_path / 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    torch.save([1], tmp_path / 'list.pth')
+    contents = {
+        'empty': (b'', 'it is empty'),
+        'text': (b'some text', 'it is damaged, or no file that torch.save wrote'),
+        'json': (b'{"state_dict": {}}', 'it is damaged, or no file'),
+        'cut': (whole[: len(whole) // 2], 'it is cut off'),
+    }
+    for name, (content, reason) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"'.*{name}' cannot be read: {reason}"):
+            read_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match="nowhere' is not a file"):
+        read_checkpoint(tmp_path / 'nowhere')
+    with pytest.raises(CheckpointError, match=' is a folder'):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r'list\.pth. holds a list; expected a dict'):
+        read_checkpoint(tmp_path / 'list.pth')
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (
+            {'meta': {}, 'pool': 3},
+            r"'a' holds no weights: expected 'state_d.*it has meta, pool",
+        ),
+        ({'state_dict': 5}, 'holds no weights'),
+        ({'state_dict': {3: torch.ones(1)}}, 'holds no weights'),
+        ({'state_dict': {'x': torch.tensor([1.0, float('nan')])}}, 'x holds 1 of 2 numbers that'),
+    ],
+)
+def test_contents_without_good_weights(content, message):
+    with pytest.raises(CheckpointError, match=message):
+        weights_of(content, 'a')
+
+
+def test_mmengine_s_own_loaders_come_back(tmp_path):
+    before = [CheckpointLoader._get_checkpoint_loader(name) for name in ('a.pth', 'http://a')]
+    with pytest.raises(KeyError), plain_loading():
+        assert CheckpointLoader._get_checkpoint_loader('a.pth') is not before[0]
+        raise KeyError
+    after = [CheckpointLoader._get_checkpoint_loader(name) for name in ('a.pth', 'http://a')]
+    assert before == after
+
+
+def test_more_weights_are_accepted_where_that_is_said():
+    model = network()
+    require_fit(model, extra=True)
+    model.load_state_dict({**model.state_dict(), 'more': torch.zeros(1)}, strict=False)
+    with pytest.raises(CheckpointError, match=r'2\.bias: missing'):
+        model.load_state_dict(changed(drop='2.bias'), strict=False)

@@ -30,7 +30,7 @@ from torch import nn  # noqa: E402
 from mmstp import Architecture, Supernet  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
-from mmstp.deploy.export import max_abs_difference, reload, write_export  # noqa: E402
+from mmstp.deploy.export import check_folder, max_abs_difference, reload, write_export  # noqa: E402
 from mmstp.stp.algorithm import stp_of  # noqa: E402
 from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
 
@@ -161,6 +161,7 @@ def main() -> None:
     start = time.perf_counter()
     out = Path(args.work_dir)
     check_work_dir(args.work_dir)
+    check_folder(out / 'export')  # rather than after the training
     config = load_config(str(ROOT / 'configs/stp/digits.py'))
     config.work_dir = str(out / 'stp')
     config.randomness = dict(seed=args.seed)

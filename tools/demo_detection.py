@@ -27,7 +27,7 @@ from torch import nn  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
 from mmstp.deploy.detector_config import write_detector  # noqa: E402
-from mmstp.deploy.export import WEIGHTS, write_export  # noqa: E402
+from mmstp.deploy.export import WEIGHTS, check_folder, write_export  # noqa: E402
 from mmstp.stp.algorithm import stp_of  # noqa: E402
 from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
 from mmstp.subnets.cut import count_macs  # noqa: E402
@@ -158,6 +158,7 @@ def main() -> None:
     start = time.perf_counter()
     out = Path(args.work_dir).absolute()
     check_work_dir(args.work_dir)
+    check_folder(out / 'export')  # rather than after the training
     summary, dense_weights = prune(out, args)
     print(f'2. scenes with digits in {args.work_dir}/scenes')
     write_data_set(out / 'scenes', {k: 8 if args.tiny else n for k, n in SCENES.items()}, 0)

@@ -10,17 +10,21 @@ that of an export that is there already:
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mmstp import Architecture
+from mmstp.checkpoints import plain_loading
+from mmstp.cli.data_checks import check_input_shape, image_shape
 from mmstp.cli.launch import (
     add_config_options,
     build_stp,
     check_data,
     check_work_dir,
+    is_export,
     load_config,
     load_search,
 )
@@ -28,6 +32,7 @@ from mmstp.deploy.detector_config import write_detector
 from mmstp.deploy.export import BACKBONE, check_folder, max_abs_difference, reload, write_export
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
+from mmstp.stp.algorithm import STP
 from mmstp.stp.hooks.statistics import calibrate_on
 
 
@@ -43,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         '--architecture', help='such as "((2,3,4,2),(0.3,0.3,0.3,0.7))"; default: the best found'
     )
     parser.add_argument(
-        '--num-images', type=int, default=2000,
+        '--num-images', type=number_of_images, default=2000,
         help='training images for the statistics of norm layers; 0 keeps those of the main '
         'network, which do not fit a subnet',
     )  # fmt: skip
@@ -60,27 +65,30 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def number_of_images(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number, at least 0')
+    return int(text)
+
+
 def main() -> None:
     """Cuts a subnet out, or takes the one there is; then writes what else is asked for."""
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     check_folder(args.out)
-    check_work_dir(args.out)
-    if is_export(config):
-        check_same_folder(args)
-    else:
-        export(config, args)
-    for detector in args.detector:
-        write_detector(args.out, detector)
+    check_work_dir(args.out, '--out')
+    with plain_loading():
+        if is_export(config):
+            check_same_folder(args)
+        else:
+            export(config, args)
+        for detector in args.detector:
+            write_detector(args.out, detector)
     if args.onnx:
         for path, difference in write_onnx(args.out).items():
             size = path.stat().st_size / 2**20
             logger().info(f'{path}: {size:.1f} MiB, differs from PyTorch by {difference:.1e}')
-
-
-def is_export(config: Config) -> bool:
-    """Whether it is a config that this tool wrote."""
-    return config.model.get('backbone', {}).get('type') == 'mmstp.CompactBackbone'
 
 
 def check_same_folder(args: argparse.Namespace) -> None:
@@ -109,8 +117,8 @@ def export(config: Config, args: argparse.Namespace) -> None:
     if args.num_images:
         check_data(config, 'train_dataloader')
     stp = build_stp(config)
-    load_search(stp, args.checkpoint)
-    architecture = Architecture.parse(args.architecture) if args.architecture else stp.pool.best
+    dataset_meta = load_search(stp, args.checkpoint, config)
+    architecture = Architecture.of(args.architecture) if args.architecture else stp.pool.best
     if not args.architecture and len(stp.pool) > 1:
         logger().warning(
             f'the search is not finished: the best of {len(stp.pool)} candidates is cut'
@@ -118,10 +126,13 @@ def export(config: Config, args: argparse.Namespace) -> None:
     network = stp.export(architecture)
     if args.num_images:
         dataloader = Runner.build_dataloader(config.train_dataloader)
+        check_images(config, dataloader, stp)
         number = min(args.num_images, len(dataloader.dataset))
         logger().info(f'estimating the statistics of norm layers on {number} images')
         calibrate_on(network, dataloader, args.num_images)
-    description = write_export(args.out, network, config, stp, architecture, args.checkpoint)
+    description = write_export(
+        args.out, network, config, stp, architecture, args.checkpoint, dataset_meta
+    )
     difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)
     logger().info(
         f'{args.out}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '
@@ -132,6 +143,16 @@ def export(config: Config, args: argparse.Namespace) -> None:
         logger().info(f'{BACKBONE} for detectors is not written: {description["backbone"]}')
     if difference != 0:
         raise RuntimeError(f'the reloaded network differs by {difference}')
+
+
+def check_images(config: Config, dataloader: Any, stp: STP) -> None:
+    """Warns where the costs in the export are those of images of another size than the run's."""
+    try:
+        shape = tuple(stp.supernet.inputs[0].shape[1:])
+        check_input_shape(shape, {'train_dataloader': image_shape(dataloader, stp)})
+    except LaunchError as error:
+        # tests may have another size than the training; the run itself was checked when it began
+        logger().warning(str(error))
 
 
 def logger() -> MMLogger:

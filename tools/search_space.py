@@ -1,16 +1,18 @@
 """Shows what can be pruned: ``python tools/search_space.py configs/stp/r50_15pct.py``."""
 
 import argparse
+import inspect
 
 import torch
+from mmengine.config import Config
 
-from mmstp import SearchSpace, Supernet
+from mmstp import STP, ArchitecturePool, Budget, SearchSpace, Supernet
 from mmstp.cli.launch import add_config_options, is_stp, load_config
 from mmstp.cli.space_report import describe_space
-from mmstp.config_fields import options_of, refuse_unknown
+from mmstp.config_fields import default_of, options_of, refuse_unknown
 from mmstp.errors import LaunchError
 from mmstp.registry import MODELS
-from mmstp.search.budget import Budget
+from mmstp.stp.options import check_options
 
 
 def main() -> None:
@@ -20,22 +22,40 @@ def main() -> None:
     add_config_options(parser)
     args = parser.parse_args()
     config = load_config(args.config, args.cfg_options)
+    check_fields(config)
     model = config.model
-    if not is_stp(config):
-        raise LaunchError(f'model.type is {model.get("type")!r}, not mmstp.STP')
     classifier = MODELS.build(model.model)
-    inputs = torch.zeros(1, *model.get('input_shape', (3, 224, 224)))
-    space = model.get('space', {})
-    refuse_unknown('model.space', space, options_of(SearchSpace))
-    supernet = Supernet(classifier, inputs, **space)
+    inputs = torch.zeros(1, *option(model, 'input_shape'))
+    supernet = Supernet(classifier, inputs, **(model.get('space') or {}))
     budget = Budget.of(
-        model.target, model.get('metric', 'macs'), model.get('tolerance', 0.02),
+        model.target, option(model, 'metric'), option(model, 'tolerance'),
         supernet.space, supernet.cost,
     )  # fmt: skip
     text, met = describe_space(supernet, budget)
     print(text)
     if not met:
         raise SystemExit(1)
+
+
+def option(model: Config, name: str) -> object:
+    """An option of `STP`, or its default."""
+    return model.get(name, default_of(STP, name))
+
+
+def check_fields(config: Config) -> None:
+    """Refuses the fields that ``train.py`` would refuse, whether they matter here or not."""
+    model = config.get('model')
+    if not isinstance(model, dict) or not is_stp(config):
+        kind = model.get('type') if isinstance(model, dict) else model
+        raise LaunchError(f'model.type is {kind!r}, not mmstp.STP')
+    accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
+    refuse_unknown('model (mmstp.STP)', (name for name in model if name != 'type'), accepted)
+    space, pool = model.get('space'), model.get('pool')
+    check_options(
+        model.get('model'), model.get('target'), option(model, 'input_shape'), space, pool
+    )
+    refuse_unknown('model.space', space or {}, options_of(SearchSpace))
+    refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
+from mmstp.checkpoints import plain_loading, read_checkpoint, weights_of
 from mmstp.cli.launch import (
     add_common_arguments,
     check_data,
@@ -20,8 +21,14 @@ from mmstp.cli.launch import (
     leave_processes,
     load_config,
     prepare,
+    require_whole,
 )
+from mmstp.cli.same_run import refuse_other_run
+from mmstp.deploy.dynamic_backbone import CalibrationHook
 from mmstp.errors import LaunchError
+from mmstp.registry import HOOKS, type_of
+from mmstp.stp.algorithm import unwrapped
+from mmstp.stp.hooks.evaluation import SubnetEvalHook
 
 _CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 _DETECTION_TTA = dict(
@@ -31,9 +38,6 @@ _DETECTION_TTA = dict(
 _DETECTION_KEYS = (
     'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction',
 )  # fmt: skip
-
-
-_ESTIMATING = {'mmstp.SubnetEvalHook', 'mmstp.CalibrationHook'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,20 +104,46 @@ def _use_tta(config: Config) -> None:
     dataset.pipeline = config.tta_pipeline
 
 
+def check_checkpoint(config: Config, path: str) -> None:
+    """Whether it can be read, holds finite weights, and is one of this run where that shows."""
+    if '://' in path:
+        return
+    content = read_checkpoint(path)
+    weights_of(content, path)
+    if is_stp(config):
+        refuse_other_run(config, content, path)
+
+
+def test(config: Config, args: argparse.Namespace) -> dict[str, float]:
+    """Builds the runner and runs it; returns the metrics."""
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if not is_stp(config) and isinstance(runner, Runner):  # STP is strict itself
+        model = unwrapped(runner)
+        require_whole(*((model.module, model_config(config)) if args.tta else (model, config)))
+    if args.out and args.out_item != 'metrics':
+        dump = 'mmdet.DumpDetResults' if is_detection(config) else 'mmengine.DumpResults'
+        runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
+    metrics: dict[str, float] = runner.test()
+    return metrics
+
+
+def model_config(config: Config) -> Config:
+    """The config without the model around the model that test-time augmentation puts there."""
+    return Config({**config.to_dict(), 'model': config.model.module})
+
+
 def main() -> None:
     """Checks, builds and tests."""
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     merge_args(config, args)
-    hooks = {hook['type'] for hook in config.get('custom_hooks') or []}
+    hooks = [type_of(hook['type'], HOOKS) for hook in config.get('custom_hooks') or []]
     # a subnet's statistics are estimated on training images
-    train = ['train_dataloader'] if hooks & _ESTIMATING else []
+    train = ['train_dataloader'] if {SubnetEvalHook, CalibrationHook} & {*hooks} else []
     check_data(config, 'test_dataloader', *train)
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    if args.out and args.out_item != 'metrics':
-        dump = 'mmdet.DumpDetResults' if is_detection(config) else 'mmengine.DumpResults'
-        runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
-    metrics = runner.test()
+    check_checkpoint(config, args.checkpoint)
+    with plain_loading():
+        metrics = test(config, args)
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
     leave_processes()

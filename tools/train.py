@@ -9,7 +9,19 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmstp.cli.launch import add_common_arguments, check_data, leave_processes, load_config, prepare
+from mmstp.checkpoints import plain_loading, read_checkpoint
+from mmstp.cli.data_checks import check_built_data
+from mmstp.cli.launch import (
+    add_common_arguments,
+    check_data,
+    is_detection,
+    is_stp,
+    leave_processes,
+    load_config,
+    prepare,
+)
+from mmstp.cli.resuming import newest_checkpoint, resumable, warn_of_overwriting, work_dir_locked
+from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import LaunchError
 
 
@@ -63,14 +75,32 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
                 config[field].persistent_workers = False
 
 
+def choose_checkpoint(config: Config) -> None:
+    """Finds the checkpoint to go on from, and makes sure that it is one of this run."""
+    path, content = config.get('load_from'), None
+    if config.get('resume') and path is None:
+        if found := newest_checkpoint(config.work_dir):
+            config.load_from, content = found
+    elif path is not None and '://' not in str(path):
+        content = resumable(path) if config.get('resume') else read_checkpoint(path)
+    if content and is_stp(config):
+        refuse_other_run(config, content, config.load_from)
+    if config.get('load_from') is None:
+        warn_of_overwriting(config.work_dir)
+
+
 def main() -> None:
     """Checks, builds and trains."""
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     merge_args(config, args)
-    check_data(config, 'train_dataloader', 'val_dataloader')
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    runner.train()
+    with work_dir_locked(config.work_dir), plain_loading():
+        check_data(config, 'train_dataloader', 'val_dataloader')
+        choose_checkpoint(config)
+        runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+        if not is_detection(config) and isinstance(runner, Runner):
+            check_built_data(runner)
+        runner.train()
     leave_processes()
 
 

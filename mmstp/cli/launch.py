@@ -22,6 +22,7 @@ from ..errors import CheckpointError, LaunchError
 from ..registry import MODELS, build_model, type_of
 from ..stp.algorithm import STP
 from ..stp.hooks.pool import STATE
+from ..stp.search_state import read_search
 from .same_run import refuse_other_run
 
 
@@ -83,6 +84,12 @@ def prepare(config: Config, args: argparse.Namespace) -> None:
             defaults['collate_fn'] = dict(type='default_collate')
         forced = dict(pin_memory=False) if args.no_pin_memory else {}
         config[field] = ConfigDict({**defaults, **own, **forced})
+    own = Path(args.config)
+    if is_export(config) and own.resolve().parent == Path(config.work_dir).resolve():
+        raise LaunchError(
+            f'work_dir {config.work_dir!r} is the folder of {own.name}, which the runner would '
+            'write over with its own copy: give another folder with --work-dir'
+        )
     check_work_dir(config.work_dir)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         # MMEngine itself starts processes on accelerators only
@@ -181,9 +188,10 @@ def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict
         )
     # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
     stp.load_state_dict(weights, strict=False)
-    stp.pool.load_state_dict(state['pool'])
-    for architecture in stp.pool.scores:
-        stp.supernet.space.check(architecture)
+    try:
+        read_search(stp, state)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {checkpoint!r}: {error}') from error
     meta = content.get('meta')
     found = meta.get('dataset_meta') if isinstance(meta, dict) else None
     return dict(found) if isinstance(found, dict) else {}

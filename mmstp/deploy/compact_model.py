@@ -13,7 +13,6 @@ from ..config_fields import constructor_options
 from ..errors import CompactSpecError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
-from ..subnets.compact_spec import CompactSpec
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.swap import Role, swap
@@ -95,26 +94,24 @@ def CompactPart(
 def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:
     """Makes a dense network compact, and strict about its weights."""
     spec = read_plan(plan, part)
-    _refuse_other_kernels(network, spec)
+    dense = _kernels(network)
     compact(network, spec.without(optional - network.state_dict().keys()))
+    for path, shape in _kernels(network).items():
+        if shape[2:] != dense[path][2:]:
+            raise CompactSpecError(
+                f'{path}.weight: shape {shape} is not within the dense {dense[path]}, whose kernel '
+                'is of another size: a plan leaves channels out, and this one was made for another '
+                f'network than {type(network).__name__}'
+            )
     hint = 'A compact network takes the weights of the export that it describes.'
     require_fit(network, hint, spec.describe, optional)
     return network
 
 
-def _refuse_other_kernels(network: nn.Module, spec: CompactSpec) -> None:
-    """A plan leaves channels out; a kernel of another size is another network's."""
-    kind = type(network).__name__
-    for path, module in network.named_modules():
-        shape = spec.shapes.get(f'{path}.weight')
-        if shape is None or not isinstance(module, Convolution):
-            continue
-        if shape[2:] != tuple(module.weight.shape[2:]):
-            raise CompactSpecError(
-                f'{path}.weight: shape {tuple(shape)} is not within the dense '
-                f'{tuple(module.weight.shape)}, whose kernel is of another size: a plan leaves '
-                f'channels out, and this one was made for another network than {kind}'
-            )
+def _kernels(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of convolutions, by path."""
+    layers = {path: m for path, m in network.named_modules() if isinstance(m, Convolution)}
+    return {path: tuple(layer.weight.shape) for path, layer in layers.items()}
 
 
 def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:

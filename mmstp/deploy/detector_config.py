@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 from ..atomic_files import write_text
 from ..config_fields import constructor_options, default_of
 from ..errors import DetectorError, ExportError
-from ..registry import MODELS, build_model, type_of
+from ..registry import build_model
 from .detector_check import SCOPE, SIZE, try_detector
 from .export import BACKBONE, comment, read_config, read_description
 from .feature_maps import FeatureMap, feature_maps
@@ -32,7 +32,8 @@ def write_detector(directory: str | Path, detector: str) -> Path:
 
     Args:
         directory: Of the export.
-        detector: A config file, or one of an installed package: ``'mmdet::mask_rcnn/….py'``.
+        detector: A config file (a pure-Python one is dumped into the folder first, as
+            ``dense_<name>.py``), or one of an installed package: ``'mmdet::mask_rcnn/….py'``.
 
     Returns:
         The path of the config, ``compact_<name>.py``.
@@ -46,6 +47,12 @@ def write_detector(directory: str | Path, detector: str) -> Path:
     export = read_config(directory, BACKBONE)
     config = load_detector(detector)
     _refuse_classifier(config, detector)
+    stem = Path(detector.partition('::')[2] or detector).stem
+    if not isinstance(config.get('model', {}).get('type', ''), str):
+        # a pure-Python config, which no config of the other kind can inherit
+        dumped = directory / f'dense_{stem}.py'
+        config.dump(dumped)
+        detector, config = str(dumped), load_detector(str(dumped))
     where, parts = _part_with_backbone(config)
     backbone = Config(parts['backbone']).to_dict()
     dense = _dense_maps(backbone, config.get('default_scope', SCOPE))
@@ -83,7 +90,7 @@ load_from = None
 
 model = {_code(edits)}
 """
-    path = directory / f'compact_{Path(detector.partition("::")[2] or detector).stem}.py'
+    path = directory / f'compact_{stem}.py'
     temporary = path.with_name(f'untried_{path.name}')
     try:
         write_text(temporary, text)
@@ -124,14 +131,13 @@ def _check_export(directory: Path) -> None:
         raise DetectorError(f'{refused}, whose images have many sizes: {description["one_size"]}')
 
 
+def _name(kind: Any) -> str:
+    """A config's ``type`` as text; pure-Python configs have classes."""
+    return kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__name__}'
+
+
 def _refuse_classifier(config: Config, detector: str) -> None:
-    model = config.get('model')
-    if not isinstance(model, Mapping):
-        raise DetectorError(
-            f'--detector {detector!r} has no model: it is the config of no detector'
-        )
-    kind: Any = model.get('type', '')
-    name = kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__name__}'
+    name = _name(config.get('model', {}).get('type', ''))
     scope = name.partition('.')[0] if '.' in name else config.get('default_scope')
     if scope in ('mmpretrain', 'mmstp') or 'Classifier' in name:
         raise DetectorError(
@@ -210,7 +216,7 @@ def _carried(backbone: Mapping[str, Any], compact: Mapping[str, Any]) -> dict[st
         # not eps and momentum, which are the compact network's
         kept = {key: norm[key] for key in ('type', 'requires_grad') if key in norm}
         carried['norm_cfg'] = {**own, **kept}
-    kind = getattr(type_of(backbone['type'], MODELS), '__name__', '')
+    kind = _name(backbone['type']).rpartition('.')[2]
     if 'frozen_stages' in backbone and kind in [base.__name__ for base in cls.__mro__]:
         carried['frozen_stages'] = backbone['frozen_stages']
     if left := sorted(set(backbone) - set(carried) - _REPLACED):

@@ -168,6 +168,26 @@ def test_configs_in_files_are_inherited_by_a_relative_path(folder):
     )
 
 
+def test_pure_python_configs_are_dumped_beside_and_inherited(folder, tmp_path_factory):
+    """No other config can inherit them as they are."""
+    path = tmp_path_factory.mktemp('pure') / 'mine.py'
+    model = Config.fromfile(
+        tiny.ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'
+    ).model.to_dict()
+    del model['type'], model['backbone']['type']
+    path.write_text(
+        'from mmdet.models.detectors import MaskRCNN\nfrom mmpretrain.models import ResNet\n'
+        f"default_scope = 'mmdet'\nmodel = dict(type=MaskRCNN, **{model!r})\n"
+        "model['backbone']['type'] = ResNet\n"
+    )
+    written = write_detector(folder, str(path))
+    assert written.name == 'compact_mine.py'
+    config = Config.fromfile(written)
+    assert config.model.type.endswith('MaskRCNN')
+    assert config.model.neck.in_channels == channels(folder)
+    assert build_model(config.model, 'mmdet').backbone is not None
+
+
 def test_the_folder_can_be_moved(folder, tmp_path_factory):
     path = write_detector(folder, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     moved = folder.rename(tmp_path_factory.mktemp('other') / 'place')

@@ -2,9 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
+import mmpretrain
 import pytest
 import torch
 from mmengine.config import Config
@@ -13,24 +16,6 @@ from mmstp.errors import CheckpointError, LaunchError
 from tests import tiny
 
 TOOLS = tiny.ROOT / 'tools'
-
-
-@pytest.fixture(scope='module')
-def tiny_config(tmp_path_factory):
-    """A config file as a user has it."""
-    path = tmp_path_factory.mktemp('config') / 'tiny.py'
-    cfg = tiny.config()
-    cfg.custom_hooks[1]['num_images'] = 32
-    cfg.dump(path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def trained(call, tiny_config, tmp_path_factory):
-    """The work dir of ``tools/train.py CONFIG --work-dir DIR``."""
-    work_dir = tmp_path_factory.mktemp('trained')
-    call('train.py', tiny_config, '--work-dir', work_dir)
-    return work_dir
 
 
 def test_train_export_test(call, tiny_config, trained, tmp_path):
@@ -194,3 +179,18 @@ def test_slurm_launcher_passes_everything_on(tmp_path):
     assert '-p part --job-name=job' in done.stdout
     assert '--ntasks=4' in done.stdout
     assert done.stdout.strip().endswith('train.py a.py --work-dir dir --launcher slurm --amp')
+
+
+@pytest.mark.filterwarnings('ignore:Detected call of .scheduler.step:UserWarning')
+def test_mmpretrain_s_picture_of_the_learning_rate(tiny_config, monkeypatch, tmp_path):
+    """It puts another model into the run, so the hooks of STP stay out, as docs/prune.md says."""
+    tool = Path(mmpretrain.__file__).parent / '.mim/tools/visualization/vis_scheduler.py'
+    if not tool.is_file():
+        pytest.skip('mmpretrain was installed without its tools')
+    monkeypatch.setenv('MPLBACKEND', 'Agg')
+    monkeypatch.setattr(sys, 'argv', [
+        'vis_scheduler.py', str(tiny_config), '--not-show', '--save-path', str(tmp_path / 'a.png'),
+        '--cfg-options', 'custom_hooks=[]', f'work_dir={tmp_path}',
+    ])  # fmt: skip
+    runpy.run_path(str(tool), run_name='__main__')
+    assert (tmp_path / 'a.png').stat().st_size > 10_000
