@@ -213,7 +213,7 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         plan = self._mmstp_subnet.plan
         if plan is None or tensor is None:
             return cast(Tensor, tensor)
-        key = f'{self._mmstp_path}.{name}' if self._mmstp_path else name
+        key = _key(self, name)
         if key in plan.norm_statistics:
             return plan.norm_statistics[key]  # which a subnet in training goes on updating
         whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
@@ -230,14 +230,21 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
 
 
 def _set_outside_subnets(names: frozenset[str], base: type[nn.Module]) -> Callable[..., None]:
-    """Buffers belong to the main network: what a subnet's forward assigns to them is dropped."""
+    """Narrow buffers are the main network's: what a subnet's forward assigns to one is dropped.
+
+    One that is no narrower in the subnet (positions, worked out anew for a size) is assigned.
+    """
 
     def set_(self: Any, name: str, value: Any) -> None:
-        if name in names and self._mmstp_subnet.plan is not None and is_buffer(self, name):
-            return
-        base.__setattr__(self, name, value)
+        plan = self._mmstp_subnet.plan if name in names and is_buffer(self, name) else None
+        if plan is None or _key(self, name) not in plan.tensors:
+            base.__setattr__(self, name, value)
 
     return set_
+
+
+def _key(module: Any, name: str) -> str:
+    return f'{module._mmstp_path}.{name}' if module._mmstp_path else name
 
 
 def _narrow_attribute(name: str) -> property:
