@@ -213,7 +213,7 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         plan = self._mmstp_subnet.plan
         if plan is None or tensor is None:
             return cast(Tensor, tensor)
-        key = _key(self, name)
+        key = f'{self._mmstp_path}.{name}' if self._mmstp_path else name
         if key in plan.norm_statistics:
             return plan.norm_statistics[key]  # which a subnet in training goes on updating
         whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
@@ -230,21 +230,19 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
 
 
 def _set_outside_subnets(names: frozenset[str], base: type[nn.Module]) -> Callable[..., None]:
-    """Narrow buffers are the main network's: what a subnet's forward assigns to one is dropped.
+    """Buffers are the main network's: a subnet's forward that works one out further is ignored.
 
-    One that is no narrower in the subnet (positions, worked out anew for a size) is assigned.
+    One of another size (positions, worked out anew for an image) is assigned.
     """
 
     def set_(self: Any, name: str, value: Any) -> None:
-        plan = self._mmstp_subnet.plan if name in names and is_buffer(self, name) else None
-        if plan is None or _key(self, name) not in plan.tensors:
-            base.__setattr__(self, name, value)
+        if name in names and self._mmstp_subnet.plan is not None and is_buffer(self, name):
+            now = getattr(self, name)
+            if now is not None and value is not None and now.shape == value.shape:
+                return
+        base.__setattr__(self, name, value)
 
     return set_
-
-
-def _key(module: Any, name: str) -> str:
-    return f'{module._mmstp_path}.{name}' if module._mmstp_path else name
 
 
 def _narrow_attribute(name: str) -> property:
