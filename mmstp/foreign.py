@@ -8,14 +8,15 @@
 | ``_BatchNorm``, ``_NormBase``, ``_ConvNd``: bases of layers | torch 2.6 to 2.14 |
 | ``Module._parameters``, ``_buffers``: what a module itself holds | torch 2.6 to 2.14 |
 | ``Module._load_state_dict_pre_hooks``: their order | torch 2.6 to 2.14 |
-| ``Module._forward_hooks``, ``_forward_pre_hooks`` and what belongs to them | torch 2.6 to 2.14 |
+| ``Module._forward_hooks``, ``_forward_pre_hooks`` and what belongs to them | torch 2.11.0 |
 | ``Module._compiled_call_impl``, ``OptimizedModule``: compiled or not | torch 2.6 to 2.14 |
-| ``torch.nn.modules.module._global_*_registration_hooks`` | torch 2.6 to 2.14 |
+| ``torch.nn.modules.module._global_*_registration_hooks`` | torch 2.11.0 |
 | ``torch.utils._pytree``: nested outputs | torch 2.6 to 2.14 |
 | ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
 | ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
+| ``TransformerEncoderLayer._sa_block``, ``_ff_block``, in `mmstp.subnets.attention` | torch 2.11.0 |
 | ``einops.einops._reconstruct_from_shape``, in `mmstp.subnets.einops_sizes` | einops 0.8.2 |
-| ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.6 to 2.14 |
+| ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.11.0 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
 """
 
