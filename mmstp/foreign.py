@@ -14,7 +14,7 @@
 | ``torch.utils._pytree``: nested outputs | torch 2.6 to 2.14 |
 | ``torch.overrides._get_current_function_mode_stack`` | torch 2.6 to 2.14 |
 | ``OpOverload._schema``: names of operators | torch 2.6 to 2.14 |
-| ``TransformerEncoderLayer._sa_block``, ``_ff_block``, in `mmstp.subnets.attention` | torch 2.11.0 |
+| ``TransformerEncoderLayer._sa_block``, ``_ff_block``: its two halves | torch 2.11.0 |
 | ``einops.einops._reconstruct_from_shape``, in `mmstp.subnets.einops_sizes` | einops 0.8.2 |
 | ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.11.0 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
