@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
@@ -103,7 +103,9 @@ def find_chains(
     return found, {
         path: reason
         for path, reason in reasons.items()
-        if not any(_within(path, other) or _within(other, path) for other in near if other != path)
+        if not any(
+            is_within(path, {other}) or is_within(other, {path}) for other in near if other != path
+        )
     }
 
 
@@ -220,8 +222,10 @@ def _outermost(candidates: list[Block]) -> list[Block]:
     return kept
 
 
-def _within(path: str, other: str) -> bool:
-    return path == other or path.startswith(other + '.')
+def is_within(path: str, paths: Container[str]) -> bool:
+    """Whether a module or tensor is one of these modules, or in one."""
+    parts = path.split('.')
+    return any('.'.join(parts[:n]) in paths for n in range(1, len(parts) + 1))
 
 
 def _parent(path: str) -> str:

@@ -203,6 +203,11 @@ class SearchSpace:
             units[:, list(stage.groups)] = table[chosen]
         return units
 
+    def units_of(self, architecture: Architecture) -> list[int]:
+        """Units kept of every group of the graph, for one architecture."""
+        units: list[int] = self.group_units(self.encode(architecture)[None])[0].tolist()
+        return units
+
     def skipped(self, architecture: Architecture) -> tuple[str, ...]:
         """The paths of the blocks that the architecture leaves out."""
         architecture = self.check(architecture)

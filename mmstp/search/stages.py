@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.analysis import ChannelGraph
+from ..analysis.blocks import is_within
 from ..analysis.groups import Group
 from ..analysis.walk import NO_HANDLER
 from ..errors import SpaceError
@@ -60,11 +61,11 @@ def free_groups(
             )
     blocks = [path for chain in graph.chains for path in chain.paths]
     first = min(graph.layers, default=None)
-    first_block = min((o for o, path, _ in graph.layers if _inside(path, blocks)), default=None)
+    first_block = min((o for o, path, _ in graph.layers if is_within(path, blocks)), default=None)
     free = []
     for index, group in enumerate(groups):
         named = (f'space.fix={p!r}' for p in fix for m in group.makers if re.search(p, m))
-        in_block = sum(_inside(m, blocks) for m in group.makers) * 2 > len(group.makers)
+        in_block = sum(is_within(m, blocks) for m in group.makers) * 2 > len(group.makers)
         if first is None or first_block is None:
             in_stem = first is not None and first.path in group.makers
         else:
@@ -139,7 +140,7 @@ def find_stages(
     for index in free:
         # how many of its layers are in the blocks of each; of equals the first
         inside = {
-            key: sum(_inside(m, path) for m in groups[index].makers for path in stage.chains)
+            key: sum(is_within(m, path) for m in groups[index].makers for path in stage.chains)
             for key, stage in found.items()
         }
         most = max(inside, key=inside.__getitem__, default=None)
@@ -187,10 +188,6 @@ class _Found:
     order: int
     chains: list[tuple[str, ...]] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
-
-
-def _inside(path: str, blocks: Sequence[str]) -> bool:
-    return any(path == block or path.startswith(block + '.') for block in blocks)
 
 
 def _name(stage: _Found, groups: Sequence[Group]) -> str:

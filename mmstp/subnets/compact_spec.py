@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..analysis.blocks import is_within
 from ..analysis.groups import WHOLE
 from ..analysis.handing_on import HandsOn, is_result
 from ..analysis.records import SizedCall
@@ -17,7 +18,6 @@ from ..architecture import Architecture
 from ..errors import CompactSpecError
 from ..search.space import SearchSpace
 from ..search.stages import Stage
-from .plan import is_within
 from .sized_calls import Ways
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..analysis.blocks import is_within
 from ..analysis.eval_state import eval_mode, renew
 from ..analysis.handing_on import HandsOn, hand_on, own_signature
 from ..analysis.scratch import copied
@@ -26,7 +27,7 @@ from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute, attributes_of, holder
 from .compact_spec import CompactSpec
 from .modules import Dynamic, DynamicMixin, FixedSubnet, own_forward
-from .plan import SubnetPlan, is_within, named_tensors
+from .plan import SubnetPlan, named_tensors
 from .swap import Role, Swapped, swap, unswap
 
 

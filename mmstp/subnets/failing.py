@@ -68,7 +68,7 @@ def any_difference(
         return found or _any_by_chance(model, graph, space, verifier)
     found = next(filter(None, map(reason, _endings(model, space))), None)
     if found is None:
-        smallest = space.group_units(space.encode(space.smallest)[None])[0].tolist()
+        smallest = space.units_of(space.smallest)
         plan = plan_subnet(model, graph, smallest, every)
         found = verifier.difference(plan, smallest) or verifier.export_difference(plan)
     return found
@@ -117,8 +117,7 @@ def find_failing(
         return failing
     verifier.check_dense()
     full, narrow = [group.units for group in graph.groups], halved(graph, space)
-
-    smallest = space.group_units(space.encode(space.smallest)[None])[0].tolist()
+    smallest = space.units_of(space.smallest)
 
     def reason(groups: Sequence[int], skipped: Sequence[str]) -> str | None:
         for chosen in (narrow, smallest):

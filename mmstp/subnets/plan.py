@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
+from ..analysis.blocks import is_within
 from ..analysis.groups import DimMap
 from ..analysis.handing_on import HandsOn
 from ..analysis.records import SizedCall
@@ -140,12 +141,6 @@ def _in_subnet(call: SizedCall[DimMap], units: Sequence[int]) -> SizedCall[int]:
     if not call.runs and not call.counts:
         return SizedCall(call.supplies, dims=(None,) * len(call.dims))
     return replace(call.resolve(lambda dim: len(dim.kept(units))), modules=(), made=False)
-
-
-def is_within(path: str, paths: Container[str]) -> bool:
-    """Whether a module or tensor is one of these modules, or in one."""
-    parts = path.split('.')
-    return any('.'.join(parts[:n]) in paths for n in range(1, len(parts) + 1))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

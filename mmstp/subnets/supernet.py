@@ -106,8 +106,7 @@ class Supernet:
         return replace(plan, norm_statistics=self.norm_statistics.get(architecture, {}))
 
     def _units(self, architecture: Architecture) -> list[int]:
-        units: list[int] = self.space.group_units(self.space.encode(architecture)[None])[0].tolist()
-        return units
+        return self.space.units_of(architecture)
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[nn.Module]:
