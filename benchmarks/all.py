@@ -12,13 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from measure import ROOT
 from pages import insert
 
 HERE, DOCS = ROOT / 'benchmarks', ROOT / 'docs'
 PAGES = {
     **dict.fromkeys(
-        ('convert', 'cost_table', 'forward', 'step', 'latency', 'onnx_files'),
+        ('convert', 'cost_table', 'forward', 'step', 'gpu', 'latency', 'onnx_files'),
         DOCS / 'benchmarks.md',
     ),
     'demo_seeds': DOCS / 'results.md',
@@ -31,7 +32,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--only', nargs='+', choices=PAGES, default=PAGES)
+    usual = [name for name in PAGES if name != 'gpu' or torch.cuda.is_available()]
+    parser.add_argument('--only', nargs='+', choices=PAGES, default=usual)
     args, options = parser.parse_known_args()
     failed = []
     with tempfile.TemporaryDirectory() as directory:

@@ -5,7 +5,8 @@ time followed the multiply-adds and nothing else cost any, it would take ``1 + r
 where r and s are the shares of the two subnets: the proportional limit. Both shares are counted for
 the architectures that were drawn in this very run, round by round (their means estimate r and
 E[r_support]). Steps are forward, backward, SGD with momentum and zeroing the gradients, on random
-images without a data pipeline. The goal is at most 1.15 times the limit.
+images without a data pipeline, by MMEngine's ``OptimWrapper`` or, at a lower precision, its
+``AmpOptimWrapper``. The goal is at most 1.15 times the limit.
 
 Memory is the peak of three steps above what the built model takes, each kind of step in a process
 of its own: gradients, momenta and activations. On the CPU it is resident memory, on CUDA what
@@ -28,11 +29,14 @@ from pathlib import Path
 import torch
 from measure import environment, interleave, parser, prepare, ratios, report, spread
 from measure import table as markdown
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmpretrain.structures import DataSample
 from networks import BACKBONES, classifier
 from torch import nn
 
 from mmstp import STP, Architecture
+
+LOWER = ('bfloat16', 'float16')
 
 
 def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
@@ -44,12 +48,16 @@ def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
+    optimizing = (
+        AmpOptimWrapper(optimizer=optimizer, dtype=args.precision)
+        if args.precision in LOWER
+        else OptimWrapper(optimizer=optimizer)
+    )
 
     def step() -> None:
-        loss, _ = model.parse_losses(model(inputs, samples, mode='loss'))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        with optimizing.optim_context(model):
+            loss, _ = model.parse_losses(model(inputs, samples, mode='loss'))
+        optimizing.update_params(loss)
 
     return step
 
@@ -99,7 +107,8 @@ def peaks(args: argparse.Namespace) -> Iterator[int]:
     """`peak_memory` of STP and of ordinary training."""
     for kind in ('stp', 'dense'):
         options = [f'--{name}={getattr(args, name)}' for name in (
-            'network', 'classes', 'size', 'batch', 'target', 'device', 'threads', 'seed'
+            'network', 'classes', 'size', 'batch', 'target', 'device', 'precision', 'threads',
+            'seed',
         )]  # fmt: skip
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', __file__, '--peak-memory', kind, *options],
@@ -121,6 +130,7 @@ def main() -> None:
     options.add_argument('--batch', type=int, default=16, help='default %(default)s')
     options.add_argument('--target', type=float, default=0.15, help='budget (default %(default)s)')
     options.add_argument('--device', default='cpu')
+    options.add_argument('--precision', choices=('float32', *LOWER), default='float32')
     options.add_argument('--peak-memory', choices=('stp', 'dense'), help=argparse.SUPPRESS)
     args = options.parse_args()
     prepare(args)
@@ -145,9 +155,9 @@ def main() -> None:
         args,
         environment('mmpretrain'),
         f'{args.network}, {args.classes} classes, {args.size} pixels, batch {args.batch}, '
-        f'{args.device}, budget {args.target:.0%}, {len(stp.pool)} architectures in the pool. '
-        f'Medians of {args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 times the '
-        'limit.',
+        f'{args.device}, {args.precision}, budget {args.target:.0%}, {len(stp.pool)} architectures '
+        f'in the pool. Medians of {args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 '
+        'times the limit.',
         markdown(
             ('', 'STP', 'ordinary training', 'ratio'),
             [

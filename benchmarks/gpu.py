@@ -1,0 +1,230 @@
+"""What STP and its subnets cost on a GPU: training steps, their memory, and inference.
+
+The same measurements as ``step.py`` and ``latency.py``, for a CUDA device and several precisions in
+one process. A step of STP does the work of three networks but starts the kernels of three as well,
+so where a network's kernels are too short to fill the device the limit ``1 + r + s`` cannot hold:
+the table has a network at a size that fills it and one that does not. Inference is eager and as a
+CUDA graph, of members of each budget drawn by
+``--seed``; their outputs have to be those of the active subnet, within the precision's rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+from measure import environment, interleave, parser, prepare, ratios, report, spread
+from measure import table as markdown
+from networks import classifier, members
+from step import algorithm, peak_memory, record, stepper
+from torch import Tensor, nn
+
+from mmstp import Architecture, Supernet
+from mmstp.subnets.cut import count_macs
+
+# network, classes, pixels, images in a batch
+TRAINED = (
+    ('resnet50', 1000, 224, 128),
+    ('resnet50_cifar', 100, 32, 256),
+    ('resnet18', 100, 64, 64),
+)
+# by precision, the largest difference of an export from the active subnet, relative to the largest
+# output
+PRECISIONS = {'float32': 1e-4, 'float16': 1e-2}
+
+
+def step_row(args: argparse.Namespace) -> tuple[str, ...]:
+    """A line of the table of training steps."""
+    dense = classifier(args.network, args.classes)
+    stp = algorithm(copy.deepcopy(dense).to(args.device), args)
+    drawn: list[Architecture] = []
+    record(stp, drawn)
+    warmup = 5
+    seconds = interleave(
+        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
+    )
+    finite = all(bool(p.isfinite().all()) for p in stp.parameters())
+    cost = stp.supernet.cost
+    share = cost.macs(drawn) / cost.macs([stp.supernet.space.largest])[0]
+    limit = 1 + share[2 * warmup :: 2] + share[2 * warmup + 1 :: 2]
+    ratio = ratios(seconds['stp'], seconds['dense'])
+    del stp, dense
+    torch.cuda.empty_cache()
+    peak = {kind: peak_memory(kind, args) for kind in ('stp', 'dense')}
+    return (
+        f'{args.network}, {args.size} pixels, batch {args.batch}',
+        args.precision,
+        f'{1000 * statistics.median(seconds["dense"]):.4g}',
+        f'{1000 * statistics.median(seconds["stp"]):.4g}',
+        spread(ratio),
+        f'{limit.mean():.2f}',
+        f'**{spread(ratios(ratio, limit))}**',
+        f'{peak["dense"] / 2**20:,.0f}',
+        f'{peak["stp"] / 2**20:,.0f}',
+        f'{peak["stp"] / peak["dense"]:.2f}',
+        'yes' if finite else '**no**',
+    )
+
+
+def inference_rows(args: argparse.Namespace, batch: int, precision: str) -> list[tuple[str, ...]]:
+    """Lines of the table of inference: the dense ResNet-50 and members of each budget."""
+    dtype = getattr(torch, precision)
+    model = classifier().to(args.device)
+    inputs = torch.randn(batch, 3, 224, 224, device=args.device)
+    supernet = Supernet(copy.deepcopy(model), inputs[:1])
+    networks: list[tuple[str, nn.Module, float]] = [('dense', model, 0.0)]
+    for target in args.targets:
+        for architecture in members(supernet, target, args.members, args.seed):
+            cut = supernet.export(architecture)
+            with supernet.activate(architecture), torch.inference_mode():
+                expected = supernet.model(inputs)
+            got = run(cut, inputs, dtype)()
+            difference = float((got - expected).abs().max() / expected.abs().max())
+            networks.append((f'{target:.0%}', cut, difference))
+    macs = [count_macs(network, (inputs[:1],)) for _, network, _ in networks]
+    engines = {'eager': [run(network, inputs, dtype) for _, network, _ in networks]}
+    engines['graph'] = [graphed(function) for function in engines['eager']]
+    seconds = {
+        engine: list(
+            interleave(
+                {str(index): function for index, function in enumerate(functions)}, args.repeats, 5
+            ).values()
+        )
+        for engine, functions in engines.items()
+    }
+    rows = []
+    for row in dict.fromkeys(name for name, _, _ in networks):
+        own = [index for index, (name, _, _) in enumerate(networks) if name == row]
+        line = [
+            str(batch),
+            precision,
+            row,
+            f'{statistics.mean(macs[i] for i in own) / macs[0]:.1%}',
+        ]
+        for engine in engines:
+            times = [statistics.median(seconds[engine][i]) for i in own]
+            speedups = [
+                statistics.median(ratios(seconds[engine][0], seconds[engine][i])) for i in own
+            ]
+            line.append(f'{1000 * statistics.median(times):.3g}')
+            line.append(
+                f'{statistics.median(speedups):.2f} ({min(speedups):.2f}–{max(speedups):.2f})'
+            )
+        worst = max(networks[i][2] for i in own)
+        line.append(f'{worst:.0e}' if worst <= PRECISIONS[precision] else f'**{worst:.0e}**')
+        rows.append(tuple(line))
+    return rows
+
+
+def run(network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Inference of a copy of the network in that precision."""
+    lower, inputs = copy.deepcopy(network).to(dtype), inputs.to(dtype)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return lower(inputs)
+
+    return forward
+
+
+def graphed(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same as a CUDA graph: all kernels started at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def main() -> int:
+    """Measures, prints the tables; returns 1 if a number is not finite or an output differs."""
+    options = parser(__doc__, repeats=20)
+    options.add_argument('--device', default='cuda')
+    options.add_argument('--target', type=float, default=0.15, help='of the training steps')
+    options.add_argument('--targets', type=float, nargs='*', default=[0.55, 0.35, 0.15])
+    options.add_argument('--members', type=int, default=3, help='of each budget')
+    options.add_argument('--batches', type=int, nargs='*', default=[1, 64], help='of the inference')
+    args = options.parse_args()
+    prepare(args)
+    steps = [
+        step_row(
+            argparse.Namespace(
+                **vars(args),
+                network=network,
+                classes=classes,
+                size=size,
+                batch=batch,
+                precision=precision,
+            )
+        )
+        for network, classes, size, batch in TRAINED
+        for precision in PRECISIONS
+    ]
+    inference = [
+        row
+        for batch in args.batches
+        for precision in PRECISIONS
+        for row in inference_rows(args, batch, precision)
+    ]
+    text = [
+        environment('mmpretrain'),
+        f'{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, '
+        f'cuDNN {torch.backends.cudnn.version()}, TF32 in convolutions '
+        f"{'on' if torch.backends.cudnn.allow_tf32 else 'off'} (PyTorch's default).",
+        f'Training: random images without a data pipeline, budget {args.target:.0%}, medians of '
+        f'{args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 times the limit.',
+        markdown(
+            (
+                'network',
+                'precision',
+                'dense step, ms',
+                'STP step, ms',
+                'ratio',
+                'limit 1 + r + s',
+                'over the limit',
+                'dense peak, MiB',
+                'STP peak, MiB',
+                'ratio',
+                'weights finite',
+            ),
+            steps,
+        ),
+        'Inference: ResNet-50, 224 pixels, random weights, '
+        f'{args.members} members of each budget; speed-ups against the dense network in the same '
+        'engine, with the range over the members. The last column is the largest difference from '
+        'the active subnet in float32, relative to the largest output.',
+        markdown(
+            (
+                'batch',
+                'precision',
+                'budget',
+                'MACs',
+                'eager, ms',
+                'eager speed-up',
+                'CUDA graph, ms',
+                'CUDA graph speed-up',
+                'difference',
+            ),
+            inference,
+        ),
+    ]
+    report(args, *text)
+    return int(any('**' in cell for row in inference for cell in row) or '**no**' in str(steps))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
