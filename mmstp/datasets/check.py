@@ -19,6 +19,9 @@ _CIFAR_FILES = {
     ],
     'CIFAR100': ['cifar-100-python/train', 'cifar-100-python/test'],
 }
+_MNIST_FILES = [
+    f'{part}-{kind}-ubyte' for part in ('train', 't10k') for kind in ('images-idx3', 'labels-idx1')
+]
 _TINY_IMAGENET_PARTS = {
     'train': ('wnids.txt', 'words.txt', 'train'),
     'val': ('wnids.txt', 'words.txt', 'val/images', 'val/val_annotations.txt'),
@@ -31,6 +34,11 @@ _LAYOUTS = {
     'ImageNet': (
         'train/<class id>/*.JPEG and val/<class id>/*.JPEG, or train/*.JPEG and val/*.JPEG with '
         'meta/train.txt and meta/val.txt'
+    ),
+    **dict.fromkeys(
+        ('MNIST', 'FashionMNIST'),
+        'the unpacked files {train,t10k}-{images-idx3,labels-idx1}-ubyte (Debian has those of '
+        'Fashion-MNIST in its package dataset-fashion-mnist; download=True fetches them)',
     ),
     'TinyImageNet': TINY_IMAGENET_LAYOUT,
     'CocoDataset': 'annotations/instances_{train,val}2017.json, train2017/*.jpg, val2017/*.jpg',
@@ -94,6 +102,9 @@ def _parts(dataset: Mapping[str, Any], kind: str, root: str) -> Iterator[tuple[s
     if kind in _CIFAR_FILES:
         # Both parts whatever the split: mmpretrain's integrity check wants the whole archive.
         yield from (('data_root', root, os.path.join(prefix, f)) for f in _CIFAR_FILES[kind])
+        return
+    if kind in ('MNIST', 'FashionMNIST'):  # mmpretrain asks for all four whatever it reads
+        yield from (('data_root', root, os.path.join(prefix, f)) for f in _MNIST_FILES)
         return
     if kind == 'TinyImageNet':
         parts = _TINY_IMAGENET_PARTS.get(split or 'train', ())

@@ -1,0 +1,21 @@
+_base_ = './stp.py'
+
+# The short-schedule preset, not the paper's: the subnet's cross entropy and the ramp are for tens
+# of epochs (docs/prune.md).
+model = dict(
+    model=dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet_CIFAR', depth=18, in_channels=1),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=10,
+            in_channels=512,
+            loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        ),
+    ),
+    input_shape=(1, 28, 28),
+    pool=dict(size=200),
+    target_ce=1.0,
+    warmup=0.3,
+)

@@ -1,0 +1,3 @@
+_base_ = './r18_fashion_mnist_15pct.py'
+
+model = dict(target=0.55)

@@ -1,0 +1,3 @@
+_base_ = './r50_fashion_mnist_15pct.py'
+
+model = dict(target=0.55)
