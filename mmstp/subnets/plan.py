@@ -85,6 +85,15 @@ class SubnetPlan:
             tensor = selection(tensor)
         return tensor
 
+    def kept(self, key: str, tensor: Tensor) -> Tensor:
+        """Which entries of a dense tensor belong to the subnet: booleans of its shape."""
+        if is_within(key, self.skipped):
+            return torch.zeros_like(tensor, dtype=torch.bool)
+        kept = self.narrow(key, torch.ones_like(tensor, dtype=torch.bool))
+        for selection in reversed(self.tensors.get(key, ())):
+            kept = selection.pad(kept, tensor.shape[selection.dim])
+        return kept
+
 
 DENSE = SubnetPlan({}, {}, {}, {})
 

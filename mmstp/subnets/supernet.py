@@ -21,7 +21,7 @@ from .convert import convert
 from .cut import cut_out, describe
 from .importance import order_channels
 from .norm_statistics import calibrate, norms_with_statistics
-from .plan import Selection, SubnetPlan, plan_subnet
+from .plan import Selection, SubnetPlan, named_tensors, plan_subnet
 from .refuse import check_intact
 
 
@@ -125,6 +125,15 @@ class Supernet:
             yield
         finally:
             self._active.plan = before
+
+    def kept(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Which entries of the main network's tensors a subnet keeps: booleans by state-dict key.
+
+        Raises:
+            ArchitectureError: If the architecture is not a member of the space.
+        """
+        plan = self._plan(architecture)
+        return {key: plan.kept(key, tensor) for key, tensor in named_tensors(self.model).items()}
 
     def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""

@@ -1,0 +1,274 @@
+"""The methods that are compared: STP, and what a user would do otherwise.
+
+Each is a function of a `Trial` that trains within its allowance and returns what it found. A method
+of two phases gives each half. Where a rule for the architecture is needed, the preset names it:
+
+- ``random``: drawn by the seed from all that meet the budget;
+- ``uniform``: the one whose depths and widths are most alike across the stages;
+- ``survivor``: the one that STP's short preset chose with the same seed, length and comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from training import Taught, Trial, WaitingError
+
+from mmstp import STP, Architecture, Supernet
+
+
+@dataclass
+class Found:
+    """What a method ends with.
+
+    Attributes:
+        network: The compact network.
+        architecture: Its architecture, where it is a subnet.
+        more: Further columns of its row.
+    """
+
+    network: nn.Module
+    architecture: Architecture | None = None
+    more: dict[str, Any] | None = None
+
+
+Method = Callable[[Trial, str], Found]
+METHODS: dict[tuple[str, str], Method] = {}
+
+# Options of presets, with the values that had the best validation accuracy (docs/compare.md).
+OPTIONS = {
+    'lr': 1.0,  # the first learning rate, in multiples of the network's
+    'tuning': 0.4,  # the same, of a network that was pruned
+    'l1': 1e-3,  # the penalty at its end, in multiples of the learning rate
+    'l2': 0.03,
+}
+
+
+def option(trial: Trial, name: str) -> float:
+    """What the preset says, else the default."""
+    return trial.setting.options.get(name, OPTIONS[name])
+
+
+def method(name: str, *presets: str) -> Callable[[Method], Method]:
+    """Registers a method with its presets."""
+
+    def register(function: Method) -> Method:
+        for preset in presets:
+            METHODS[name, preset] = function
+        return function
+
+    return register
+
+
+# --- architectures --------------------------------------------------------------------------------
+
+
+def chosen(trial: Trial, supernet: Supernet, rule: str) -> Architecture:
+    """The architecture of a rule."""
+    if rule == 'survivor':
+        wanted = replace(trial.setting, method='stp', preset='short')
+        for row in trial.rows:
+            if all(row[name] == value for name, value in vars(wanted).items()):
+                return Architecture.parse(row['architecture'])
+        raise WaitingError(f'{trial.setting.key} needs the row of {wanted.key}')
+    members = trial.members(supernet)
+    if rule == 'random':
+        return members[np.random.default_rng(trial.setting.seed).integers(len(members))]
+    full = np.array([*supernet.space.largest.depths, *supernet.space.largest.widths])
+    vectors = np.array([[*a.depths, *a.widths] for a in members]) / full
+    half = len(supernet.space.largest.depths)
+    uneven = vectors[:, :half].std(axis=1) + vectors[:, half:].std(axis=1)
+    return members[int(uneven.argmin())]
+
+
+RULES = ('random', 'uniform', 'survivor')
+
+
+# --- without pruning ------------------------------------------------------------------------------
+
+
+@method('dense', 'plain')
+def dense(trial: Trial, preset: str) -> Found:
+    """The dense network."""
+    lr = option(trial, 'lr')
+    return Found(trial.trained('dense', trial.dense, lr=lr, common=lr == OPTIONS['lr']))
+
+
+@method('scratch', *RULES)
+def scratch(trial: Trial, preset: str) -> Found:
+    """The compact network trained directly."""
+    architecture = chosen(trial, trial.supernet(trial.dense()), preset)
+    return Found(
+        trial.trained(
+            'scratch',
+            lambda: trial.supernet(trial.dense()).export(architecture),
+            lr=option(trial, 'lr'),
+        ),
+        architecture,
+    )
+
+
+@method('distilled', *RULES)
+def distilled(trial: Trial, preset: str) -> Found:
+    """The dense network first, then the compact one from random weights, taught by it."""
+    architecture = chosen(trial, trial.supernet(trial.dense()), preset)
+    teacher = trial.trained('dense', trial.dense, 0.5, common=True)
+    return Found(
+        taught(
+            trial,
+            lambda: trial.supernet(trial.dense()).export(architecture),
+            teacher,
+            option(trial, 'lr'),
+        ),
+        architecture,
+    )
+
+
+def taught(trial: Trial, build: Callable[[], nn.Module], teacher: nn.Module, lr: float) -> Any:
+    """A phase of half the allowance with a teacher."""
+    network: Any = trial.trained(
+        'taught', lambda: Taught(build(), copy.deepcopy(teacher)), 0.5, lr=lr
+    )
+    return network.network
+
+
+# --- pruning of a trained network -----------------------------------------------------------------
+
+AFTER = ('', '-finetuned', '-distilled')  # nothing, or the other half of the allowance
+
+
+def after_pruning(trial: Trial, pruned: nn.Module, preset: str, teacher: nn.Module) -> nn.Module:
+    """Statistics, fine-tuning or distillation, as the preset says."""
+    if preset.endswith('-finetuned'):
+        return trial.trained(
+            'finetuned', lambda: copy.deepcopy(pruned), 0.5, lr=option(trial, 'tuning')
+        )
+    if preset.endswith('-distilled'):
+        result: nn.Module = taught(
+            trial, lambda: copy.deepcopy(pruned), teacher, option(trial, 'tuning')
+        )
+        return result
+    return trial.calibrated(pruned)
+
+
+def first_share(preset: str) -> float:
+    """Of the allowance, what comes before pruning."""
+    return 0.5 if '-' in preset else 1.0
+
+
+@method('magnitude', *(norm + after for norm in ('l1', 'l2') for after in AFTER))
+def magnitude(trial: Trial, preset: str) -> Found:
+    """The dense network cut to the uniform architecture by the norms of its channels."""
+    network = trial.trained('dense', trial.dense, first_share(preset), common=True)
+    teacher = copy.deepcopy(network)
+    supernet = trial.supernet(network)
+    supernet.order_channels(norm=int(preset[1]))
+    architecture = chosen(trial, supernet, 'uniform')
+    pruned = supernet.export(architecture)
+    return Found(after_pruning(trial, pruned, preset, teacher), architecture)
+
+
+class Sparsify(Hook):
+    """Shrinks the weights outside a subnet by the gradient of a penalty that grows from zero.
+
+    Args:
+        kept: Which entries of each parameter belong to the subnet, by name.
+        norm: 1 or 2, of the penalty.
+        strength: Its weight at the end, in multiples of the learning rate.
+    """
+
+    def __init__(self, kept: dict[str, Tensor], norm: int, strength: float) -> None:
+        self.kept, self.norm, self.strength = kept, norm, strength
+
+    @torch.no_grad()
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        rate = runner.optim_wrapper.get_lr()['lr'][0] * self.strength
+        rate *= (runner.iter + 1) / runner.max_iters
+        for name, parameter in runner.model.named_parameters():
+            slope = parameter.sign() if self.norm == 1 else parameter
+            parameter -= rate * slope.masked_fill(self.kept[name], 0)
+
+
+@method('sparsified', *(norm + after for norm in ('l1', 'l2') for after in AFTER))
+def sparsified(trial: Trial, preset: str) -> Found:
+    """The dense network with a growing penalty on what lies outside the uniform architecture.
+
+    The sparsification that the paper's Fig. 2 compares with (its Eq. 2).
+    """
+    return penalised(trial, preset, 'uniform', int(preset[1]))
+
+
+@method('rst-s', 'paper')
+def rst_s(trial: Trial, preset: str) -> Found:
+    """Random sparse network transformation, structured: a random subnet, L2 on the rest, tuning.
+
+    Bai et al., *Dual Lottery Ticket Hypothesis*, ICLR 2022; whole channels, as the paper has it.
+    """
+    return penalised(trial, 'l2-finetuned', 'random', 2)
+
+
+def penalised(trial: Trial, preset: str, rule: str, norm: int) -> Found:
+    """The common part of the two."""
+    supernet = trial.supernet(trial.dense())
+    architecture = chosen(trial, supernet, rule)
+    hook = Sparsify(supernet.kept(architecture), norm, option(trial, f'l{norm}'))
+    network = trial.trained('sparsified', trial.dense, first_share(preset), hooks=[hook])
+    teacher = copy.deepcopy(network)
+    pruned = trial.supernet(network).export(architecture)
+    return Found(
+        after_pruning(trial, pruned, preset, teacher),
+        architecture,
+        {'main_top1': trial.top1(teacher)},
+    )
+
+
+# --- STP ------------------------------------------------------------------------------------------
+
+PRESETS: dict[str, dict[str, Any]] = {
+    'paper': dict(end=0.6),
+    'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
+    # Table 5: one component of the paper's preset off
+    'paper-no-expansion': dict(end=0.6, beta2=0.0),
+    'paper-no-exploration': dict(end=0.6, size=1),
+    'paper-no-depth': dict(end=0.6, space=dict(depths=False)),
+}
+VISITS = 10  # of each architecture of the pool before one is left
+
+
+@method('stp', *PRESETS)
+def stp(trial: Trial, preset: str) -> Found:
+    """Stimulative-training pruning."""
+    options = dict(PRESETS[preset])
+    end, size = options.pop('end'), options.pop('size', None)
+    space = {**trial.network.space, **options.pop('space', {})}
+    base = trial.data.epochs * trial.setting.length
+    if trial.setting.compare == 'time':
+        base /= 1.9  # about what a step costs; the pool's size need not be exact
+    iterations = base * trial.steps_per_epoch() * end
+    size = size or max(8, min(1000, int(iterations / VISITS)))
+
+    def build() -> STP:
+        return STP(
+            trial.dense(),
+            target=trial.setting.budget,
+            tolerance=0.03,
+            input_shape=trial.data.input_shape,
+            space=space,
+            pool=dict(size=size, seed=trial.setting.seed),
+            **options,
+        ).to(trial.device)
+
+    model: Any = trial.trained(
+        'stp', build, lr=option(trial, 'lr'), hooks=[dict(type='mmstp.PoolHook', end=end)]
+    )
+    architecture = model.pool.best
+    more = {'main_top1': trial.top1(model), 'pool_size': size}
+    return Found(trial.calibrated(model.export(architecture)), architecture, more)

@@ -1,0 +1,94 @@
+"""Named sets of runs: each a list of grids over `Setting`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What a user would choose between.
+HEADLINE = [
+    ('dense', 'plain'),
+    ('stp', 'short'),
+    ('stp', 'paper'),
+    ('scratch', 'random'),
+    ('scratch', 'uniform'),
+    ('scratch', 'survivor'),
+    ('distilled', 'uniform'),
+    ('distilled', 'survivor'),
+    ('magnitude', 'l2'),
+    ('magnitude', 'l2-finetuned'),
+    ('magnitude', 'l2-distilled'),
+    ('sparsified', 'l2'),
+    ('rst-s', 'paper'),
+]
+
+# Three values of what matters most to each; seeds that no comparison has.
+TUNING = [
+    *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2)),
+    *(('stp', f'{preset}@lr={lr}') for preset in ('short', 'paper') for lr in (0.4, 1, 2)),
+    *(('scratch', f'uniform@lr={lr}') for lr in (0.4, 1, 2)),
+    *(('distilled', f'uniform@lr={lr}') for lr in (0.4, 1, 2)),
+    *(('magnitude', f'l2-{after}@tuning={lr}') for after in ('finetuned', 'distilled')
+      for lr in (0.1, 0.4, 1)),
+    *(('sparsified', f'l2@l2={strength}') for strength in (0.01, 0.03, 0.1)),
+    *(('rst-s', f'paper@l2={strength}') for strength in (0.01, 0.03, 0.1)),
+]  # fmt: skip
+
+SUITES: dict[str, list[dict[str, Any]]] = {
+    'headline': [
+        {
+            'methods': HEADLINE,
+            'data': ['fashion_6k_14'],
+            'network': ['r18_slim'],
+            'budget': [0.15],
+            'length': [1.0],
+            'compare': ['time'],
+            'seed': range(5),
+        },
+    ],
+    'tuning': [
+        {
+            'methods': TUNING,
+            'data': ['fashion_6k_14'],
+            'network': ['r18_slim'],
+            'budget': [0.15],
+            'length': [1.0],
+            'compare': ['time'],
+            'seed': [100],
+        },
+    ],
+    'gpu': [
+        {
+            'methods': [
+                ('stp', 'short'),
+                ('scratch', 'survivor'),
+                ('dense', 'plain'),
+                ('scratch', 'uniform'),
+                ('stp', 'paper'),
+            ],
+            'data': ['fashion_12k_28'],
+            'network': ['r50'],
+            'budget': [0.15],
+            'length': [1.0],
+            'compare': ['time'],
+            'seed': [0],
+        },
+    ],
+    'quick': [
+        {
+            'methods': [
+                ('dense', 'plain'),
+                ('stp', 'short'),
+                ('scratch', 'uniform'),
+                ('scratch', 'survivor'),
+                ('distilled', 'survivor'),
+                ('magnitude', 'l2-finetuned'),
+            ],
+            'data': ['digits'],
+            'network': ['r18_slim'],
+            'budget': [0.35],
+            'length': [1.0],
+            'compare': ['time'],
+            'seed': range(2),
+        },
+    ],
+}

@@ -1,0 +1,352 @@
+"""The training that all methods share: data, optimizer, schedule, and an allowance.
+
+A method is made of phases, each a run of MMEngine's runner with a folder of its own. A phase that
+was interrupted goes on where its last epoch ended; one that has ended is read back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+from typing import Any
+
+import mmpretrain.datasets
+import mmpretrain.models  # noqa: F401  both register
+import torch
+from measure import interleave, ratios
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner, set_random_seed
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from setting import HERE, Setting
+from torch import Tensor, nn
+
+from mmstp import STP, Architecture, Supernet
+from mmstp.atomic_files import write_json
+from mmstp.search.budget import Budget, feasible_rows
+from mmstp.stp.hooks.statistics import calibrate_on
+from mmstp.stp.losses import normalized_kl
+
+TOLERANCE = 0.03
+CALIBRATION = 2000  # images for norm statistics
+
+
+class PausedError(Exception):
+    """The time of this call is up; the run goes on with the next call."""
+
+
+class WaitingError(Exception):
+    """The run needs the result of another one that is not there yet."""
+
+
+@dataclass
+class Trial:
+    """One run of the comparison: builds, trains and counts what was spent.
+
+    Attributes:
+        setting: What is run.
+        folder: Where the phases lie.
+        shared: Where phases lie that several methods begin with.
+        device: ``'cpu'`` or ``'cuda'``.
+        stop: Whether to pause at the end of the epoch.
+        rows: Results of other runs, for methods that start from one.
+        seconds: Spent in training so far: of the process on a CPU, of the clock on a GPU.
+        steps: Of all phases.
+        epochs: Of all phases.
+    """
+
+    setting: Setting
+    folder: Path
+    shared: Path
+    device: str = 'cpu'
+    stop: Callable[[], bool] = lambda: False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        self.data = Config.fromfile(HERE / 'data' / f'{self.setting.data}.py')
+        self.network = Config.fromfile(HERE / 'networks' / f'{self.setting.network}.py')
+
+    # --- networks ---------------------------------------------------------------------------------
+
+    def classifier_config(self) -> dict[str, Any]:
+        """The dense network's config, with the data's channels and classes."""
+        config: dict[str, Any] = self.network.model.to_dict()
+        config['backbone']['in_channels'] = self.data.input_shape[0]
+        config['head']['num_classes'] = self.data.data_preprocessor.num_classes
+        config['data_preprocessor'] = self.data.data_preprocessor.to_dict()
+        return config
+
+    def dense(self) -> nn.Module:
+        """The dense network with the seed's weights."""
+        set_random_seed(self.setting.seed)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            network: nn.Module = MODELS.build(self.classifier_config())
+        network.init_weights()
+        return network.to(self.device)
+
+    def supernet(self, network: nn.Module) -> Supernet:
+        """The subnets of a network, in the space of the comparison."""
+        example = torch.zeros(1, *self.data.input_shape, device=self.device)
+        return Supernet(network, example, **self.network.space)
+
+    def members(self, supernet: Supernet) -> list[Architecture]:
+        """All architectures that meet the budget."""
+        space, cost = supernet.space, supernet.cost
+        budget = Budget.of(self.setting.budget, 'macs', TOLERANCE, space, cost)
+        rows = feasible_rows(space, cost, budget, 100_000, self.setting.seed)
+        return [space.decode(row) for row in rows]
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def trained(
+        self,
+        name: str,
+        build: Callable[[], nn.Module],
+        share: float = 1.0,
+        lr: float = 1.0,
+        hooks: list[dict[str, Any] | Hook] | None = None,
+        common: bool = False,
+    ) -> nn.Module:
+        """A network after a phase of training.
+
+        Args:
+            name: Of the phase.
+            build: Makes the network as it starts; called again to measure what a step costs.
+            share: Of the run's allowance.
+            lr: The first learning rate, in multiples of the network's.
+            hooks: Of the method.
+            common: Whether other methods begin with the same phase.
+
+        Raises:
+            PausedError: If the time of this call is up.
+        """
+        base = self.data.epochs * self.setting.length * share
+        if common:
+            folder = self.shared / f'{name}-{base:g}' / str(self.setting.seed)
+        else:
+            folder = self.folder / name
+        with locked(folder):
+            ended = folder / 'ended.json'
+            plan = folder / 'plan.json'
+            if not plan.exists():
+                cost = 1.0 if self.setting.compare == 'epochs' or common else self.cost(build)
+                write_json(plan, {'epochs': max(1, round(base / cost)), 'cost': cost})
+            epochs = json.loads(plan.read_text())['epochs']
+            runner = self._runner(folder, build(), epochs, lr, hooks or [])
+            if ended.exists():
+                runner.load_or_resume()
+            else:
+                runner.train()
+                spent = next(hook for hook in runner.hooks if isinstance(hook, Spent))
+                write_json(ended, {'seconds': spent.seconds, 'steps': runner.iter})
+        found = json.loads(ended.read_text())
+        self.seconds += found['seconds']
+        self.steps += found['steps']
+        self.epochs += epochs
+        network: nn.Module = runner.model
+        return network
+
+    def _runner(
+        self,
+        folder: Path,
+        network: nn.Module,
+        epochs: int,
+        lr: float,
+        hooks: list[dict[str, Any] | Hook],
+    ) -> Runner:
+        optimizer = dict(self.network.optimizer)
+        optimizer['lr'] *= lr
+        return Runner(
+            network,
+            str(folder),
+            train_dataloader=copy.deepcopy(self.data.train_dataloader),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
+            param_scheduler=dict(
+                type='CosineAnnealingLR', T_max=epochs, end=epochs, convert_to_iter_based=True
+            ),
+            default_hooks=dict(
+                logger=None,
+                checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+            ),
+            custom_hooks=[
+                *hooks,
+                dict(type='mmstp.EpochSeedHook'),
+                Spent(self.device),
+                Pause(self.stop),
+            ],
+            resume=True,
+            randomness=dict(seed=self.setting.seed),
+            default_scope='mmpretrain',
+            log_level='ERROR',
+            experiment_name=f'{folder}',
+            cfg=dict(visualizer=None),
+        )
+
+    def cost(self, build: Callable[[], nn.Module]) -> float:
+        """What a step of a network's training takes, in steps of the dense network's, side by side.
+
+        The data's pipeline is left out: a user has workers for it.
+        """
+        return statistics.median(
+            ratios(
+                *interleave(
+                    {'own': self._stepper(build()), 'dense': self._stepper(self.dense())}, 30, 3
+                ).values()
+            )
+        )
+
+    def _stepper(self, network: nn.Module) -> Callable[[], object]:
+        batch = self.data.train_dataloader.batch_size
+        classes = self.data.data_preprocessor.num_classes
+        labels = torch.randint(classes, (batch,)).tolist()
+        data = {
+            'inputs': torch.randint(256, (batch, *self.data.input_shape)),
+            'data_samples': [DataSample().set_gt_label(label) for label in labels],
+        }
+        network.to(self.device).train()
+        if isinstance(network, STP):
+            network.driver = self  # nothing shrinks this pool: it is only timed
+            network.warmup = 0.0
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+
+        def step() -> None:
+            losses = network(**network.data_preprocessor(data, True), mode='loss')
+            loss, _ = network.parse_losses(losses)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def training_images(self) -> Any:
+        """The dataloader of the training images."""
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            return Runner.build_dataloader(copy.deepcopy(self.data.train_dataloader), seed=0)
+
+    def steps_per_epoch(self) -> int:
+        """Batches."""
+        return len(self.training_images())
+
+    # --- results ----------------------------------------------------------------------------------
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether images are set aside on which hyper-parameters are chosen."""
+        return 'validation_dataset' in self.data
+
+    def dataset(self, split: str) -> Any:
+        """The dataloader of ``'test'`` or ``'validation'``."""
+        config = copy.deepcopy(self.data.test_dataloader)
+        if split == 'validation':
+            config.dataset = copy.deepcopy(self.data.validation_dataset)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            return Runner.build_dataloader(config, seed=0)
+
+    @torch.no_grad()
+    def top1(self, network: Any, split: str = 'test') -> float:
+        """Accuracy in percent."""
+        network.eval()
+        right = total = 0
+        for batch in self.dataset(split):
+            data = network.data_preprocessor(batch, False)
+            labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+            right += int((logits_of(network, data['inputs']).argmax(1) == labels).sum())
+            total += len(labels)
+        return 100 * right / total
+
+    def calibrated(self, network: nn.Module) -> nn.Module:
+        """The network with norm statistics of its own, on training images."""
+        calibrate_on(network, self.training_images(), CALIBRATION)
+        return network
+
+
+def logits_of(network: Any, inputs: Tensor) -> Tensor:
+    """Of shape (batch, classes)."""
+    logits = network(inputs, mode='tensor')
+    return logits[0] if isinstance(logits, (list, tuple)) else logits
+
+
+class Taught(BaseModel):
+    """A network that also learns from a finished teacher: cross entropy plus `normalized_kl`."""
+
+    def __init__(self, network: Any, teacher: nn.Module) -> None:
+        super().__init__(data_preprocessor=network.data_preprocessor)
+        self.network = network
+        self._teacher = [teacher.eval().requires_grad_(False)]  # no part of the checkpoint
+        self._is_init = True
+
+    def forward(self, inputs: Tensor, data_samples: list[Any], mode: str) -> dict[str, Tensor]:
+        """The losses of a step."""
+        assert mode == 'loss'
+        logits = logits_of(self.network, inputs)
+        with torch.no_grad():
+            soft = logits_of(self._teacher[0], inputs)
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        return {
+            'loss_ce': nn.functional.cross_entropy(logits, labels),
+            'loss_taught': normalized_kl(logits, soft),
+        }
+
+
+class Spent(Hook):
+    """Counts what the epochs take, over interruptions."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device != 'cpu'
+        self.seconds = 0.0
+
+    def _now(self) -> float:
+        if not self.on_gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._start = self._now()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.seconds += self._now() - self._start
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint['seconds'] = self.seconds
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint['seconds']
+
+
+class Pause(Hook):
+    """Ends this call after an epoch, when its checkpoint is written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop = stop
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.stop() and not self.is_last_train_epoch(runner):
+            raise PausedError
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time, for phases that several methods share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'lock').open('w') as file:
+        flock(file, LOCK_EX)
+        yield
