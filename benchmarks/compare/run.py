@@ -153,13 +153,13 @@ def main() -> int:
         print('\n'.join(setting.key for setting in left))
         return 0
     context = multiprocessing.get_context('fork')
-    stop, start, failed = context.Event(), time.monotonic(), 0
+    stop, start, rows, failed = context.Event(), time.monotonic(), 0, 0
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # a process for each run: what one leaves behind is not the next one's
     with context.Pool(args.processes, share_stop, (stop,), maxtasksperchild=1) as pool:
 
-        def begin(setting: Setting) -> tuple[Setting, AsyncResult[Any]]:
-            return setting, pool.apply_async(partial(run, setting, args))
+        def begin(setting: Setting) -> tuple[Setting, int, AsyncResult[Any]]:
+            return setting, rows, pool.apply_async(partial(run, setting, args))
 
         running = [begin(setting) for setting in left]
         while running:
@@ -170,19 +170,20 @@ def main() -> int:
                 stop.set()
             if args.minutes and time.monotonic() - start > 60 * args.minutes:
                 stop.set()
-            for one in [one for one in running if one[1].ready()]:
+            for one in [one for one in running if one[-1].ready()]:
                 running.remove(one)
-                setting, result = one
+                setting, rows_then, result = one
                 try:
                     _, found = result.get()
                 except Exception as error:
                     failed += 1
                     found = f'FAILED: {type(error).__name__}: {error}'
-                if isinstance(found, WaitingError) and running:
+                if isinstance(found, WaitingError) and (running or rows > rows_then):
                     running.append(begin(setting))  # behind those that it may wait for
                     continue
                 if isinstance(found, dict):
                     append_row(setting, found, args.rows)
+                    rows += 1
                     found = f'{found["top1"]:.2f} at {found["macs_ratio"]:.1%} of the MACs'
                 clock = time.strftime('%H:%M:%S')
                 print(f'{clock} {len(running):4d} left | {setting.key}: {found}', flush=True)
