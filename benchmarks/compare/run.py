@@ -152,7 +152,8 @@ def main() -> int:
     if args.list:
         print('\n'.join(setting.key for setting in left))
         return 0
-    context = multiprocessing.get_context('fork')
+    # a forked process cannot use CUDA; it starts quicker
+    context = multiprocessing.get_context('fork' if args.device == 'cpu' else 'spawn')
     stop, start, rows, failed = context.Event(), time.monotonic(), 0, 0
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # a process for each run: what one leaves behind is not the next one's
