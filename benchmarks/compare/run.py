@@ -35,7 +35,7 @@ from suites import SUITES  # noqa: E402
 from training import PausedError, Trial, WaitingError  # noqa: E402
 
 import mmstp  # noqa: E402
-from mmstp.subnets.cut import count_macs  # noqa: E402
+from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
 
 _stop: Event
 
@@ -77,7 +77,7 @@ def run(
         'top1': trial.top1(network),
         'validation_top1': trial.top1(network, 'validation') if trial.has_validation else None,
         'macs_ratio': round(count_macs(network, example) / count_macs(dense, example), 4),
-        'params_ratio': round(size(network) / size(dense), 4),
+        'params_ratio': round(count_parameters(network) / count_parameters(dense), 4),
         'architecture': str(found.architecture) if found.architecture else None,
         **more,
         'seconds': round(trial.seconds, 1),
@@ -88,11 +88,6 @@ def run(
         'mmstp': mmstp.__version__,
         'commit': args.commit,
     }
-
-
-def size(network: torch.nn.Module) -> int:
-    """The number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:

@@ -56,6 +56,15 @@ def test_frozen_parameters_stay_frozen(supernet):
     assert isinstance(network.stage2[0].weight, nn.Parameter)
 
 
+def test_kept_entries_are_those_of_the_export(supernet):
+    kept, dense = supernet.kept(SMALL), supernet.model.state_dict()
+    export = supernet.export(SMALL).state_dict()
+    assert kept.keys() == dense.keys()
+    assert {key for key, entries in kept.items() if entries.any()} == export.keys()
+    for key, tensor in export.items():
+        assert torch.equal(dense[key][kept[key]], tensor.flatten()), key
+
+
 def test_spec_of_a_part_describes_that_part(supernet):
     spec = supernet.compact_spec(SMALL)
     export = supernet.export(SMALL)

@@ -1,0 +1,200 @@
+"""Tables and plots of the comparison, from its rows alone.
+
+``python benchmarks/compare/report.py`` rewrites the tables between the markers of
+``docs/compare.md`` and the pictures beside it. Differences are paired: they are taken seed by seed
+between a method and the reference, and given with their standard error. One below two standard
+errors is called none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+import matplotlib  # noqa: E402
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+from measure import ROOT, table  # noqa: E402
+from pages import insert  # noqa: E402
+from setting import ROWS, read_rows  # noqa: E402
+
+DOCS = ROOT / 'docs'
+REFERENCE = ('scratch', 'uniform')
+Row = dict[str, Any]
+Name = tuple[str, str]
+BY = ('data', 'network', 'budget', 'compare', 'length')
+
+
+def named(row: Row) -> Name:
+    """The method and its preset."""
+    return row['method'], row['preset']
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some columns, sorted."""
+    found = defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in keys)].append(row)
+    return dict(sorted(found.items()))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, None for a single value."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return statistics.fmean(values), error
+
+
+def written(mean: float, error: float | None, sign: str = '') -> str:
+    """``87.12 ± 0.30``."""
+    return f'{mean:{sign}.2f}' + (f' ± {error:.2f}' if error is not None else '')
+
+
+def difference(own: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    """The paired difference over the seeds that both have."""
+    seeds = sorted(own.keys() & reference.keys())
+    if not seeds:
+        return ''
+    mean, error = mean_and_error([own[seed] - reference[seed] for seed in seeds])
+    if error is None:
+        return f'{mean:+.2f} (one seed)'
+    text = written(mean, error, '+')
+    return f'**{text}**' if abs(mean) >= 2 * error else f'none ({text})'
+
+
+def comparison(rows: Sequence[Row]) -> str:
+    """The table of one data set, network, budget, length and way to compare; the best first."""
+    by_method: dict[Name, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_method[named(row)].append(row)
+    scores = {name: {r['seed']: r['top1'] for r in own} for name, own in by_method.items()}
+    lines = []
+    for name in sorted(scores, key=lambda name: -statistics.fmean(scores[name].values())):
+        own = by_method[name]
+        against = difference(scores[name], scores.get(REFERENCE, {}))
+
+        def mean(column: str, own: list[Row] = own) -> float:
+            return statistics.fmean(row[column] for row in own)
+
+        lines.append(
+            (
+                ': '.join(name),
+                len(own),
+                written(*mean_and_error(list(scores[name].values()))),
+                '' if name == REFERENCE else against,
+                f'{mean("macs_ratio"):.1%}',
+                f'{mean("params_ratio"):.1%}',
+                f'{mean("epochs"):.0f}',
+                f'{mean("seconds"):.0f}',
+            )
+        )
+    header = (
+        'method', 'seeds', 'top-1, %', f'against {": ".join(REFERENCE)}', 'MACs', 'parameters',
+        'epochs', 'seconds',
+    )  # fmt: skip
+    return table(header, lines)
+
+
+def tuning(rows: Sequence[Row]) -> str:
+    """The values that were tried of every option; the best by validation accuracy is in bold."""
+    tried: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
+    for row in rows:
+        preset, _, option = row['preset'].partition('@')
+        name, _, value = option.partition('=')
+        tried[row['method'], preset, name][float(value)] = row['validation_top1']
+    lines = []
+    for (method, preset, name), found in tried.items():
+        best = max(found, key=lambda value: found[value])
+        cells = [
+            f'{"**" if value == best else ""}{value:g}: {found[value]:.2f}'
+            f'{"**" if value == best else ""}'
+            for value in sorted(found)
+        ]
+        lines.append((f'{method}: {preset}', name, *cells))
+    width = max((len(line) for line in lines), default=2)
+    header = ('method', 'option', *[f'value {i}' for i in range(1, width - 1)])
+    return table(header, [(*line, *[''] * (width - len(line))) for line in lines])
+
+
+def titled(keys: tuple[Any, ...]) -> str:
+    """A heading."""
+    data, network, budget, compare, length = keys
+    return f'### {data}, {network}, {budget:.0%} of the MACs, equal {compare}, {length:g} T'
+
+
+def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -> None:
+    """Mean accuracy with its standard error along a column, a line for each method."""
+    figure, axes = plt.subplots(figsize=(8.5, 5), layout='constrained')
+    names = sorted({named(row) for row in rows})
+    styles = itertools.cycle(
+        itertools.product(['-', '--', ':'], [f'C{i}' for i in range(10)])  # 30 that differ
+    )
+    for name, (dash, color) in zip(names, styles, strict=False):
+        points = []
+        for (value,), own in grouped([r for r in rows if named(r) == name], along).items():
+            mean, error = mean_and_error([row['top1'] for row in own])
+            points.append((value, mean, error or 0.0))
+        x, y, errors = zip(*points, strict=True)
+        axes.errorbar(
+            x, y, errors, label=': '.join(name), linestyle=dash, color=color, marker='o',
+            markersize=4, capsize=2,
+        )  # fmt: skip
+    axes.set(title=title, xlabel=label, ylabel='top-1 of the compact network, %')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def pictures(rows: Sequence[Row], folder: Path) -> list[str]:
+    """Accuracy against training time and against MACs, where there is more than one value."""
+    lines = []
+    for along, others, label in (
+        ('length', ('data', 'network', 'budget', 'compare'), 'training allowed, in T'),
+        ('budget', ('data', 'network', 'length', 'compare'), 'MACs left'),
+    ):
+        for keys, own in grouped(rows, *others).items():
+            own = [row for row in own if row['method'] != 'dense' or along == 'length']
+            if len({row[along] for row in own}) < 2:
+                continue
+            name = '_'.join(['compare', along, *(f'{key:g}' if isinstance(key, float) else key
+                                                 for key in keys)]).replace('.', '')  # fmt: skip
+            title = ', '.join(f'{k} {v}' for k, v in zip(others, keys, strict=True))
+            curves(own, along, title, label, folder / f'{name}.png')
+            lines.append(f'![{title}: accuracy against {along}](images/{name}.png)')
+    return lines
+
+
+def main() -> None:
+    """Rewrites the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--rows', type=Path, default=ROWS, help='the folder of the rows')
+    parser.add_argument('--page', type=Path, default=DOCS / 'compare.md')
+    args = parser.parse_args()
+    rows = read_rows(args.rows)
+    compared = [row for row in rows if '@' not in row['preset']]
+    tables = [
+        f'{titled(keys)}\n\n{comparison(own)}' for keys, own in grouped(compared, *BY).items()
+    ]
+    images = args.page.parent / 'images'
+    images.mkdir(exist_ok=True)
+    page = args.page.read_text()
+    page = insert(page, 'comparison', '\n\n'.join(tables))
+    page = insert(page, 'pictures', '\n\n'.join(pictures(compared, images)) or 'None yet.')
+    page = insert(page, 'tuning', tuning([row for row in rows if '@' in row['preset']]))
+    args.page.write_text(page)
+    print(f'{len(rows)} rows: {args.page}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,163 @@
+"""The harness of benchmarks/compare: allowances, pausing, rows, differences."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / 'compare')]
+
+import methods  # noqa: E402
+import report  # noqa: E402
+import setting  # noqa: E402
+import training  # noqa: E402
+from setting import Setting  # noqa: E402
+
+SHORT = Setting('scratch', 'uniform', 'digits', 'r18_slim', 0.35, 1 / 6, 'epochs', 0)
+# mmengine: the second run of a folder finds the first one's message hub
+pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
+
+
+def trial(tmp_path: Path, of: Setting = SHORT, **options) -> training.Trial:
+    return training.Trial(of, tmp_path / of.key, tmp_path / 'common', **options)
+
+
+def result(run: training.Trial) -> methods.Found:
+    of = run.setting
+    return methods.METHODS[of.method, of.variant](run, of.variant)
+
+
+@pytest.mark.parametrize('name', ['scratch', 'stp'])
+def test_run_that_pauses_after_every_epoch_ends_like_one_that_does_not(name, tmp_path):
+    of = replace(SHORT, method=name, preset='short' if name == 'stp' else 'uniform')
+    whole = trial(tmp_path / 'whole', of)
+    expected = result(whole)
+    with pytest.raises(training.PausedError):
+        result(trial(tmp_path / 'paused', of, stop=lambda: True))
+    resumed = trial(tmp_path / 'paused', of)
+    found = result(resumed)
+    assert (resumed.steps, resumed.epochs) == (whole.steps, whole.epochs)
+    assert resumed.epochs == 2
+    assert found.architecture == expected.architecture
+    for key, value in expected.network.state_dict().items():
+        assert torch.equal(found.network.state_dict()[key], value), key
+
+
+def test_network_that_costs_half_is_trained_twice_as_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Trial, 'cost', lambda self, build: 0.5)
+    by_time = trial(tmp_path, replace(SHORT, compare='time'))
+    result(by_time)
+    assert by_time.epochs == 4
+
+
+def test_cost_of_the_dense_network_is_one_step_of_itself(tmp_path):
+    run = trial(tmp_path)
+    assert run.cost(run.dense) == pytest.approx(1, rel=0.5)  # a time: it only has to be about one
+
+
+def test_phases_share_the_allowance_and_the_dense_one_is_trained_once(tmp_path):
+    of = replace(SHORT, method='magnitude', preset='l2-finetuned')
+    first = trial(tmp_path, of)
+    result(first)
+    assert first.epochs == 2  # one and one
+    common = sorted((tmp_path / 'common').rglob('epoch_*.pth'))
+    written = [path.stat().st_mtime_ns for path in common]
+    result(trial(tmp_path, replace(of, method='distilled', preset='uniform')))
+    assert [path.stat().st_mtime_ns for path in common] == written
+
+
+@pytest.mark.parametrize('rule', ['random', 'uniform'])
+def test_architecture_of_a_rule_meets_the_budget(rule, tmp_path):
+    run = trial(tmp_path)
+    supernet = run.supernet(run.dense())
+    architecture = methods.chosen(run, supernet, rule)
+    ratio = supernet.describe(architecture)['macs_ratio']
+    assert ratio == pytest.approx(0.35, rel=training.TOLERANCE)
+
+
+def test_survivor_is_that_of_the_row_with_the_same_coordinates(tmp_path):
+    of = replace(SHORT, preset='survivor')
+    row = {**vars(replace(of, method='stp', preset='short')), 'architecture': '((1,), (0.5,))'}
+    others = [{**row, 'seed': 1, 'architecture': '((2,), (1.0,))'}]
+    with pytest.raises(training.WaitingError, match='stp-short/0'):
+        methods.chosen(trial(tmp_path, of, rows=others), None, 'survivor')
+    found = methods.chosen(trial(tmp_path, of, rows=[*others, row]), None, 'survivor')
+    assert str(found) == '((1,), (0.5,))'
+
+
+def test_penalty_shrinks_what_lies_outside_and_nothing_else(tmp_path):
+    run = trial(tmp_path)
+    network = run.dense()
+    supernet = run.supernet(network)
+    architecture = methods.chosen(run, supernet, 'uniform')
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    kept = supernet.kept(architecture)
+
+    class Runner:
+        model, iter, max_iters = network, 9, 10
+
+        class optim_wrapper:
+            @staticmethod
+            def get_lr():
+                return {'lr': [0.1]}
+
+    methods.Sparsify(kept, norm=2, strength=0.5).after_train_iter(Runner)
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter[kept[name]], before[name][kept[name]])
+        torch.testing.assert_close(parameter[~kept[name]], 0.95 * before[name][~kept[name]])
+
+
+def test_options_of_a_preset_are_read_from_its_name():
+    of = replace(SHORT, method='magnitude', preset='l2-finetuned@tuning=0.1')
+    assert (of.variant, of.options) == ('l2-finetuned', {'tuning': 0.1})
+    assert of.key != SHORT.key
+
+
+def test_rows_are_read_back_and_a_broken_line_is_named(tmp_path):
+    setting.append_row(SHORT, {'top1': 90.0}, tmp_path)
+    [row] = setting.read_rows(tmp_path)
+    assert setting.setting_of(row) == SHORT and row['top1'] == 90.0
+    with (tmp_path / 'digits.jsonl').open('a') as file:
+        file.write(json.dumps(row)[:40])
+    with pytest.raises(ValueError, match=r'digits\.jsonl:2 is no row'):
+        setting.read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('own', 'expected'),
+    [
+        ({0: 91.0, 1: 92.0, 2: 93.1}, '**+1.03 ± 0.03**'),
+        ({0: 91.0, 1: 90.0, 2: 92.0}, 'none (+0.00 ± 0.58)'),
+        ({2: 93.0}, '+1.00 (one seed)'),
+        ({7: 93.0}, ''),
+    ],
+)
+def test_differences_are_paired_and_called_none_below_two_standard_errors(own, expected):
+    assert report.difference(own, {0: 90.0, 1: 91.0, 2: 92.0}) == expected
+
+
+def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        for length in (1.0, 3.0):
+            for preset, top1 in (('uniform', 90.0 + seed), ('random', 91.5 + seed)):
+                of = replace(SHORT, preset=preset, seed=seed, length=length)
+                found = dict(top1=top1, macs_ratio=0.35, params_ratio=0.3, epochs=2, seconds=9.0)
+                setting.append_row(of, found, tmp_path / 'rows')
+    tried = replace(SHORT, preset='uniform@lr=2')
+    setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
+    page = tmp_path / 'page.md'
+    names = ('comparison', 'pictures', 'tuning')
+    page.write_text('\n'.join(f'<!-- begin {n} -->\n<!-- end {n} -->' for n in names))
+    arguments = ['report.py', '--rows', str(tmp_path / 'rows'), '--page', str(page)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    report.main()
+    text = page.read_text()
+    assert '| scratch: random | 2 | 92.00 ± 0.50 | **+1.50 ± 0.00** | 35.0% |' in text
+    assert text.count('### digits, r18_slim') == 2
+    assert '| scratch: uniform | lr | **2: 88.00** |' in text
+    [picture] = (tmp_path / 'images').glob('*.png')
+    assert picture.name in text
