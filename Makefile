@@ -17,11 +17,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -q -c requirements/constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-detection test test-slow install install-tools install-ops lint format types clean
+.PHONY: help demo demo-detection compare-quick test test-slow install install-tools install-ops lint format types clean
 
 help:
 	@echo 'make demo         install without compiled operators, run tools/demo.py'
 	@echo 'make demo-detection  install everything, run tools/demo_detection.py'
+	@echo 'make compare-quick  STP and what else one could do, on the digits, in ten minutes'
 	@echo 'make test         install everything, then ruff, mypy and the quick tests (what .ci/run runs)'
 	@echo 'make test-slow    every test, the slow ones too'
 	@echo 'make install      what the demo needs and mmstp itself'
@@ -36,6 +37,11 @@ demo: install
 
 demo-detection: install-ops
 	$(BIN)/python tools/demo_detection.py
+
+compare-quick: install
+	$(BIN)/python -W ignore benchmarks/compare/run.py --suite quick --processes 2 \
+	  --rows work_dirs/compare/rows
+	$(BIN)/python -W ignore benchmarks/compare/report.py --rows work_dirs/compare/rows --print
 
 # One thread: where another process keeps the cores busy, two were 5 to 8 times slower on small networks.
 test test-slow: export OMP_NUM_THREADS ?= 1

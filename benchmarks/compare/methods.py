@@ -20,7 +20,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from training import Taught, Trial, WaitingError
+from training import TOLERANCE, Taught, Trial, WaitingError
 
 from mmstp import STP, Architecture, Supernet
 
@@ -40,21 +40,29 @@ class Found:
     more: dict[str, Any] | None = None
 
 
+Name = tuple[str, str]
 Method = Callable[[Trial, str], Found]
-METHODS: dict[tuple[str, str], Method] = {}
+METHODS: dict[Name, Method] = {}
 
-# Options of presets, with the values that had the best validation accuracy (docs/compare.md).
 OPTIONS = {
     'lr': 1.0,  # the first learning rate, in multiples of the network's
     'tuning': 0.4,  # the same, of a network that was pruned
     'l1': 1e-3,  # the penalty at its end, in multiples of the learning rate
     'l2': 0.03,
 }
+# Those with the best validation accuracy of three values, where they are others (docs/compare.md).
+TUNED: dict[Name, dict[str, float]] = {
+    ('dense', 'plain'): {'lr': 2.0},
+    ('stp', 'paper'): {'lr': 2.0},
+}
 
 
-def option(trial: Trial, name: str) -> float:
-    """What the preset says, else the default."""
-    return trial.setting.options.get(name, OPTIONS[name])
+def option(trial: Trial, name: str, of: Name | None = None) -> float:
+    """What the preset says, else the value that was found for it (or for ``of``)."""
+    of = of or (trial.setting.method, trial.setting.variant)
+    if of == (trial.setting.method, trial.setting.variant) and name in trial.setting.options:
+        return trial.setting.options[name]
+    return TUNED.get(of, {}).get(name, OPTIONS[name])
 
 
 def method(name: str, *presets: str) -> Callable[[Method], Method]:
@@ -98,8 +106,13 @@ RULES = ('random', 'uniform', 'survivor')
 @method('dense', 'plain')
 def dense(trial: Trial, preset: str) -> Found:
     """The dense network."""
-    lr = option(trial, 'lr')
-    return Found(trial.trained('dense', trial.dense, lr=lr, common=lr == OPTIONS['lr']))
+    return Found(dense_network(trial))
+
+
+def dense_network(trial: Trial, share: float = 1.0) -> nn.Module:
+    """The dense network after a share of the allowance; trained once for all methods."""
+    lr = option(trial, 'lr', ('dense', 'plain'))
+    return trial.trained('dense', trial.dense, share, lr, common=True)
 
 
 @method('scratch', *RULES)
@@ -120,7 +133,7 @@ def scratch(trial: Trial, preset: str) -> Found:
 def distilled(trial: Trial, preset: str) -> Found:
     """The dense network first, then the compact one from random weights, taught by it."""
     architecture = chosen(trial, trial.supernet(trial.dense()), preset)
-    teacher = trial.trained('dense', trial.dense, 0.5, common=True)
+    teacher = dense_network(trial, 0.5)
     return Found(
         taught(
             trial,
@@ -167,7 +180,7 @@ def first_share(preset: str) -> float:
 @method('magnitude', *(norm + after for norm in ('l1', 'l2') for after in AFTER))
 def magnitude(trial: Trial, preset: str) -> Found:
     """The dense network cut to the uniform architecture by the norms of its channels."""
-    network = trial.trained('dense', trial.dense, first_share(preset), common=True)
+    network = dense_network(trial, first_share(preset))
     teacher = copy.deepcopy(network)
     supernet = trial.supernet(network)
     supernet.order_channels(norm=int(preset[1]))
@@ -246,10 +259,31 @@ VISITS = 10  # of each architecture of the pool before one is left
 @method('stp', *PRESETS)
 def stp(trial: Trial, preset: str) -> Found:
     """Stimulative-training pruning."""
-    options = dict(PRESETS[preset])
-    end, size = options.pop('end'), options.pop('size', None)
-    space = {**trial.network.space, **options.pop('space', {})}
-    base = trial.data.epochs * trial.setting.length
+    return searched(trial, **PRESETS[preset])
+
+
+@method('stp-alone', '15', '30')
+def stp_alone(trial: Trial, preset: str) -> Found:
+    """STP for that percentage of the training, then the survivor alone, at the first rate again."""
+    share = int(preset) / 100
+    found = searched(trial, **{**PRESETS['short'], 'end': 1.0}, share=share)
+    network = trial.trained(
+        'alone', lambda: copy.deepcopy(found.network), 1 - share, option(trial, 'lr')
+    )
+    return replace(found, network=network)
+
+
+def searched(
+    trial: Trial,
+    end: float,
+    share: float = 1.0,
+    size: int | None = None,
+    space: dict[str, Any] | None = None,
+    **options: Any,
+) -> Found:
+    """A run of STP, and what it ends with."""
+    space = {**trial.network.space, **(space or {})}
+    base = trial.data.epochs * trial.setting.length * share
     if trial.setting.compare == 'time':
         base /= 1.9  # about what a step costs; the pool's size need not be exact
     iterations = base * trial.steps_per_epoch() * end
@@ -259,7 +293,7 @@ def stp(trial: Trial, preset: str) -> Found:
         return STP(
             trial.dense(),
             target=trial.setting.budget,
-            tolerance=0.03,
+            tolerance=TOLERANCE,
             input_shape=trial.data.input_shape,
             space=space,
             pool=dict(size=size, seed=trial.setting.seed),
@@ -267,7 +301,7 @@ def stp(trial: Trial, preset: str) -> Found:
         ).to(trial.device)
 
     model: Any = trial.trained(
-        'stp', build, lr=option(trial, 'lr'), hooks=[dict(type='mmstp.PoolHook', end=end)]
+        'stp', build, share, option(trial, 'lr'), [dict(type='mmstp.PoolHook', end=end)]
     )
     architecture = model.pool.best
     more = {'main_top1': trial.top1(model), 'pool_size': size}

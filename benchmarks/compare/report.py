@@ -180,12 +180,16 @@ def main() -> None:
     )
     parser.add_argument('--rows', type=Path, default=ROWS, help='the folder of the rows')
     parser.add_argument('--page', type=Path, default=DOCS / 'compare.md')
+    parser.add_argument('--print', action='store_true', help='the tables, to the terminal alone')
     args = parser.parse_args()
     rows = read_rows(args.rows)
     compared = [row for row in rows if '@' not in row['preset']]
     tables = [
         f'{titled(keys)}\n\n{comparison(own)}' for keys, own in grouped(compared, *BY).items()
     ]
+    if args.print:
+        print('\n\n'.join(tables))
+        return
     images = args.page.parent / 'images'
     images.mkdir(exist_ok=True)
     page = args.page.read_text()

@@ -9,6 +9,8 @@ HEADLINE = [
     ('dense', 'plain'),
     ('stp', 'short'),
     ('stp', 'paper'),
+    ('stp-alone', '15'),
+    ('stp-alone', '30'),
     ('scratch', 'random'),
     ('scratch', 'uniform'),
     ('scratch', 'survivor'),

@@ -135,7 +135,7 @@ class Trial:
         """
         base = self.data.epochs * self.setting.length * share
         if common:
-            folder = self.shared / f'{name}-{base:g}' / str(self.setting.seed)
+            folder = self.shared / f'{name}-{base:g}-{lr:g}' / str(self.setting.seed)
         else:
             folder = self.folder / name
         with locked(folder):
