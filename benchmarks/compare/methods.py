@@ -11,7 +11,7 @@ of two phases gives each half. Where a rule for the architecture is needed, the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -259,35 +259,47 @@ VISITS = 10  # of each architecture of the pool before one is left
 @method('stp', *PRESETS)
 def stp(trial: Trial, preset: str) -> Found:
     """Stimulative-training pruning."""
-    return searched(trial, **PRESETS[preset])
+    return survivor_of(trial, search(trial, **PRESETS[preset]))
 
 
 @method('stp-alone', '15', '30')
 def stp_alone(trial: Trial, preset: str) -> Found:
     """STP for that percentage of the training, then the survivor alone, at the first rate again."""
     share = int(preset) / 100
-    found = searched(trial, **{**PRESETS['short'], 'end': 1.0}, share=share)
+    found = survivor_of(trial, search(trial, **{**PRESETS['short'], 'end': 1.0}, share=share))
     network = trial.trained(
         'alone', lambda: copy.deepcopy(found.network), 1 - share, option(trial, 'lr')
     )
     return replace(found, network=network)
 
 
-def searched(
+def search(
     trial: Trial,
     end: float,
     share: float = 1.0,
     size: int | None = None,
     space: dict[str, Any] | None = None,
+    interval: int | None = None,
+    hooks: Sequence[Hook] = (),
     **options: Any,
-) -> Found:
-    """A run of STP, and what it ends with."""
-    space = {**trial.network.space, **(space or {})}
+) -> STP:
+    """A run of STP.
+
+    Args:
+        trial: Where it belongs.
+        end: The part of it after which a single architecture is left.
+        share: Of the allowance.
+        size: Of the pool; by default, such that each is visited `VISITS` times.
+        space: Options of the space, beside the network's.
+        interval: Iterations between two drops; an epoch by default.
+        hooks: Further ones.
+        options: Of `STP`.
+    """
     base = trial.data.epochs * trial.setting.length * share
     if trial.setting.compare == 'time':
         base /= 1.9  # about what a step costs; the pool's size need not be exact
     iterations = base * trial.steps_per_epoch() * end
-    size = size or max(8, min(1000, int(iterations / VISITS)))
+    pool = dict(size=size or max(8, min(1000, int(iterations / VISITS))), seed=trial.setting.seed)
 
     def build() -> STP:
         return STP(
@@ -295,14 +307,42 @@ def searched(
             target=trial.setting.budget,
             tolerance=TOLERANCE,
             input_shape=trial.data.input_shape,
-            space=space,
-            pool=dict(size=size, seed=trial.setting.seed),
+            space={**trial.network.space, **(space or {})},
+            pool=pool,
             **options,
         ).to(trial.device)
 
-    model: Any = trial.trained(
-        'stp', build, share, option(trial, 'lr'), [dict(type='mmstp.PoolHook', end=end)]
-    )
-    architecture = model.pool.best
-    more = {'main_top1': trial.top1(model), 'pool_size': size}
-    return Found(trial.calibrated(model.export(architecture)), architecture, more)
+    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval)
+    model: Any = trial.trained('stp', build, share, option(trial, 'lr'), [shrinking, *hooks])
+    return model
+
+
+def survivor_of(trial: Trial, stp: STP) -> Found:
+    """The best architecture of a run, cut out."""
+    architecture = stp.pool.best
+    more = {'main_top1': trial.top1(stp), 'pool_size': stp.pool_size}
+    return Found(trial.calibrated(stp.export(architecture)), architecture, more)
+
+
+class PoolHistory(Hook):
+    """Which architectures were in the pool, from which iteration on."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, list[str]] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        self._note(runner, runner.iter)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._note(runner, runner.iter + 1)
+
+    def _note(self, runner: Runner, iteration: int) -> None:
+        pool = [str(architecture) for architecture in runner.model.pool.scores]
+        if not self.entries or len(pool) < len(self.entries[max(self.entries)]):
+            self.entries[iteration] = pool
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint['pool_history'] = self.entries
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.entries = checkpoint['pool_history']

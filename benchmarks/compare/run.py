@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+import rivals  # noqa: E402, F401  registers its methods
 import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
 from methods import METHODS  # noqa: E402

@@ -10,7 +10,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, flock
@@ -117,7 +117,7 @@ class Trial:
         build: Callable[[], nn.Module],
         share: float = 1.0,
         lr: float = 1.0,
-        hooks: list[dict[str, Any] | Hook] | None = None,
+        hooks: Sequence[dict[str, Any] | Hook] = (),
         common: bool = False,
     ) -> nn.Module:
         """A network after a phase of training.
@@ -145,7 +145,7 @@ class Trial:
                 cost = 1.0 if self.setting.compare == 'epochs' or common else self.cost(build)
                 write_json(plan, {'epochs': max(1, round(base / cost)), 'cost': cost})
             epochs = json.loads(plan.read_text())['epochs']
-            runner = self._runner(folder, build(), epochs, lr, hooks or [])
+            runner = self._runner(folder, build(), epochs, lr, hooks)
             if ended.exists():
                 runner.load_or_resume()
             else:
@@ -165,7 +165,7 @@ class Trial:
         network: nn.Module,
         epochs: int,
         lr: float,
-        hooks: list[dict[str, Any] | Hook],
+        hooks: Sequence[dict[str, Any] | Hook],
     ) -> Runner:
         optimizer = dict(self.network.optimizer)
         optimizer['lr'] *= lr
@@ -249,10 +249,14 @@ class Trial:
         return 'validation_dataset' in self.data
 
     def dataset(self, split: str) -> Any:
-        """The dataloader of ``'test'`` or ``'validation'``."""
+        """The images of ``'test'``, ``'validation'``, or ``'training'`` without augmentation."""
         config = copy.deepcopy(self.data.test_dataloader)
+        pipeline = config.dataset.pipeline
         if split == 'validation':
             config.dataset = copy.deepcopy(self.data.validation_dataset)
+        elif split == 'training':
+            config.dataset = copy.deepcopy(self.data.train_dataloader.dataset)
+            config.dataset.pipeline = pipeline
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             return Runner.build_dataloader(config, seed=0)
 

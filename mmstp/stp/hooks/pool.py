@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from ...architecture import Architecture
 from ...atomic_files import write_json
 from ...config_fields import positive
 from ...errors import CheckpointError
@@ -91,7 +93,7 @@ class PoolHook(Hook):
         if best is not None:
             hub.update_scalar('train/best_score', best)
         if drops or self._spread is None:
-            self._spread = spread(stp)
+            self._spread = spread(stp.pool.scores, stp.supernet.space.largest)
         hub.update_scalar('train/pool_spread', self._spread)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -164,11 +166,11 @@ def _saves(hook: Hook, runner: Runner) -> bool:
     return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))
 
 
-def spread(stp: STP) -> float:
-    """How different the pool's architectures are (Fig. 6): the mean squared distance to their mean.
+def spread(architectures: Iterable[Architecture], largest: Architecture) -> float:
+    """How different architectures are (Fig. 6): the mean squared distance to their mean.
 
-    Depths are divided by the stage's blocks, so that every number lies between 0 and 1.
+    Depths are divided by those of the largest, so that every number lies between 0 and 1.
     """
-    full = np.array([*stp.supernet.space.largest.depths, *stp.supernet.space.largest.widths])
-    vectors = np.array([[*a.depths, *a.widths] for a in stp.pool.scores]) / full
+    full = np.array([*largest.depths, *largest.widths])
+    vectors = np.array([[*a.depths, *a.widths] for a in architectures]) / full
     return float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
