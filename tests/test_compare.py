@@ -1,6 +1,7 @@
 """The harness of benchmarks/compare: allowances, pausing, rows, differences."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / 'compare')]
 
 import methods  # noqa: E402
 import report  # noqa: E402
+import run  # noqa: E402
 import setting  # noqa: E402
 import training  # noqa: E402
 from setting import Setting  # noqa: E402
@@ -26,9 +28,9 @@ def trial(tmp_path: Path, of: Setting = SHORT, **options) -> training.Trial:
     return training.Trial(of, tmp_path / of.key, tmp_path / 'common', **options)
 
 
-def result(run: training.Trial) -> methods.Found:
-    of = run.setting
-    return methods.METHODS[of.method, of.variant](run, of.variant)
+def result(of: training.Trial) -> methods.Found:
+    name = of.setting.method, of.setting.variant
+    return methods.METHODS[name](of, of.setting.variant)
 
 
 @pytest.mark.parametrize('name', ['scratch', 'stp'])
@@ -55,8 +57,8 @@ def test_network_that_costs_half_is_trained_twice_as_long(tmp_path, monkeypatch)
 
 
 def test_cost_of_the_dense_network_is_one_step_of_itself(tmp_path):
-    run = trial(tmp_path)
-    assert run.cost(run.dense) == pytest.approx(1, rel=0.5)  # a time: it only has to be about one
+    own = trial(tmp_path)
+    assert own.cost(own.dense) == pytest.approx(1, rel=0.5)  # a time: it only has to be about one
 
 
 def test_phases_share_the_allowance_and_the_dense_one_is_trained_once(tmp_path):
@@ -72,9 +74,9 @@ def test_phases_share_the_allowance_and_the_dense_one_is_trained_once(tmp_path):
 
 @pytest.mark.parametrize('rule', ['random', 'uniform'])
 def test_architecture_of_a_rule_meets_the_budget(rule, tmp_path):
-    run = trial(tmp_path)
-    supernet = run.supernet(run.dense())
-    architecture = methods.chosen(run, supernet, rule)
+    own = trial(tmp_path)
+    supernet = own.supernet(own.dense())
+    architecture = methods.chosen(own, supernet, rule)
     ratio = supernet.describe(architecture)['macs_ratio']
     assert ratio == pytest.approx(0.35, rel=training.TOLERANCE)
 
@@ -90,10 +92,10 @@ def test_survivor_is_that_of_the_row_with_the_same_coordinates(tmp_path):
 
 
 def test_penalty_shrinks_what_lies_outside_and_nothing_else(tmp_path):
-    run = trial(tmp_path)
-    network = run.dense()
-    supernet = run.supernet(network)
-    architecture = methods.chosen(run, supernet, 'uniform')
+    own = trial(tmp_path)
+    network = own.dense()
+    supernet = own.supernet(network)
+    architecture = methods.chosen(own, supernet, 'uniform')
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     kept = supernet.kept(architecture)
 
@@ -109,6 +111,20 @@ def test_penalty_shrinks_what_lies_outside_and_nothing_else(tmp_path):
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter[kept[name]], before[name][kept[name]])
         torch.testing.assert_close(parameter[~kept[name]], 0.95 * before[name][~kept[name]])
+
+
+def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    row = dict(top1=90.0, macs_ratio=0.35)
+    monkeypatch.setattr(
+        run,
+        'row_of',
+        lambda of, *_: os._exit(9) if of.seed else row,  # as when memory ends
+    )
+    arguments = ['--work-dir', str(tmp_path), '--rows', str(tmp_path / 'rows'), '--processes', '2']
+    settings = [replace(SHORT, seed=seed) for seed in (1, 0)]
+    assert run.run_all(settings, run.parse(arguments))
+    assert [setting.setting_of(r) for r in setting.read_rows(tmp_path / 'rows')] == settings[1:]
+    assert 'exit code 9' in capsys.readouterr().out
 
 
 def test_options_of_a_preset_are_read_from_its_name():

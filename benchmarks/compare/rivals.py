@@ -1,4 +1,4 @@
-"""Other ways to train a network whose subnets share its weights."""
+"""Rivals that are trained in a way of their own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import random
 from typing import Any
 
 import torch
-from methods import Found, method, option
+from methods import Found, chosen, method, option
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from training import Trial, logits_of
 
 from mmstp import Architecture, Supernet
 
+ROUNDS = 2  # of magnitude pruning before channels are refilled
 CANDIDATES = 8  # members of the budget that are measured at the end
 
 
@@ -69,3 +72,58 @@ def sandwich(trial: Trial, preset: str) -> Found:
     best = max(chosen, key=measured)
     main = {'main_top1': trial.top1(model.network)}
     return Found(trial.calibrated(model.supernet.export(best)), best, main)
+
+
+class Masked(Hook):
+    """Keeps pruned weights at zero."""
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+
+    @torch.no_grad()
+    def _apply(self, runner: Runner) -> None:
+        for name, parameter in runner.model.named_parameters():
+            if name in self.masks:
+                parameter *= self.masks[name]
+
+    def before_train(self, runner: Runner) -> None:
+        self._apply(runner)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._apply(runner)
+
+
+def largest_weights(network: nn.Module, density: float) -> dict[str, Tensor]:
+    """By name, 1 for the share of all weights that are largest in magnitude, else 0."""
+    weights = {n: p.detach().abs() for n, p in network.named_parameters() if p.dim() > 1}
+    every = torch.cat([weight.flatten() for weight in weights.values()])
+    threshold = every.sort(descending=True).values[int(density * (len(every) - 1))]
+    return {name: (weight >= threshold).float() for name, weight in weights.items()}
+
+
+@method('refill', 'imp')
+def refill(trial: Trial, preset: str) -> Found:
+    """Rounds of magnitude pruning, each from the first weights; then whole channels of those.
+
+    The channels of the uniform architecture are those with the largest weights left; they are
+    refilled, and trained from the first weights. Every round has the same share of the allowance.
+
+    Chen et al., *Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets*, ICML
+    2022.
+    """
+    share, lr = 1 / (ROUNDS + 1), option(trial, 'lr')
+    masks: dict[str, Tensor] = {}
+    for number in range(1, ROUNDS + 1):
+        network = trial.trained(f'round{number}', trial.dense, share, lr, [Masked(masks)])
+        masks = largest_weights(network, trial.setting.budget ** (number / ROUNDS))
+    ticket = {n: p.detach() * masks.get(n, 1) for n, p in network.named_parameters()}
+
+    def build() -> nn.Module:
+        supernet = trial.supernet(trial.dense())
+        supernet.order_channels(norm=1, by=ticket)
+        return supernet.export(chosen(trial, supernet, 'uniform'))
+
+    return Found(
+        trial.trained('refilled', build, share, lr),
+        chosen(trial, trial.supernet(trial.dense()), 'uniform'),
+    )

@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import multiprocessing.connection
 import platform
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from multiprocessing.pool import AsyncResult
+from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -38,43 +39,41 @@ from training import PausedError, Trial, WaitingError  # noqa: E402
 import mmstp  # noqa: E402
 from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
 
-_stop: Event
 
-
-def share_stop(stop: Event) -> None:
-    """In every worker: Ctrl-C is the parent's business."""
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def run(
-    setting: Setting, args: argparse.Namespace
-) -> tuple[Setting, dict[str, Any] | WaitingError | str]:
-    """A run's row, or why there is none yet."""
-    if _stop.is_set():
-        return setting, 'not begun'
-    torch.set_num_threads(1)
+def work(setting: Setting, args: argparse.Namespace, stop: Event, sender: Connection) -> None:
+    """In a process of its own: sends a run's row, or why there is none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
-    work = Path(args.work_dir)
+    torch.set_num_threads(1)
+    try:
+        sender.send(row_of(setting, args, stop))
+    except PausedError:
+        sender.send('paused')
+    except WaitingError as error:
+        sender.send(error)
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(f'FAILED: {type(error).__name__}: {error}')
+
+
+def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str, Any]:
+    """Runs a method; the columns of its row beside the setting."""
+    folder = Path(args.work_dir)
     trial = Trial(
         setting,
-        work / setting.key,
-        work / setting.data / setting.network / 'common',
+        folder / setting.key,
+        folder / setting.data / setting.network / 'common',
         args.device,
-        _stop.is_set,
+        stop.is_set,
         read_rows(args.rows),
     )
-    try:
-        found = METHODS[setting.method, setting.variant](trial, setting.variant)
-    except PausedError:
-        return setting, 'paused'
-    except WaitingError as error:
-        return setting, error
+    found = METHODS[setting.method, setting.variant](trial, setting.variant)
     network, more = found.network, found.more or {}
     example = (torch.zeros(1, *trial.data.input_shape, device=args.device),)
     dense = trial.dense().eval()
-    return setting, {
+    return {
         'top1': trial.top1(network),
         'validation_top1': trial.top1(network, 'validation') if trial.has_validation else None,
         'macs_ratio': round(count_macs(network, example) / count_macs(dense, example), 4),
@@ -140,7 +139,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Returns 1 if a run failed."""
     args = parse()
-    warnings.filterwarnings('ignore')
     done = {setting_of(row) for row in read_rows(args.rows)}
     wanted = settings_of(args)
     left = [setting for setting in wanted if setting not in done]
@@ -148,43 +146,54 @@ def main() -> int:
     if args.list:
         print('\n'.join(setting.key for setting in left))
         return 0
+    return int(run_all(left, args))
+
+
+def run_all(left: Sequence[Setting], args: argparse.Namespace) -> bool:
+    """Runs settings, so many at once, each in a process of its own; whether one failed."""
     # a forked process cannot use CUDA; it starts quicker
     context = multiprocessing.get_context('fork' if args.device == 'cpu' else 'spawn')
-    stop, start, rows, failed = context.Event(), time.monotonic(), 0, 0
+    stop, start = context.Event(), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    # a process for each run: what one leaves behind is not the next one's
-    with context.Pool(args.processes, share_stop, (stop,), maxtasksperchild=1) as pool:
-
-        def begin(setting: Setting) -> tuple[Setting, int, AsyncResult[Any]]:
-            return setting, rows, pool.apply_async(partial(run, setting, args))
-
-        running = [begin(setting) for setting in left]
-        while running:
+    waiting, running, failed, rows = list(left), [], False, 0
+    while waiting or running:
+        while waiting and len(running) < args.processes and not stop.is_set():
+            setting = waiting.pop(0)
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(setting, args, stop, sender))
+            process.start()
+            sender.close()  # so that the end of the process is the end of the pipe
+            running.append((setting, rows, process, receiver))
+        try:
+            multiprocessing.connection.wait([receiver for *_, receiver in running], timeout=1)
+        except KeyboardInterrupt:
+            print('pausing at the end of the epoch', flush=True)
+            stop.set()
+        if args.minutes and time.monotonic() - start > 60 * args.minutes:
+            stop.set()
+        for one in [one for one in running if one[-1].poll()]:
+            running.remove(one)
+            setting, rows_then, process, receiver = one
             try:
-                time.sleep(0.2)
-            except KeyboardInterrupt:
-                print('pausing at the end of the epoch', flush=True)
-                stop.set()
-            if args.minutes and time.monotonic() - start > 60 * args.minutes:
-                stop.set()
-            for one in [one for one in running if one[-1].ready()]:
-                running.remove(one)
-                setting, rows_then, result = one
-                try:
-                    _, found = result.get()
-                except Exception as error:
-                    failed += 1
-                    found = f'FAILED: {type(error).__name__}: {error}'
-                if isinstance(found, WaitingError) and (running or rows > rows_then):
-                    running.append(begin(setting))  # behind those that it may wait for
-                    continue
-                if isinstance(found, dict):
-                    append_row(setting, found, args.rows)
-                    rows += 1
-                    found = f'{found["top1"]:.2f} at {found["macs_ratio"]:.1%} of the MACs'
-                clock = time.strftime('%H:%M:%S')
-                print(f'{clock} {len(running):4d} left | {setting.key}: {found}', flush=True)
-    return int(bool(failed))
+                found = receiver.recv()
+            except EOFError:
+                process.join()
+                found = f'FAILED: its process ended with exit code {process.exitcode}'
+            process.join()
+            if isinstance(found, WaitingError) and (running or waiting or rows > rows_then):
+                waiting.append(setting)  # behind those that it may wait for
+                continue
+            if isinstance(found, dict):
+                append_row(setting, found, args.rows)
+                rows += 1
+                found = f'{found["top1"]:.2f} at {found["macs_ratio"]:.1%} of the MACs'
+            failed |= str(found).startswith('FAILED')
+            clock, count = time.strftime('%H:%M:%S'), len(waiting) + len(running)
+            print(f'{clock} {count:4d} left | {setting.key}: {found}', flush=True)
+        if stop.is_set() and not running:
+            print(f'{len(waiting)} not begun')
+            break
+    return failed
 
 
 if __name__ == '__main__':

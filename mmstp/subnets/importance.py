@@ -66,11 +66,20 @@ def reordered(group_of: Any, unit_of: Any, orders: Sequence[Tensor | None]) -> T
 
 
 @torch.no_grad()
-def order_channels(model: nn.Module, graph: ChannelGraph, norm: int) -> None:
-    """Sorts the channels of every group in place; the model computes what it did before."""
+def order_channels(
+    model: nn.Module, graph: ChannelGraph, norm: int, by: Mapping[str, Tensor] | None = None
+) -> None:
+    """Sorts the channels of every group in place; the model computes what it did before.
+
+    Args:
+        model: The dense model.
+        graph: Its analysis.
+        norm: See `channel_orders`.
+        by: By state-dict key, the weights that count; by default the model's own.
+    """
     tensors = named_tensors(model)
     weights = {key for key, parameter in model.named_parameters() if parameter.dim() > 1}
-    orders = channel_orders(graph, tensors, weights, norm)
+    orders = channel_orders(graph, tensors if by is None else by, weights, norm)
     for key, dims in graph.dims.items():
         for dim, dim_map in dims.items():
             index = reordered(dim_map.group, dim_map.unit, orders)

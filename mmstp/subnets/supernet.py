@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -212,15 +212,17 @@ class Supernet:
                 leaves[i] = selection.pad(leaves[i], len(dim_map.group))
         return pytree.tree_unflatten(leaves, spec)
 
-    def order_channels(self, norm: int = 2) -> None:
+    def order_channels(self, norm: int = 2, by: Mapping[str, Tensor] | None = None) -> None:
         """Sorts the channels of every group by importance, so that the first are worth keeping.
 
         The main network computes the same function as before; see `channel_orders`.
 
         Args:
             norm: 1 or 2: the sum of magnitudes or of squares.
+            by: By state-dict key, the weights whose magnitudes count, such as those after a
+                training where the model holds those before it; by default the model's own.
         """
-        order_channels(self.model, self.graph, norm)
+        order_channels(self.model, self.graph, norm, by)
 
     def describe(self, architecture: Architecture) -> dict[str, Any]:
         """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""

@@ -277,6 +277,20 @@ def test_ordering_channels_leaves_the_function(name, supernet_of):
     subnet_equals_its_export(Case(supernet, [x]))
 
 
+def test_channels_are_ordered_by_other_weights_than_their_own(supernet_of):
+    model = build('resnet18')
+    by = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    trained = Supernet(copy.deepcopy(model), images('resnet18', batch=1))
+    trained.order_channels()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 10  # hardly any order of its own
+    supernet = Supernet(model, images('resnet18', batch=1))
+    supernet.order_channels(by=by)
+    for parameter, expected in zip(model.parameters(), trained.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter - 10, expected, rtol=0, atol=1e-5)
+
+
 def test_channels_are_ordered_by_what_makes_and_reads_them():
     """The groups of a ResNet-18's second stage, written out."""
     model = build('resnet18')
