@@ -1,8 +1,9 @@
 """Rivals that come from libraries: the field's own code, called as its examples call it.
 
 The libraries are those of ``requirements/benchmark.txt``; each is imported by the method that needs
-it. What they return is no subnet of mmstp, so rows of these methods have no architecture. The
-output layer stays whole, as mmstp's does; the stem is cut with the stage it feeds, as mmstp's is.
+it. What they return is no subnet of mmstp, so rows of these methods have no architecture. Layers
+that mmstp keeps whole are kept whole: the output layer, and the stem unless a residual sum ties it
+to its stage.
 """
 
 from __future__ import annotations
@@ -48,6 +49,18 @@ def example_of(trial: Trial) -> Tensor:
     return torch.zeros(1, *trial.data.input_shape, device=trial.device)
 
 
+def whole_layers(trial: Trial) -> list[str]:
+    """The names of the layers all of whose outputs mmstp keeps in every subnet."""
+    network = trial.dense()
+    supernet = trial.supernet(copy.deepcopy(network))
+    return [
+        name
+        for name, module in supernet.export(supernet.space.smallest).named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+        and len(module.weight) == len(network.get_submodule(name).weight)
+    ]
+
+
 # --- Torch-Pruning --------------------------------------------------------------------------------
 
 STEPS = 400  # in which a pruner would remove everything, as in reproduce/main.py
@@ -87,7 +100,7 @@ def greg(trial: Trial, preset: str) -> Found:
 
 def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found:
     """The common part of the two: regularised, cut and tuned, each half of the allowance."""
-    classes = trial.data.data_preprocessor.num_classes
+    whole = whole_layers(trial)
 
     def pruner_of(network: nn.Module) -> Any:
         return make(
@@ -96,11 +109,7 @@ def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found
             global_pruning=True,
             pruning_ratio=1.0,
             iterative_steps=STEPS,
-            ignored_layers=[
-                module
-                for module in network.modules()
-                if isinstance(module, nn.Linear) and module.out_features == classes
-            ],
+            ignored_layers=[network.get_submodule(name) for name in whole],
         )
 
     def build() -> Regularised:
@@ -209,9 +218,10 @@ def fastnas(trial: Trial, preset: str) -> Found:
     Of NVIDIA's Model-Optimizer, nvidia-modelopt 0.47.0: the score of every width of every layer
     alone, then by bisection the lowest threshold on what a width may lose that meets the budget.
     The score is the accuracy on training images, as nobody has others. Widths are multiples of the
-    comparison's divisor: the library's own, 32, leaves slim networks no choice. The network's last
-    output stays whole as well: the library does not see through the pooling behind it.
+    comparison's divisor: the library's own, 32, leaves slim networks no choice. The library keeps
+    the last stage's output whole too, and stays below the budget where no threshold is close to it.
     """
+    library('modelopt.torch.prune')  # before the training: whether it is there
     network = dense_network(trial, 0.5)
     dense_seconds = trial.seconds
     more = {'main_top1': trial.top1(network)}
@@ -237,10 +247,9 @@ def fastnas_subnet(trial: Trial, network: nn.Module) -> tuple[nn.Module, float]:
         learned.unlink(missing_ok=True)  # of a search that was killed: its time is not known
     divisor = trial.network.space['divisor']
     ratios = tuple(0.05 * i for i in range(1, 21))  # the library's own
+    widths = {'channels_ratio': ratios, 'kernel_size': (), 'channel_divisor': divisor}
     rules = {
-        'nn.Conv2d': {
-            '*': {'channels_ratio': ratios, 'kernel_size': (), 'channel_divisor': divisor}
-        },
+        'nn.Conv2d': {'*': widths, **dict.fromkeys(whole_layers(trial))},
         'nn.BatchNorm2d': {'*': {'features_ratio': ratios, 'feature_divisor': divisor}},
     }
     spent = Spent(trial.device)
