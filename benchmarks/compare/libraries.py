@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,9 +80,7 @@ def group_sl(trial: Trial, preset: str) -> Found:
     tp = library('torch_pruning')
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer='max')
     reg = option(trial, 'reg')
-    return sparse(trial, lambda *args, **kwargs: tp.pruner.GroupNormPruner(
-        *args, importance=importance, reg=reg, **kwargs
-    ))  # fmt: skip
+    return sparse(trial, partial(tp.pruner.GroupNormPruner, importance=importance, reg=reg))
 
 
 @method('greg', 'paper')
@@ -93,9 +92,8 @@ def greg(trial: Trial, preset: str) -> Found:
     """
     tp = library('torch_pruning')
     importance = tp.importance.GroupMagnitudeImportance(p=2)
-    return sparse(trial, lambda *args, **kwargs: tp.pruner.GrowingRegPruner(
-        *args, importance=importance, reg=GREG_START, **kwargs
-    ), growth=option(trial, 'growth'))  # fmt: skip
+    make = partial(tp.pruner.GrowingRegPruner, importance=importance, reg=GREG_START)
+    return sparse(trial, make, growth=option(trial, 'growth'))
 
 
 def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found:

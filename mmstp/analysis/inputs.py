@@ -41,7 +41,7 @@ def arguments(model: nn.Module, inputs: Any) -> tuple[Any, ...]:
             raise FieldError(f'inputs: a tensor of shape {tuple(leaf.shape)} holds nothing')
     tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
     if not tensors:
-        raise FieldError(f'inputs={inputs!r} holds no tensor: expected {ACCEPTED}')
+        raise FieldError(f'inputs, a {type(inputs).__name__}, hold no tensor: expected {ACCEPTED}')
     like = next((p for p in model.parameters() if p.is_floating_point()), tensors[0])
 
     def own(x: Tensor) -> Tensor:

@@ -69,15 +69,33 @@ def random_like(inputs: Any, generator: torch.Generator) -> Any:
 
 
 def in_precision(dtype: torch.dtype, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Floating-point tensors of another type."""
-    found: tuple[Any, ...] = pytree.tree_map_only(
-        Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, inputs
-    )
+    """Real and complex tensors of another precision."""
+
+    def converted(x: Tensor) -> Tensor:
+        if x.is_complex():
+            return x.to(dtype.to_complex())
+        return x.to(dtype) if x.is_floating_point() else x
+
+    found: tuple[Any, ...] = pytree.tree_map_only(Tensor, converted, inputs)
     return found
 
 
-def surrounded(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs, one of the others and the inputs again in one batch.
+def set_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Real and complex numbers of another precision, in place.
+
+    ``model.to(dtype)`` takes the imaginary parts away.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+        elif tensor.is_complex():
+            tensor.data = tensor.data.to(dtype.to_complex())
+
+
+def surrounded(
+    inputs: tuple[Any, ...], others: tuple[Any, ...], twice: bool = True
+) -> tuple[Any, ...]:
+    """The inputs, one of the others and (``twice``) the inputs again in one batch.
 
     The first tensor says how many are a batch; twice as many and one are no multiple of it.
     """
@@ -85,7 +103,7 @@ def surrounded(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, .
 
     def joined(x: Any, other: Any) -> Any:
         together = isinstance(x, Tensor) and x.dim() and x.shape[:1] == size
-        return torch.cat([x, other[:1], x]) if together else x
+        return torch.cat([x, other[:1], *[x] * twice]) if together else x
 
     found: tuple[Any, ...] = pytree.tree_map(joined, inputs, others)
     return found

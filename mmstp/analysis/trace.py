@@ -40,6 +40,12 @@ class Trace:
     live: frozenset[str]
     inputs: tuple[Any, ...]
 
+    def returned(self) -> list[Tensor]:
+        """Tensors without values (fake ones), as the model returns them."""
+        leaves = pytree.tree_leaves(self.module.graph.output_node().args)
+        values = [leaf.meta['val'] for leaf in leaves if isinstance(leaf, fx.Node)]
+        return [value for value in values if isinstance(value, Tensor)]
+
     def lifted(self, model: nn.Module) -> list[tuple[str, Tensor]]:
         """The tensors that the graph takes first, with their state-dict keys.
 

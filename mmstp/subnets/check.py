@@ -9,16 +9,26 @@ differs is found kind by kind, and has to stay whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+import random
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.eval_state import eval_mode
-from ..analysis.scratch import clones, copied, in_precision, random_like, randomize, surrounded
+from ..analysis.scratch import (
+    clones,
+    copied,
+    in_precision,
+    random_like,
+    randomize,
+    set_precision,
+    surrounded,
+)
 from ..errors import VerificationError
 from ..foreign import BatchNorm
 from .cut import cut_out
@@ -33,6 +43,7 @@ FAILS = 'its forward fails when narrowed'
 DIFFERS = 'its narrowed output differs'
 CUT_OUT = 'cut out, '
 TRACE_FAILS = 'its trace fails to run: '
+IN_TRAINING = 'in train mode: '
 OTHER_BATCH = 'for a batch of another size (two example inputs tell it from channels): '
 TRAINING = (True,)  # modes, for `Verifier.difference`
 BOTH = (False, True)
@@ -58,25 +69,33 @@ class Verifier:
         self._graph, self._traced = graph, graph.traced[traced]
         self._name = type(model).__name__
         self._model = copied(model)
-        self._subnet: ActiveSubnet = next(
-            (
-                vars(m)['_mmstp_subnet']
-                for m in self._model.modules()
-                if isinstance(m, DynamicMixin)
-            ),
-            ActiveSubnet(),
-        )
+        self._subnet = _subnet_of(self._model)
         self._live = _named(self._model, self._traced.trace.live)
         generator = torch.Generator().manual_seed(0)
         self._inputs = random_like(tuple(inputs), generator)
         self._others = random_like(tuple(inputs), generator)
         randomize(self._model, generator)
+        self._fresh = copied(self._model)  # as it is before anything ran in train mode
         self.one_batch: str | None = None
 
     @property
     def supplied(self) -> set[str]:
         """Paths of modules whose code gave sizes that were not the subnet's."""
         return self._subnet.supplied
+
+    def check_outputs(self) -> None:
+        """Whether the outputs can tell subnets apart.
+
+        Raises:
+            VerificationError: If they are whole numbers or booleans alone, such as class ids.
+        """
+        kinds = {value.dtype for value in self._traced.trace.returned()}
+        if not any(kind.is_floating_point or kind.is_complex for kind in kinds):
+            raise VerificationError(
+                f'{self._name} returns {", ".join(map(str, kinds)) or "no tensor"} alone, which '
+                'does not tell whether a subnet computes what it should: give the part of it that '
+                'returns scores or features'
+            )
 
     def check_dense(self) -> None:
         """Whether the trace computes what the dense model does.
@@ -101,9 +120,14 @@ class Verifier:
     def _first_apart(self) -> str | None:
         """The first module whose output is not the trace's."""
         inputs = in_precision(_dtype(self._model), self._inputs)
-        for path, output, expected in outputs_and_trace(self._model, self._traced.trace, inputs):
-            if _compared([output], [expected], _TOLERANCE[_dtype(self._model)]):
-                return path
+        try:
+            for path, output, expected in outputs_and_trace(
+                self._model, self._traced.trace, inputs
+            ):
+                if _compared([output], [expected], _TOLERANCE[_dtype(self._model)]):
+                    return path
+        except Exception:  # it fails to run, which the reason says already
+            return None
         return None
 
     def difference(
@@ -125,7 +149,7 @@ class Verifier:
         """
         found = None
         for dtype in (torch.float32, torch.float64):
-            self._model.to(dtype)
+            set_precision(self._model, dtype)
             inputs = in_precision(dtype, self._inputs)
             narrow = self._run(plan, inputs)
             found = self._from_masked(narrow, plan, units, inputs, _TOLERANCE[dtype])
@@ -153,6 +177,44 @@ class Verifier:
             return f'{CUT_OUT}its forward fails: {type(error).__name__}: {error}'
         found = _compared(static, narrow, _TOLERANCE[dtype])
         return None if found is None else CUT_OUT + found.reason
+
+    def trained_difference(self, plan: SubnetPlan) -> str | None:
+        """The same in train mode, for outputs and gradients; chance is the same in both.
+
+        A network may change its own state there, or work something out again when no subnet is
+        active any more. Where the dense network does not train on such a batch, nothing is
+        compared.
+        """
+        found = None
+        for dtype in (torch.float32, torch.float64):
+            set_precision(self._fresh, dtype)
+            inputs = in_precision(dtype, self._inputs)
+            if self.one_batch is None:
+                others = in_precision(dtype, self._others)
+                inputs = surrounded(inputs, others, twice=False)
+            found = self._trained_unlike(plan, inputs, _TOLERANCE[dtype])
+            if found is None or not found.rounding:
+                break
+        if found is None:
+            return None
+        dense, again = (_train(copied(self._fresh), inputs, DENSE) for _ in range(2))
+        if isinstance(dense, _Apart) or isinstance(again, _Apart):
+            return None
+        return None if _unlike(dense, again, _TOLERANCE[dtype]) else IN_TRAINING + found.reason
+
+    def _trained_unlike(
+        self, plan: SubnetPlan, inputs: tuple[Any, ...], tolerance: float
+    ) -> _Apart | None:
+        network = copied(self._fresh)
+        before = {key: parameter.detach().clone() for key, parameter in _parameters(network)}
+        active = _train(network, inputs, plan)
+        for key, parameter in _parameters(network):
+            if key in plan.tensors and not torch.equal(parameter, before[key]):
+                return _Apart(f'its forward changes {key!r}, a part of the main network')
+        static = _train(cut_out(self._fresh, plan), inputs)
+        if isinstance(active, _Apart) or isinstance(static, _Apart):
+            return active if isinstance(active, _Apart) else static
+        return _unlike(active, static, tolerance)
 
     def _from_masked(
         self,
@@ -187,7 +249,7 @@ class Verifier:
         whole, one = self._run(DENSE, batch, training, True), self._run(DENSE, inputs)
         dense = _ends_apart(one, whole, tolerance)
         if dense is None or (found.raises and not dense.raises):
-            where = 'in train mode: ' if training else OTHER_BATCH
+            where = IN_TRAINING if training else OTHER_BATCH
             return replace(found, reason=where + found.reason)
         again = self._run(DENSE, inputs)
         if isinstance(one, list) and isinstance(again, list) and _compared(again, one, tolerance):
@@ -267,6 +329,93 @@ def _compared(
             values = f'by {gap:.1e} where values reach {scale:.1e}'
             return _Apart(f'{DIFFERS} {values}', rounding=True)
     return None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a network gives in train mode: outputs, and gradients by state-dict key."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
+def _train(network: nn.Module, inputs: tuple[Any, ...], plan: SubnetPlan | None = None) -> Any:
+    """`_Trained`, or an `_Apart` where the code raises.
+
+    The backward pass comes when the subnet is no longer active, as it may in a training.
+
+    Args:
+        network: A copy that may change.
+        inputs: Its arguments.
+        plan: The subnet's, for a dynamic network.
+    """
+    subnet, states = _subnet_of(network), (random.getstate(), np.random.get_state())
+    doing = 'forward'
+    try:
+        with torch.random.fork_rng(), eval_mode(network, set(network.modules())):
+            torch.manual_seed(0)
+            random.seed(0), np.random.seed(0)
+            subnet.plan = plan or subnet.plan
+            outputs = tensors_of(network(*clones(inputs)))
+            if plan is not None:
+                subnet.plan = None
+            doing = 'backward'
+            trained = {key: p for key, p in _parameters(network) if p.requires_grad}
+            weighted = [
+                (o * torch.linspace(0.5, 1.5, o.numel()).to(o).reshape(o.shape)).sum()
+                for o in outputs
+                if o.is_floating_point() and o.requires_grad
+            ]
+            if weighted:
+                # not `torch.autograd.grad`, with which some checkpoints refuse to work
+                torch.stack(weighted).sum().backward()
+    except Exception as error:
+        return _Apart(f'its {doing} fails: {type(error).__name__}: {error}', raises=True)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    gradients = {
+        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for key, parameter in trained.items()
+    }
+    if plan is not None:
+        gradients = {key: plan.narrow(key, gradient) for key, gradient in gradients.items()}
+    return _Trained([output.detach() for output in outputs], gradients)
+
+
+def _unlike(one: _Trained, other: _Trained, tolerance: float) -> _Apart | None:
+    """How two networks differ in train mode, for what both have.
+
+    Gradients are held against the largest of all: some are zero but for rounding.
+    """
+    if found := _compared(one.outputs, other.outputs, tolerance):
+        return found
+    keys = [
+        key
+        for key in sorted(one.gradients.keys() & other.gradients.keys())
+        if other.gradients[key].numel()
+    ]
+    scale = max((float(other.gradients[key].abs().max()) for key in keys), default=0.0)
+    for key in keys:
+        gap = float((one.gradients[key] - other.gradients[key]).abs().max())
+        if not gap <= tolerance * scale:
+            return _Apart(
+                f'the gradient of {key!r} differs by {gap:.1e} where gradients reach {scale:.1e}: '
+                'something is worked out again when no subnet is active any more, as by '
+                'torch.utils.checkpoint',
+                rounding=True,
+            )
+    return None
+
+
+def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return network.named_parameters(remove_duplicate=False)
+
+
+def _subnet_of(model: nn.Module) -> ActiveSubnet:
+    """The state that a model's dynamic modules share."""
+    found = (vars(m)['_mmstp_subnet'] for m in model.modules() if isinstance(m, DynamicMixin))
+    return next(found, ActiveSubnet())
 
 
 def _named(model: nn.Module, paths: Container[str]) -> list[nn.Module]:

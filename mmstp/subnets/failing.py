@@ -55,7 +55,8 @@ def any_difference(
 
     Half of all channels; with all blocks that may be skipped gone too; and with the last ones of a
     chain alone, where its blocks differ in kind. The second is run in all ways, the first, which
-    takes longer, in train mode. The smallest subnet is cut out too. ``again`` is for a model that
+    takes longer, in train mode. The smallest subnet is cut out too; with all its blocks it is
+    trained for a step, and so is what is cut out. ``again`` is for a model that
     passed, whose code now gives some sizes itself: the second alone, and some subnets by chance.
     """
     units, every = halved(graph, space), list(space.min_depth())
@@ -70,7 +71,12 @@ def any_difference(
     if found is None:
         smallest = space.units_of(space.smallest)
         plan = plan_subnet(model, graph, smallest, every)
-        found = verifier.difference(plan, smallest) or verifier.export_difference(plan)
+        deep = plan_subnet(model, graph, smallest, ())
+        found = (
+            verifier.difference(plan, smallest)
+            or verifier.export_difference(plan)
+            or verifier.trained_difference(deep)
+        )
     return found
 
 
@@ -111,6 +117,7 @@ def find_failing(
     """
     if graph.traced[0].trace.live:
         verifier.check_dense()  # they were traced in another mode than they run in
+    verifier.check_outputs()
     together = any_difference(model, graph, space, verifier)
     failing = Failing()
     if together is None:
@@ -127,7 +134,7 @@ def find_failing(
             plan = plan_subnet(model, graph, units, skipped)
             if found := verifier.difference(plan, units, BOTH if chosen is narrow else ()):
                 return found
-        return verifier.export_difference(plan)
+        return verifier.export_difference(plan) or verifier.trained_difference(plan)
 
     kinds: dict[str, list[int]] = {}
     for index, group in enumerate(graph.groups):

@@ -32,14 +32,26 @@ class ActiveSubnet:
     """Which subnet a model is at the moment; shared by all its dynamic modules.
 
     ``supplied`` collects the paths of modules whose code gave sizes that were not the subnet's.
+    ``buffers`` holds, by state-dict key, what the subnet works its buffers out to while it is
+    active: those of the main network do not change.
 
     A copy, a pickled one too, starts with none active: a copy made inside
     ``with supernet.activate(...)`` would otherwise stay narrow for good.
     """
 
     def __init__(self) -> None:
-        self.plan: SubnetPlan | None = None
+        self.plan = None
         self.supplied: set[str] = set()
+
+    @property
+    def plan(self) -> SubnetPlan | None:
+        """What the model is a part of; None while it is whole."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: SubnetPlan | None) -> None:
+        self._plan = plan
+        self.buffers: dict[str, Tensor] = {}
 
     def __reduce__(self) -> Any:
         return type(self), ()
@@ -213,9 +225,11 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         plan = self._mmstp_subnet.plan
         if plan is None or tensor is None:
             return cast(Tensor, tensor)
-        key = f'{self._mmstp_path}.{name}' if self._mmstp_path else name
+        key = _key(self, name)
         if key in plan.norm_statistics:
             return plan.norm_statistics[key]  # which a subnet in training goes on updating
+        if key in self._mmstp_subnet.buffers:
+            return cast(Tensor, self._mmstp_subnet.buffers[key])
         whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
         tensor = plan.narrow(key, tensor)
         if contiguous:
@@ -223,14 +237,20 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         if whole.requires_grad and not tensor.requires_grad:
             # made without gradients; ATen takes other paths for weights that are not trained
             tensor = tensor.detach().requires_grad_()
-        # running statistics belong to the main network: a subnet in training updates a copy
-        return tensor.clone() if self.training and not is_parameter else tensor
+        if self.training and not is_parameter:
+            # they belong to the main network: a subnet in training updates a copy, and reads it
+            self._mmstp_subnet.buffers[key] = tensor = tensor.clone()
+        return tensor
 
     return property(get)
 
 
+def _key(module: Any, name: str) -> str:
+    return f'{module._mmstp_path}.{name}' if module._mmstp_path else name
+
+
 def _set_outside_subnets(names: frozenset[str], base: type[nn.Module]) -> Callable[..., None]:
-    """Buffers are the main network's: a subnet's forward that works one out further is ignored.
+    """Buffers are the main network's: what a subnet's forward works out is the subnet's.
 
     One of another size (positions, worked out anew for an image) is assigned.
     """
@@ -239,6 +259,7 @@ def _set_outside_subnets(names: frozenset[str], base: type[nn.Module]) -> Callab
         if name in names and self._mmstp_subnet.plan is not None and is_buffer(self, name):
             now = getattr(self, name)
             if now is not None and value is not None and now.shape == value.shape:
+                self._mmstp_subnet.buffers[_key(self, name)] = value
                 return
         base.__setattr__(self, name, value)
 

@@ -19,7 +19,7 @@ from mmstp.errors import OperatorError, SpaceError
 from mmstp.subnets.check import FAILS
 from mmstp.subnets.sized_calls import SUPPLY
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
-from tests.relations import Case, costs_are_those_of_the_export
+from tests.relations import Case, costs_are_those_of_the_export, counted
 
 
 @pytest.fixture(autouse=True)
@@ -635,6 +635,38 @@ def test_products_with_a_parameter(product):
     assert shapes(graph) == {'a': (16, 1)}
     assert kept(graph, 'w', 0, 'a', 2) == [0, 1]
     runs_as_subnet(layers, function, (1, 4, 3))
+
+
+@pytest.mark.parametrize(
+    'product',
+    [
+        lambda m, x: torch.einsum('io,oc,bni->bnc', m.w, m.v, x),
+        lambda m, x: torch.einsum('abi,io,oz', x, m.w, m.v),
+        lambda m, x: torch.tensordot(x, m.w @ m.v, dims=([2], [0])),
+        lambda m, x: m.cell(x.flatten(0, 1))[0].unflatten(0, x.shape[:2]),
+        lambda m, x: m.gate(x.flatten(0, 1)).unflatten(0, x.shape[:2]),
+        lambda m, x: grouped_attention(m, x),
+    ],
+    ids='three implicit tensordot lstm_cell gru_cell grouped_queries'.split(),
+)
+def test_products_are_counted_as_they_are_run(product):
+    layers = dict(
+        a=nn.Linear(3, 16), w=parameter(16, 4), v=parameter(4, 16), cell=nn.LSTMCell(16, 16),
+        gate=nn.GRUCell(16, 16), q=nn.Linear(16, 16), kv=nn.Linear(16, 8),
+        b=nn.Sequential(nn.Linear(16, 20), nn.Linear(20, 5)),
+    )  # fmt: skip
+    function = lambda m, x: m.b(product(m, m.a(x)).relu())  # noqa: E731
+    supernet = runs_as_subnet(layers, function, (1, 4, 3), exact=False)
+    assert supernet.graph.unknown == {}
+    for architecture in (supernet.space.smallest, supernet.space.largest):
+        macs = counted(supernet.export(architecture), *supernet.inputs)
+        assert supernet.cost.macs([architecture])[0] == macs
+
+
+def grouped_attention(m, x):
+    q, k, v = m.q(x), *m.kv(x).chunk(2, dim=-1)
+    q, k, v = (t.unflatten(-1, (-1, 4)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
 
 
 def test_products_with_a_vector():

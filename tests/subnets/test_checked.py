@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from mmstp import Supernet
 from mmstp.errors import SpaceError, VerificationError
@@ -315,3 +317,156 @@ class Positions(nn.Module):
     def forward(self, x):
         x = self.b(self.a(x).relu()).reshape(len(x), 24, -1)
         return self.c(self.mix(x).mean(-1))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Recomputed(nn.Module):
+    """A residual block that works its activations out again in the backward pass."""
+
+    def __init__(self, width, reentrant):
+        super().__init__()
+        self.a, self.b, self.reentrant = nn.Linear(width, 48), nn.Linear(48, width), reentrant
+
+    def inner(self, x):
+        return x + self.b(self.a(x).relu())
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad')
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_what_is_worked_out_again_when_no_subnet_is_active_stays_whole(reentrant):
+    blocks = [Recomputed(16, reentrant) for _ in range(2)]
+    model = nn.Sequential(nn.Linear(6, 24), nn.Linear(24, 16), *blocks, nn.Linear(16, 5))
+    x = torch.randn(3, 6)
+    supernet = Supernet(model, x[:1], stem=True)
+    assert {'2.a', '3.a'} <= supernet.space.fixed.keys()
+    assert '0' not in supernet.space.fixed
+    small = supernet.space.smallest
+    network = supernet.export(small).train()
+    with supernet.activate(small):
+        out = model.train()(x)
+    out.square().sum().backward()
+    network(x).square().sum().backward()
+    gradient = model[1].weight.grad[:, : network[1].in_features]
+    torch.testing.assert_close(gradient, network[1].weight.grad)
+
+
+class Scaled(nn.Module):
+    """Multiplies by a running scale: a buffer that is updated, then read."""
+
+    def __init__(self, channels, assigned):
+        super().__init__()
+        self.register_buffer('scale', torch.ones(channels))
+        self.assigned = assigned
+
+    def forward(self, x):
+        if self.training:
+            now = x.detach().abs().mean((0, 2, 3)) + 0.1
+            if self.assigned:
+                self.scale = 0.5 * self.scale + 0.5 * now
+            else:
+                self.scale.mul_(0.5).add_(now, alpha=0.5)
+        return x * self.scale[:, None, None]
+
+
+@pytest.mark.parametrize(
+    'middle',
+    [
+        lambda: spectral_norm(nn.Conv2d(16, 24, 3)),
+        lambda: nn.Sequential(nn.Conv2d(16, 24, 3), Scaled(24, assigned=False)),
+        lambda: nn.Sequential(nn.Conv2d(16, 24, 3), Scaled(24, assigned=True)),
+        lambda: nn.Sequential(nn.Conv2d(16, 24, 3), nn.BatchNorm2d(24, momentum=None)),
+    ],
+    ids='spectral_norm in_place assigned cumulative'.split(),
+)
+def test_buffers_that_are_updated_then_read_are_the_subnet_s(middle):
+    layers = [nn.Conv2d(3, 16, 1), middle(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(24, 5)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    supernet = Supernet(model, x, stem=True)
+    assert supernet.space.fixed.keys() == {'5'}
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    small = supernet.space.smallest
+    for _ in range(3):
+        network = supernet.export(small).train()
+        with supernet.activate(small):
+            for _ in range(2):  # what it worked out in the first is there in the second
+                assert torch.equal(model.train()(x), network(x))
+    for key, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[key]), key
+
+
+class Normed(nn.Conv2d):
+    """Its weight is normalised in place before it is used."""
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.weight.div_(self.weight.flatten(1).norm(dim=1)[:, None, None, None])
+        return super().forward(x)
+
+
+class ActNorm(nn.Module):
+    """Glow's: its parameters are set by the first batch."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.mean, self.known = nn.Parameter(torch.zeros(channels)), False
+
+    def forward(self, x):
+        if self.training and not self.known:
+            self.known = True
+            with torch.no_grad():
+                self.mean.copy_(x.mean((0, 2, 3)))
+        return x - self.mean[:, None, None]
+
+
+@pytest.mark.parametrize(
+    'middle',
+    [lambda: Normed(16, 24, 3), lambda: nn.Sequential(nn.Conv2d(16, 24, 3), ActNorm(24))],
+    ids='normed actnorm'.split(),
+)
+def test_parameters_that_a_forward_changes_stay_whole(middle):
+    layers = [nn.Conv2d(3, 20, 1), nn.Conv2d(20, 16, 1), middle(), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(24, 5)).eval()
+    supernet = Supernet(model, torch.randn(4, 3, 8, 8), stem=True)
+    assert any('in train mode: ' in why for why in supernet.space.fixed.values())
+    assert '0' not in supernet.space.fixed
+    kept = supernet.kept(supernet.space.smallest)
+    changed = [key for key in kept if key.startswith('2.')]
+    assert changed and all(kept[key].all() for key in changed if 'weight' not in key)
+
+
+def test_class_ids_alone_are_refused():
+    class Ids(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).argmax(1)
+
+    layers = [nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = Ids(*layers, nn.Linear(32, 2))
+    with pytest.raises(VerificationError, match=r'Ids returns torch\.int64 alone.*scores'):
+        Supernet(model, torch.randn(2, 3, 8, 8), stem=True)
+
+
+def test_complex_weights_keep_their_imaginary_parts():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 5)
+            self.weight = nn.Parameter(torch.randn(3, 16, dtype=torch.cfloat))
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x + torch.fft.irfft(torch.fft.rfft(x, dim=1) * self.weight, 4, dim=1))
+
+    model, x = Spectral(), torch.randn(2, 4, 6)
+    weight = model.weight.detach().clone()
+    supernet = Supernet(model, x, stem=True)
+    assert torch.equal(model.weight, weight)
+    small = supernet.space.smallest
+    with supernet.activate(small):
+        assert equal(model(x), supernet.export(small)(x))

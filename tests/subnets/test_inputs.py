@@ -74,12 +74,12 @@ def test_inputs_are_what_the_model_takes(kind, inputs, called_with):
 @pytest.mark.parametrize(
     ('inputs', 'message'),
     [
-        (None, r'inputs=None holds no tensor: expected a tensor, a tuple of the positional'),
+        (None, r'inputs, a NoneType, hold no tensor: expected a tensor, a tuple of the positional'),
         (torch.Tensor, r'expected a tensor, a tuple of the positional'),
         (torch.zeros(0, 3, 16, 16), r'a tensor of shape \(0, 3, 16, 16\) holds nothing'),
         ((X, object()), r'inputs=<object .*: expected a tensor'),
         ({'a': X, 'c': X}, r"Siamese.forward: .*'(b|c)'"),
-        ([], r'holds no tensor'),
+        ([], r'a list, hold no tensor'),
     ],
 )
 def test_other_inputs_are_refused(inputs, message):

@@ -90,13 +90,26 @@ def deformable_convolution(
 @register_handler(*'lstm gru rnn_tanh rnn_relu'.split())
 def recurrent(walk: Walker, node: fx.Node, x: Value, *args: Any) -> Any:
     """Its channels stay: a gate is a part of each weight, and a layer holds them as a list."""
-    _, weights = (args[0], args[1]) if isinstance(args[0], Sequence) else ([args[0]], args[1])
+    return _whole_recurrent(walk, node, x, args[1])
+
+
+@register_handler(*'lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell'.split())
+def recurrent_cell(walk: Walker, node: fx.Node, x: Value, state: Any, *weights: Any) -> Any:
+    """One step of it."""
+    states = state if isinstance(state, Sequence) else [state]
+    return _whole_recurrent(walk, node, x, [w for w in weights if w is not None], states)
+
+
+def _whole_recurrent(
+    walk: Walker, node: fx.Node, x: Value, weights: Sequence[Value], states: Sequence[Value] = ()
+) -> Any:
     steps = math.prod(x.shape[:-1])
     for weight in weights:
         if len(weight.shape) == 2:
             walk.cost(node, 'matmul', weight.all_dims, steps)
     name = operator_name(node)
-    return walk.stays(node, [x, *weights], f'operator {name!r}: recurrent layers stay whole')
+    reason = f'operator {name!r}: recurrent layers stay whole'
+    return walk.stays(node, [x, *states, *weights], reason)
 
 
 def _narrow_weight_norm(

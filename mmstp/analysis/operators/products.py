@@ -19,26 +19,43 @@ SCALE = 'its size is the scale of the attention'
 def einsum(
     walk: Walker, node: fx.Node, equation: str, operands: Sequence[Value], **kwargs: Any
 ) -> Value:
-    """Any product of operands; dimensions are named by letters."""
-    return _contracted(walk, equation, operands, node)
+    """Any product of operands; dimensions are named by letters.
+
+    Of more than two, PyTorch multiplies the first with the second, and so on (without opt_einsum).
+    """
+    terms, operands = _terms(equation), list(operands)
+    while len(operands) > 2:
+        first, second, *others = terms[:-1]
+        kept = ''.join(sorted(set(first + second) & set(''.join([*others, terms[-1]])) - {'.'}))
+        pair = f'{"..." if "..." in first + second else ""}{kept}'
+        operands[:2] = [_contracted(walk, f'{first},{second}->{pair}', operands[:2], node)]
+        terms[:2] = [pair]
+    return _contracted(walk, f'{",".join(terms[:-1])}->{terms[-1]}', operands, node)
+
+
+def _terms(equation: str) -> list[str]:
+    """The letters of every operand, and of the result."""
+    inputs, arrow, output = equation.replace(' ', '').partition('->')
+    names = inputs.replace('.', '').replace(',', '')
+    once = ''.join(sorted(letter for letter in set(names) if names.count(letter) == 1))
+    dots = '...' if '...' in inputs else ''
+    return [*inputs.split(','), output if arrow else dots + once]
 
 
 def _contracted(
     walk: Walker, equation: str, operands: Sequence[Value], counted: fx.Node | None = None
 ) -> Value:
-    inputs, _, output = equation.replace(' ', '').partition('->')
+    *inputs, output = _terms(equation)
     spare = ''.join(letter for letter in string.ascii_letters if letter not in equation)
     terms: list[str] = []
     sizes: dict[str, int] = {}
-    for term, x in zip(inputs.split(','), operands, strict=True):
+    for term, x in zip(inputs, operands, strict=True):
         # dots stand for as many dimensions as have no letter; broadcasting counts them from the end
         hidden = len(x.shape) - len(term.replace('...', ''))
         terms.append(term.replace('...', spare[len(spare) - hidden :]))
         sizes |= {letter: size for letter, size in zip(terms[-1], x.shape, strict=True) if size > 1}
     names = ''.join(terms)
     dots = ''.join(letter for letter in spare if letter in names)
-    if '->' not in equation:
-        output = '...' + ''.join(sorted(c for c in set(names) - set(dots) if names.count(c) == 1))
     output = output.replace('...', dots)
     letters = output + ''.join(sorted(set(names) - set(output)))
     aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
@@ -58,6 +75,19 @@ def _by_letters(walk: Walker, x: Value, term: str, letters: str) -> Value:
         return Value(shape)
     order = sorted(range(len(term)), key=lambda dim: letters.index(term[dim]))
     return walk.ids.reshape(walk.ids.permute(x, order, [x.shape[dim] for dim in order]), shape)
+
+
+@register_handler('tensordot')
+def tensordot(
+    walk: Walker, node: fx.Node, a: Value, b: Value, dims_a: Sequence[int], dims_b: Sequence[int]
+) -> Value:
+    letters = iter(string.ascii_letters)
+    first, second = ([next(letters) for _ in x.shape] for x in (a, b))
+    for one, other in zip(dims_a, dims_b, strict=True):
+        second[other] = first[one]
+    shared = set(first) & set(second)
+    kept = ''.join(letter for letter in [*first, *second] if letter not in shared)
+    return einsum(walk, node, f'{"".join(first)},{"".join(second)}->{kept}', [a, b])
 
 
 @register_handler('matmul', 'mm', 'bmm')
@@ -88,8 +118,10 @@ def add_product(
 @register_handler('scaled_dot_product_attention')
 def attention(
     walk: Walker, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None = None,
-    *args: Any, scale: float | None = None, **kwargs: Any,
+    *args: Any, scale: float | None = None, enable_gqa: bool = False, **kwargs: Any,
 ) -> Value:  # fmt: skip
+    if enable_gqa:
+        return _grouped_attention(walk, node, query, key, value, mask, scale=scale)
     ids, last = walk.ids, [len(query.shape) - 1]
     if scale is None:
         query, key = (ids.keep_whole(ids.group_along(x, last), last, SCALE) for x in (query, key))
@@ -97,3 +129,23 @@ def attention(
     if mask is not None:
         scores = ids.combine([scores, mask], scores.shape)
     return einsum(walk, node, '...qk,...kd->...qd', [scores, value])
+
+
+def _grouped_attention(
+    walk: Walker, node: fx.Node, query: Value, key: Value, value: Value, mask: Value | None,
+    scale: float | None,
+) -> Value:  # fmt: skip
+    """Several heads of queries for each of keys, which get a dimension of one beside theirs."""
+    ids, heads = walk.ids, key.shape[-3]
+    each = query.shape[-3] // heads
+
+    def split(x: Value, count: int) -> Value:
+        shape = (*x.shape[:-3], x.shape[-3] // count, count, *x.shape[-2:])
+        return ids.reshape(x, shape)
+
+    if mask is not None and len(mask.shape) > 2:
+        mask = split(mask, each if mask.shape[-3] > 1 else 1)
+    out = attention(
+        walk, node, split(query, each), split(key, 1), split(value, 1), mask, scale=scale
+    )
+    return ids.reshape(out, (*query.shape[:-1], value.shape[-1]))
