@@ -50,10 +50,24 @@ OPTIONS = {
     'l1': 1e-3,  # the penalty at its end, in multiples of the learning rate
     'l2': 0.03,
 }
+RULES = ('random', 'uniform', 'survivor')  # for an architecture
+PRESETS: dict[str, dict[str, Any]] = {
+    'paper': dict(end=0.6),
+    'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
+    # Table 5: one component of the paper's preset off
+    'paper-no-expansion': dict(end=0.6, beta2=0.0),
+    'paper-no-exploration': dict(end=0.6, size=1),
+    'paper-no-depth': dict(end=0.6, space=dict(depths=False)),
+}  # of STP
+
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
 TUNED: dict[Name, dict[str, float]] = {
     ('dense', 'plain'): {'lr': 2.0},
-    ('stp', 'paper'): {'lr': 2.0},
+    **{('scratch', rule): {'lr': 2.0} for rule in RULES},
+    **{('stp', preset): {'lr': 2.0} for preset in PRESETS if preset.startswith('paper')},
+    ('magnitude', 'l1-distilled'): {'tuning': 1.0},
+    ('magnitude', 'l2-distilled'): {'tuning': 1.0},
+    ('sparsified', 'l2'): {'l2': 0.1},
 }
 
 
@@ -95,9 +109,6 @@ def chosen(trial: Trial, supernet: Supernet, rule: str) -> Architecture:
     half = len(supernet.space.largest.depths)
     uneven = vectors[:, :half].std(axis=1) + vectors[:, half:].std(axis=1)
     return members[int(uneven.argmin())]
-
-
-RULES = ('random', 'uniform', 'survivor')
 
 
 # --- without pruning ------------------------------------------------------------------------------
@@ -245,14 +256,6 @@ def penalised(trial: Trial, preset: str, rule: str, norm: int) -> Found:
 
 # --- STP ------------------------------------------------------------------------------------------
 
-PRESETS: dict[str, dict[str, Any]] = {
-    'paper': dict(end=0.6),
-    'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
-    # Table 5: one component of the paper's preset off
-    'paper-no-expansion': dict(end=0.6, beta2=0.0),
-    'paper-no-exploration': dict(end=0.6, size=1),
-    'paper-no-depth': dict(end=0.6, space=dict(depths=False)),
-}
 VISITS = 10  # of each architecture of the pool before one is left
 
 

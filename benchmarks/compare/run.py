@@ -27,7 +27,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-import rivals  # noqa: E402, F401  registers its methods
+import libraries  # noqa: E402, F401  register their methods
+import rivals  # noqa: E402, F401
 import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
 from methods import METHODS  # noqa: E402

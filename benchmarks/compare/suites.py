@@ -21,18 +21,24 @@ HEADLINE = [
     ('magnitude', 'l2-distilled'),
     ('sparsified', 'l2'),
     ('rst-s', 'paper'),
+    ('group-sl', 'paper'),
+    ('greg', 'paper'),
+    ('fastnas', 'finetuned'),
+    ('refill', 'imp'),
+    ('sandwich', 'us-nets'),
 ]
 
 # Three values of what matters most to each; seeds that no comparison has.
 TUNING = [
     *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2)),
     *(('stp', f'{preset}@lr={lr}') for preset in ('short', 'paper') for lr in (0.4, 1, 2)),
+    *(('stp-alone', f'30@lr={lr}') for lr in (0.4, 1, 2)),
     *(('scratch', f'uniform@lr={lr}') for lr in (0.4, 1, 2)),
     *(('distilled', f'uniform@lr={lr}') for lr in (0.4, 1, 2)),
     *(('magnitude', f'l2-{after}@tuning={lr}') for after in ('finetuned', 'distilled')
       for lr in (0.1, 0.4, 1)),
-    *(('sparsified', f'l2@l2={strength}') for strength in (0.01, 0.03, 0.1)),
-    *(('rst-s', f'paper@l2={strength}') for strength in (0.01, 0.03, 0.1)),
+    *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1)),
+    *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
 ]  # fmt: skip
 
 SUITES: dict[str, list[dict[str, Any]]] = {
