@@ -29,7 +29,8 @@ def check_built_data(runner: Runner) -> None:
     head = getattr(getattr(model, 'model', model), 'head', None)
     number = getattr(head, 'num_classes', None)
     datasets = {f'{name}.dataset': loader.dataset for name, loader in loaders.items()}
-    check_labels(datasets, number if type(number) is int else None)
+    classifier = 'model.model' if isinstance(model, STP) else 'model'
+    check_labels(datasets, number if type(number) is int else None, classifier)
     if isinstance(model, STP):
         shapes = {name: image_shape(loader, model) for name, loader in loaders.items()}
         check_input_shape(tuple(model.supernet.inputs[0].shape[1:]), shapes)

@@ -64,6 +64,11 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None
     found = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
     refused: list[str] = []
     if named:
+        if Path(named).absolute().parent != folder.absolute():
+            MMLogger.get_instance('mmstp').warning(
+                f'{folder / LAST} names {named!r}, which lies in another folder: was the work dir '
+                'copied or moved? --resume FILE names a checkpoint'
+            )
         try:
             return named, resumable(named)
         except CheckpointError as error:

@@ -7,7 +7,7 @@ read from there as plain values; nothing of the text is executed.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,28 @@ from ..stp.pool import ArchitecturePool
 _OWN = ('target', 'metric', 'tolerance', 'input_shape')
 _POOL = ('sampling', 'alpha')
 _POOL_SIZE = 1000  # the default, which `STP` keeps to itself
+# options that change how a network is trained, not what it computes
+_TRAINING = {
+    *(
+        'init_cfg',
+        'pretrained',
+        'train_cfg',
+        'test_cfg',
+        'batch_augments',
+        'loss',
+        'topk',
+        'cal_acc',
+    ),
+    *('frozen_stages', 'norm_eval', 'with_cp'),
+}
 
 
 def refuse_other_run(config: Config, content: Mapping[str, Any], path: str | Path) -> None:
     """Raises a `CheckpointError` where a config prunes otherwise than a checkpoint's run did.
 
-    Budget, input shape, search space and pool are compared. Another schedule, other data or another
-    weight of a loss are none of this function's business.
+    Budget, input shape, search space and pool are compared, the network and how images are
+    normalised. Another schedule, other data, another loss or its weight are none of this function's
+    business.
 
     Args:
         config: Of an STP run.
@@ -38,14 +53,18 @@ def refuse_other_run(config: Config, content: Mapping[str, Any], path: str | Pat
     """
     meta = content.get('meta')
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
-    model = _assigned(text, 'model') if isinstance(text, str) else None
+    text = text if isinstance(text, str) else ''
+    model = _assigned(text, 'model')
     if not isinstance(model, Mapping) or 'target' not in model:
         MMLogger.get_instance('mmstp').warning(
             f'checkpoint {str(path)!r} does not hold the config of its run (meta.cfg): whether '
             'budget, search space and pool are those of this config is not known'
         )
         return
-    there, here = _compared(model), _compared(config.model.to_dict())
+    there = _compared(model) | _network(model, _assigned(text, 'data_preprocessor'))
+    here = _compared(config.model.to_dict()) | _network(
+        config.model.to_dict(), config.get('data_preprocessor')
+    )
     found = [
         f'  {name} = {there.get(name)!r} in the checkpoint, {here.get(name)!r} in the config'
         for name in dict.fromkeys([*there, *here])
@@ -72,6 +91,21 @@ def _compared(model: Mapping[str, Any]) -> dict[str, Any]:
     found['model.space.fix'] = sorted(found['model.space.fix'] or ())
     found['model.space.stages'] = found['model.space.stages'] or {}
     return {name: _plain(value) for name, value in found.items()}
+
+
+def _network(model: Mapping[str, Any], preprocessor: Any) -> dict[str, Any]:
+    """The options of the classifier and of its preprocessor, by field."""
+    found = dict(_leaves(model.get('model'), 'model.model'))
+    return found | dict(_leaves(preprocessor, 'data_preprocessor'))
+
+
+def _leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in _TRAINING:
+                yield from _leaves(inner, f'{field}.{name}')
+    elif value is not None:  # as if it were not said
+        yield field, _plain(value)
 
 
 def _with_the_dense(widths: Any) -> Any:

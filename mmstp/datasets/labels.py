@@ -10,12 +10,15 @@ from ..errors import LaunchError
 _COUNTED = 100_000  # images up to which all labels are looked at; reading them takes a second
 
 
-def check_labels(datasets: Mapping[str, Any], num_classes: int | None) -> None:
+def check_labels(
+    datasets: Mapping[str, Any], num_classes: int | None, classifier: str = 'model'
+) -> None:
     """Compares the classes of data sets with each other and with the head's.
 
     Args:
         datasets: Built ones by the field of the config that names them, the training's first.
         num_classes: Logits of the head; None where that is not known.
+        classifier: Its field in the config, for messages.
 
     Raises:
         LaunchError: If the classes differ, are more than the head has, or are one alone.
@@ -34,7 +37,7 @@ def check_labels(datasets: Mapping[str, Any], num_classes: int | None) -> None:
         number = max(len(classes or ()), max(labels, default=-1) + 1)
         if num_classes is not None and number > num_classes:
             raise LaunchError(
-                f'{field} has {number} classes, model.head.num_classes = {num_classes}; set '
+                f'{field} has {number} classes, {classifier}.head.num_classes = {num_classes}; set '
                 f'num_classes={number} in the head and in data_preprocessor'
             )
         if num_classes == 1 or (field == first and (number == 1 or len(labels) == 1)):

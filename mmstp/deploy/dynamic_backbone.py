@@ -47,7 +47,8 @@ class CalibrationHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, num_images: int = 2000) -> None:
+    def __init__(self, num_images: int = 2000, **unknown: Any) -> None:
+        refuse_unknown('custom_hooks (mmstp.CalibrationHook)', unknown, options_of(CalibrationHook))
         self.num_images = positive('CalibrationHook.num_images', num_images)
 
     def before_train(self, runner: Runner) -> None:

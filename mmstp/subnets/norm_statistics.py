@@ -5,7 +5,8 @@ Weights are shared between the main network and its subnets, running statistics 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def norms_with_statistics(network: nn.Module) -> list[tuple[str, BatchNorm]]:
     ]
 
 
+def _called(network: nn.Module, batch: Any) -> Any:
+    """The network's output for a batch, as `Supernet` takes its inputs."""
+    if isinstance(batch, Mapping):
+        return network(**batch)
+    return network(*batch) if isinstance(batch, tuple) else network(batch)
+
+
 @torch.no_grad()
 def calibrate(
     network: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
@@ -35,8 +43,9 @@ def calibrate(
 
     Args:
         network: A compact network.
-        batches: What ``forward`` takes.
-        forward: Runs the network on a batch; by default ``network(batch)``.
+        batches: Tensors, tuples of positional arguments, dicts of arguments by name; or what
+            ``forward`` takes.
+        forward: Runs the network on a batch; by default the network is called with it.
 
     Returns:
         How many norm layers were calibrated.
@@ -56,7 +65,7 @@ def calibrate(
                 norm.training = True
             count = 0
             for batch in batches:
-                (forward or network)(batch)
+                (forward or functools.partial(_called, network))(batch)
                 count += 1
         if not count:
             raise ValueError('no batch to estimate the statistics of the norm layers from')

@@ -163,8 +163,8 @@ class Supernet:
 
         Args:
             architecture: The subnet's.
-            batches: What ``forward`` takes.
-            forward: Runs the subnet on a batch; by default ``network(batch)``.
+            batches: See `mmstp.calibrate`.
+            forward: Runs the subnet on a batch; by default it is called with it.
 
         Returns:
             How many norm layers have statistics.

@@ -51,7 +51,7 @@ def config(tiny_config, tmp_path):
         (CLASSES, ('ant', 'bee'), r"val_dataloader\.dataset are not .*lacks 'cat'"),
         (('ant', 'bee', 'cow'), CLASSES, r"train_dataloader\.dataset lacks 'cat'"),
         ((*CLASSES, 'dog'), (*CLASSES, 'dog'), r'train_dataloader\.dataset has 4 classes, model'
-         r'\.head\.num_classes = 3; set num_classes=4'),
+         r'\.model\.head\.num_classes = 3; set num_classes=4'),
         (('ant',), ('ant',), r"images of 'ant' alone: there is nothing to tell apart"),
     ],
 )  # fmt: skip

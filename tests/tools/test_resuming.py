@@ -129,6 +129,8 @@ OTHERS = {
     'model.space.depths=False': 'model.space.depths = True',
     'model.pool.size=9': 'model.pool.size = 5',
     'model.pool.alpha=0.5': 'model.pool.alpha = 0.3',
+    'model.model.backbone.act_cfg.type=GELU': 'model.model.backbone.act_cfg.type = None',
+    'data_preprocessor.to_rgb=True': 'data_preprocessor.to_rgb = False in the checkpoint, True',
 }
 
 

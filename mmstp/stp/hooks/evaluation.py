@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ...config_fields import positive
+from ...config_fields import options_of, positive, refuse_unknown
 from ...registry import HOOKS
 from ..algorithm import stp_of
 from .statistics import calibrate_on
@@ -32,7 +32,8 @@ class SubnetEvalHook(Hook):
     # there are any, are in the model
     priority = 'HIGHEST'
 
-    def __init__(self, num_images: int = 2000) -> None:
+    def __init__(self, num_images: int = 2000, **unknown: Any) -> None:
+        refuse_unknown('custom_hooks (mmstp.SubnetEvalHook)', unknown, options_of(SubnetEvalHook))
         self.num_images = positive('SubnetEvalHook.num_images', num_images)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ...architecture import Architecture
 from ...atomic_files import write_json
-from ...config_fields import positive
+from ...config_fields import options_of, positive, refuse_unknown
 from ...errors import CheckpointError
 from ...registry import HOOKS
 from ..algorithm import STP, stp_of
@@ -42,12 +42,14 @@ class PoolHook(Hook):
         end: The part of the training after which a single architecture is left.
 
     Raises:
+        FieldError: If an option does not exist.
         ValueError: If an argument is out of range.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, interval: int | None = None, end: float = 0.6) -> None:
+    def __init__(self, interval: int | None = None, end: float = 0.6, **unknown: Any) -> None:
+        refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
         if not is_number(end) or not 0 < end <= 1:
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
