@@ -129,7 +129,7 @@ OTHERS = {
     'model.space.depths=False': 'model.space.depths = True',
     'model.pool.size=9': 'model.pool.size = 5',
     'model.pool.alpha=0.5': 'model.pool.alpha = 0.3',
-    'model.model.backbone.act_cfg.type=GELU': 'model.model.backbone.act_cfg.type = None',
+    'model.model.backbone.avg_down=True': 'model.model.backbone.avg_down = None in the checkpoint',
     'data_preprocessor.to_rgb=True': 'data_preprocessor.to_rgb = False in the checkpoint, True',
 }
 
