@@ -4,7 +4,7 @@
 dropped weights of every layer, beside those of ordinary training. 6: how good and how different the
 architectures of the pool are over the training. Each needs the runs that it names; they are begun
 or continued where they are missing (``--minutes`` as in ``run.py``), and read where they are there.
-Writes ``docs/images/paper_fig*.png`` and prints the numbers behind them.
+Writes ``docs/images/paper_fig*.png``, and the numbers behind them into ``docs/paper.md``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from measure import ROOT, table  # noqa: E402
 from methods import PRESETS, PoolHistory, dense_network, search  # noqa: E402
+from pages import insert  # noqa: E402
 from report import grouped, mean_and_error, written  # noqa: E402
 from setting import COMPARE, ROWS, Setting, read_rows  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -37,7 +38,7 @@ from mmstp import Architecture  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.stp.hooks.pool import spread  # noqa: E402
 
-IMAGES = ROOT / 'docs/images'
+DOCS = ROOT / 'docs'
 
 
 def trial_of(args: argparse.Namespace, method: str, preset: str) -> Trial:
@@ -185,7 +186,7 @@ def lookup(args: argparse.Namespace, pool: list[str]) -> dict[str, float]:
 
 def save(figure: Any, name: str) -> None:
     """As a picture of the docs."""
-    figure.savefig(IMAGES / f'{name}.png', dpi=110)
+    figure.savefig(DOCS / 'images' / f'{name}.png', dpi=110)
     plt.close(figure)
 
 
@@ -214,10 +215,19 @@ def main() -> int:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     try:
-        print(FIGURES[args.figure](args))
+        text = FIGURES[args.figure](args)
     except PausedError:
         print('paused; the same command goes on')
         return 1
+    name = f'figure_{args.figure}'
+    text = (
+        f'{args.data}, {args.network}, {args.budget:.0%} of the MACs, preset {args.preset}, '
+        f'{args.length:g} T, equal {args.compare}, seed {args.seed}.\n\n{text}\n\n'
+        f'![Figure {args.figure}](images/paper_fig{args.figure}.png)'
+    )
+    print(text)
+    page = DOCS / 'paper.md'
+    page.write_text(insert(page.read_text(), name, text))
     return 0
 
 
