@@ -105,7 +105,8 @@ def _leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
             if name not in _TRAINING:
                 yield from _leaves(inner, f'{field}.{name}')
     elif field.endswith('.type'):  # 'ResNet', 'mmpretrain.models.ResNet' or the class
-        yield field, value.rpartition('.')[2] if isinstance(value, str) else value.__name__
+        name = value.__name__ if isinstance(value, type) else str(value)
+        yield field, name.rpartition('.')[2]
     elif value is not None:  # as if it were not said
         yield field, _plain(value)
 
