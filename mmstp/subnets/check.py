@@ -8,13 +8,10 @@ differs is found kind by kind, and has to stay whole.
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,19 +28,16 @@ from ..analysis.scratch import (
 )
 from ..errors import VerificationError
 from ..foreign import BatchNorm
+from .apart import TOLERANCE, Apart, compared
 from .cut import cut_out
 from .masked import masked_outputs, outputs_and_trace, tensors_of
-from .modules import ActiveSubnet, DynamicMixin
+from .modules import subnet_of
 from .plan import DENSE, SubnetPlan
-
-# Differences allowed, relative to the largest output; float64 decides where float32 does not pass.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-7}
+from .trained import IN_TRAINING, trained_difference
 
 FAILS = 'its forward fails when narrowed'
-DIFFERS = 'its narrowed output differs'
 CUT_OUT = 'cut out, '
 TRACE_FAILS = 'its trace fails to run: '
-IN_TRAINING = 'in train mode: '
 OTHER_BATCH = 'for a batch of another size (two example inputs tell it from channels): '
 TRAINING = (True,)  # modes, for `Verifier.difference`
 BOTH = (False, True)
@@ -69,7 +63,7 @@ class Verifier:
         self._graph, self._traced = graph, graph.traced[traced]
         self._name = type(model).__name__
         self._model = copied(model)
-        self._subnet = _subnet_of(self._model)
+        self._subnet = subnet_of(self._model)
         self._live = _named(self._model, self._traced.trace.live)
         generator = torch.Generator().manual_seed(0)
         self._inputs = random_like(tuple(inputs), generator)
@@ -124,7 +118,7 @@ class Verifier:
             for path, output, expected in outputs_and_trace(
                 self._model, self._traced.trace, inputs
             ):
-                if _compared([output], [expected], _TOLERANCE[_dtype(self._model)]):
+                if compared([output], [expected], TOLERANCE[_dtype(self._model)]):
                     return path
         except Exception:  # it fails to run, which the reason says already
             return None
@@ -152,9 +146,9 @@ class Verifier:
             set_precision(self._model, dtype)
             inputs = in_precision(dtype, self._inputs)
             narrow = self._run(plan, inputs)
-            found = self._from_masked(narrow, plan, units, inputs, _TOLERANCE[dtype])
+            found = self._from_masked(narrow, plan, units, inputs, TOLERANCE[dtype])
             for training in modes if found is None else ():
-                found = found or self._in_batch(narrow, plan, inputs, _TOLERANCE[dtype], training)
+                found = found or self._in_batch(narrow, plan, inputs, TOLERANCE[dtype], training)
             if found is None or not found.rounding:
                 break
         return None if found is None else found.reason
@@ -167,7 +161,7 @@ class Verifier:
         dtype = _dtype(self._model)
         inputs = in_precision(dtype, self._inputs)
         narrow = self._run(plan, inputs)
-        if isinstance(narrow, _Apart):
+        if isinstance(narrow, Apart):
             return narrow.reason
         try:
             network = cut_out(self._model, plan)
@@ -175,72 +169,39 @@ class Verifier:
                 static = tensors_of(network(*clones(inputs)))
         except Exception as error:
             return f'{CUT_OUT}its forward fails: {type(error).__name__}: {error}'
-        found = _compared(static, narrow, _TOLERANCE[dtype])
+        found = compared(static, narrow, TOLERANCE[dtype])
         return None if found is None else CUT_OUT + found.reason
 
     def trained_difference(self, plan: SubnetPlan) -> str | None:
-        """The same in train mode, for outputs and gradients; chance is the same in both.
-
-        A network may change its own state there, or work something out again when no subnet is
-        active any more. Where the dense network does not train on such a batch, nothing is
-        compared.
-        """
-        found = None
-        for dtype in (torch.float32, torch.float64):
-            set_precision(self._fresh, dtype)
-            inputs = in_precision(dtype, self._inputs)
-            if self.one_batch is None:
-                others = in_precision(dtype, self._others)
-                inputs = surrounded(inputs, others, twice=False)
-            found = self._trained_unlike(plan, inputs, _TOLERANCE[dtype])
-            if found is None or not found.rounding:
-                break
-        if found is None:
-            return None
-        dense, again = (_train(copied(self._fresh), inputs, DENSE) for _ in range(2))
-        if isinstance(dense, _Apart) or isinstance(again, _Apart):
-            return None
-        return None if _unlike(dense, again, _TOLERANCE[dtype]) else IN_TRAINING + found.reason
-
-    def _trained_unlike(
-        self, plan: SubnetPlan, inputs: tuple[Any, ...], tolerance: float
-    ) -> _Apart | None:
-        network = copied(self._fresh)
-        before = {key: parameter.detach().clone() for key, parameter in _parameters(network)}
-        active = _train(network, inputs, plan)
-        for key, parameter in _parameters(network):
-            if key in plan.tensors and not torch.equal(parameter, before[key]):
-                return _Apart(f'its forward changes {key!r}, a part of the main network')
-        static = _train(cut_out(self._fresh, plan), inputs)
-        if isinstance(active, _Apart) or isinstance(static, _Apart):
-            return active if isinstance(active, _Apart) else static
-        return _unlike(active, static, tolerance)
+        """How the two differ after a step of training; None where they do not, or cannot train."""
+        others = None if self.one_batch else self._others
+        return trained_difference(self._fresh, plan, self._inputs, others)
 
     def _from_masked(
         self,
-        narrow: list[Tensor] | _Apart,
+        narrow: list[Tensor] | Apart,
         plan: SubnetPlan,
         units: Sequence[int],
         inputs: tuple[Any, ...],
         tolerance: float,
-    ) -> _Apart | None:
+    ) -> Apart | None:
         """What the active subnet gave, and what the masked trace gives."""
-        if isinstance(narrow, _Apart):
+        if isinstance(narrow, Apart):
             return narrow
         try:
             masked = masked_outputs(self._model, self._graph, self._traced, plan, units, inputs)
         except Exception as error:  # a trace that lacks what the exporter cannot express
-            return _Apart(f'{TRACE_FAILS}{type(error).__name__}: {error}', raises=True)
-        return _compared(narrow, masked, tolerance)
+            return Apart(f'{TRACE_FAILS}{type(error).__name__}: {error}', raises=True)
+        return compared(narrow, masked, tolerance)
 
     def _in_batch(
         self,
-        narrow: list[Tensor] | _Apart,
+        narrow: list[Tensor] | Apart,
         plan: SubnetPlan,
         inputs: tuple[Any, ...],
         tolerance: float,
         training: bool,
-    ) -> _Apart | None:
+    ) -> Apart | None:
         """What the active subnet gave, and what it gives for the same inputs in a larger batch."""
         batch = surrounded(inputs, in_precision(_dtype(self._model), self._others))
         found = _ends_apart(narrow, self._run(plan, batch, training, True), tolerance)
@@ -252,7 +213,7 @@ class Verifier:
             where = IN_TRAINING if training else OTHER_BATCH
             return replace(found, reason=where + found.reason)
         again = self._run(DENSE, inputs)
-        if isinstance(one, list) and isinstance(again, list) and _compared(again, one, tolerance):
+        if isinstance(one, list) and isinstance(again, list) and compared(again, one, tolerance):
             raise VerificationError(
                 f'{self._name} gives another output each time it is called with the same inputs in '
                 'eval mode: its forward depends on chance or on its own state'
@@ -267,7 +228,7 @@ class Verifier:
         inputs: tuple[Any, ...],
         training: bool = False,
         gradients: bool = False,
-    ) -> list[Tensor] | _Apart:
+    ) -> list[Tensor] | Apart:
         """The tensors that a subnet gives, or what it raises."""
         live = self._live
         if training:
@@ -280,142 +241,27 @@ class Verifier:
                     _backward(self._model, outputs)
         except Exception as error:  # whatever the model's code raises about sizes it did not expect
             text = f'{FAILS}: {type(error).__name__}: {error}'
-            return _Apart(text, raises=True)
+            return Apart(text, raises=True)
         finally:
             self._subnet.plan = None
         return [output.detach() for output in outputs]
 
 
-@dataclass(frozen=True)
-class _Apart:
-    """How two ways disagree; more digits may make ``rounding`` go."""
-
-    reason: str
-    raises: bool = False
-    rounding: bool = False
-
-
 def _ends_apart(
-    one: list[Tensor] | _Apart, batch: list[Tensor] | _Apart, tolerance: float
-) -> _Apart | None:
+    one: list[Tensor] | Apart, batch: list[Tensor] | Apart, tolerance: float
+) -> Apart | None:
     """Outputs for inputs, and those for a batch that begins and ends with these (`surrounded`)."""
-    if isinstance(one, _Apart):
+    if isinstance(one, Apart):
         return one
-    if isinstance(batch, _Apart):
+    if isinstance(batch, Apart):
         return batch
     if len(one) != len(batch):
-        return _compared(batch, one, tolerance)
+        return compared(batch, one, tolerance)
     first, last = list(batch), list(batch)
     for place, (x, y) in enumerate(zip(one, batch, strict=True)):
         if x.dim() and y.shape[:1] == (2 * len(x) + 1,):
             first[place], last[place] = y[: len(x)], y[-len(x) :]
-    return _compared(first, one, tolerance) or _compared(last, one, tolerance)
-
-
-def _compared(
-    narrow: Sequence[Tensor], masked: Sequence[Tensor], tolerance: float
-) -> _Apart | None:
-    if len(narrow) != len(masked):
-        return _Apart(f'it returns {len(narrow)} tensors, not {len(masked)}')
-    for a, b in zip(narrow, masked, strict=True):
-        if a.shape != b.shape:
-            shapes = f'{tuple(a.shape)} when narrowed, not {tuple(b.shape)}'
-            return _Apart(f'its output has shape {shapes}')
-        if not b.numel():
-            continue
-        a, b = a.to(torch.complex128 if a.is_complex() else torch.float64), b.to(a.dtype)
-        scale, gap = b.abs().max().item(), (a - b).abs().max().item()
-        if not gap <= tolerance * scale or not math.isfinite(scale):
-            values = f'by {gap:.1e} where values reach {scale:.1e}'
-            return _Apart(f'{DIFFERS} {values}', rounding=True)
-    return None
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What a network gives in train mode: outputs, and gradients by state-dict key."""
-
-    outputs: list[Tensor]
-    gradients: dict[str, Tensor]
-
-
-def _train(network: nn.Module, inputs: tuple[Any, ...], plan: SubnetPlan | None = None) -> Any:
-    """`_Trained`, or an `_Apart` where the code raises.
-
-    The backward pass comes when the subnet is no longer active, as it may in a training.
-
-    Args:
-        network: A copy that may change.
-        inputs: Its arguments.
-        plan: The subnet's, for a dynamic network.
-    """
-    subnet, states = _subnet_of(network), (random.getstate(), np.random.get_state())
-    doing = 'forward'
-    try:
-        with torch.random.fork_rng(), eval_mode(network, set(network.modules())):
-            torch.manual_seed(0)
-            random.seed(0), np.random.seed(0)
-            subnet.plan = plan or subnet.plan
-            outputs = tensors_of(network(*clones(inputs)))
-            if plan is not None:
-                subnet.plan = None
-            doing = 'backward'
-            trained = {key: p for key, p in _parameters(network) if p.requires_grad}
-            weighted = [
-                (o * torch.linspace(0.5, 1.5, o.numel()).to(o).reshape(o.shape)).sum()
-                for o in outputs
-                if o.is_floating_point() and o.requires_grad
-            ]
-            if weighted:
-                # not `torch.autograd.grad`, with which some checkpoints refuse to work
-                torch.stack(weighted).sum().backward()
-    except Exception as error:
-        return _Apart(f'its {doing} fails: {type(error).__name__}: {error}', raises=True)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    gradients = {
-        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for key, parameter in trained.items()
-    }
-    if plan is not None:
-        gradients = {key: plan.narrow(key, gradient) for key, gradient in gradients.items()}
-    return _Trained([output.detach() for output in outputs], gradients)
-
-
-def _unlike(one: _Trained, other: _Trained, tolerance: float) -> _Apart | None:
-    """How two networks differ in train mode, for what both have.
-
-    Gradients are held against the largest of all: some are zero but for rounding.
-    """
-    if found := _compared(one.outputs, other.outputs, tolerance):
-        return found
-    keys = [
-        key
-        for key in sorted(one.gradients.keys() & other.gradients.keys())
-        if other.gradients[key].numel()
-    ]
-    scale = max((float(other.gradients[key].abs().max()) for key in keys), default=0.0)
-    for key in keys:
-        gap = float((one.gradients[key] - other.gradients[key]).abs().max())
-        if not gap <= tolerance * scale:
-            return _Apart(
-                f'the gradient of {key!r} differs by {gap:.1e} where gradients reach {scale:.1e}: '
-                'something is worked out again when no subnet is active any more, as by '
-                'torch.utils.checkpoint',
-                rounding=True,
-            )
-    return None
-
-
-def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return network.named_parameters(remove_duplicate=False)
-
-
-def _subnet_of(model: nn.Module) -> ActiveSubnet:
-    """The state that a model's dynamic modules share."""
-    found = (vars(m)['_mmstp_subnet'] for m in model.modules() if isinstance(m, DynamicMixin))
-    return next(found, ActiveSubnet())
+    return compared(first, one, tolerance) or compared(last, one, tolerance)
 
 
 def _named(model: nn.Module, paths: Container[str]) -> list[nn.Module]:

@@ -128,6 +128,12 @@ class Dynamic(Role):
         return found
 
 
+def subnet_of(model: nn.Module) -> ActiveSubnet:
+    """The state that a model's dynamic modules share."""
+    found = (vars(m)['_mmstp_subnet'] for m in model.modules() if isinstance(m, DynamicMixin))
+    return next(found, ActiveSubnet())
+
+
 def _refuse_scripting(module: nn.Module, role: Dynamic) -> None:
     """Called by `torch.jit.script`, which would follow the dense class's code.
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from mmstp import Architecture, ChannelGraph, Supernet
 from mmstp.errors import VerificationError
-from mmstp.subnets import check as verify
-from mmstp.subnets.check import DIFFERS, Verifier
+from mmstp.subnets.apart import DIFFERS, TOLERANCE
+from mmstp.subnets.check import Verifier
 from mmstp.subnets.plan import DENSE, Selection, named_tensors
 from tests.networks import TINY_INPUT, tiny
 
@@ -38,7 +38,7 @@ def planned(supernet, architecture=SMALL):
 def test_right_plans_pass(dtype, supernet, verifier, monkeypatch):
     """In float64 too, which decides where float32 does not."""
     if dtype == torch.float64:
-        monkeypatch.setitem(verify._TOLERANCE, torch.float32, -1)
+        monkeypatch.setitem(TOLERANCE, torch.float32, -1)
     for architecture in (SMALL, supernet.space.smallest, supernet.space.largest):
         assert verifier.difference(*planned(supernet, architecture)) is None
 
