@@ -148,7 +148,8 @@ def test_rows_are_read_back_and_a_broken_line_is_named(tmp_path):
     [
         ({0: 91.0, 1: 92.0, 2: 93.1}, '**+1.03 ± 0.03**'),
         ({0: 91.0, 1: 90.0, 2: 92.0}, 'none (+0.00 ± 0.58)'),
-        ({2: 93.0}, '+1.00 (one seed)'),
+        ({2: 93.0}, '+1.00 (seeds: 1, too few to say)'),
+        ({0: 91.0, 1: 92.0}, '+1.00 (seeds: 2, too few to say)'),
         ({7: 93.0}, ''),
     ],
 )
@@ -157,7 +158,7 @@ def test_differences_are_paired_and_called_none_below_two_standard_errors(own, e
 
 
 def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         for length in (1.0, 3.0):
             for preset, top1 in (('uniform', 90.0 + seed), ('random', 91.5 + seed)):
                 of = replace(SHORT, preset=preset, seed=seed, length=length)
@@ -172,7 +173,7 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', arguments)
     report.main()
     text = page.read_text()
-    assert '| scratch: random | 2 | 92.00 ± 0.50 | **+1.50 ± 0.00** | 35.0% |' in text
+    assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
     assert text.count('### digits, r18_slim') == 2
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
     [picture] = (tmp_path / 'images').glob('*.png')

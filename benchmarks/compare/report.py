@@ -3,7 +3,7 @@
 ``python benchmarks/compare/report.py`` rewrites the tables between the markers of
 ``docs/compare.md`` and the pictures beside it. Differences are paired: they are taken seed by seed
 between a method and the reference, and given with their standard error. One below two standard
-errors is called none.
+errors is called none; with fewer than three seeds nothing is said.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from setting import ROWS, read_rows  # noqa: E402
 
 DOCS = ROOT / 'docs'
 REFERENCE = ('scratch', 'uniform')
+FEWEST = 3  # seeds, for a difference to be called one
 Row = dict[str, Any]
 Name = tuple[str, str]
 BY = ('data', 'network', 'budget', 'compare', 'length')
@@ -64,8 +65,8 @@ def difference(own: Mapping[int, float], reference: Mapping[int, float]) -> str:
     if not seeds:
         return ''
     mean, error = mean_and_error([own[seed] - reference[seed] for seed in seeds])
-    if error is None:
-        return f'{mean:+.2f} (one seed)'
+    if error is None or len(seeds) < FEWEST:
+        return f'{mean:+.2f} (seeds: {len(seeds)}, too few to say)'
     text = written(mean, error, '+')
     return f'**{text}**' if abs(mean) >= 2 * error else f'none ({text})'
 
