@@ -11,7 +11,7 @@ from torch import nn
 from mmstp import ChannelGraph, Supernet
 from mmstp.analysis.ids import FIXED_SIZE
 from mmstp.analysis.operators.products import SCALE
-from mmstp.subnets.check import DIFFERS
+from mmstp.subnets.apart import DIFFERS
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 HEADS, WIDTH, TOKENS, INNER = 4, 6, 5, 24

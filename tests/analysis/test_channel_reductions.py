@@ -13,7 +13,7 @@ from mmstp import Supernet
 from mmstp.analysis.groups import WHOLE
 from mmstp.analysis.operators.reductions import ORDER_COUNTS, TRANSFORMED
 from mmstp.analysis.operators.shapes import LOOKED_UP
-from mmstp.subnets.check import DIFFERS
+from mmstp.subnets.apart import DIFFERS
 from tests.analysis.small import Net, analyse, conv, kept, parameter, runs_as_subnet, shapes
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmstp import Architecture, ArchitectureError, Supernet, WideResNet
 from mmstp.errors import SpaceError, SupernetError, TraceError, VerificationError
-from mmstp.subnets.check import DIFFERS
+from mmstp.subnets.apart import DIFFERS
 from mmstp.subnets.modules import DynamicMixin
 from tests.networks import TINY_INPUT, build, images, tiny
 from tests.relations import Case, subnet_equals_its_export
