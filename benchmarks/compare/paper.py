@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from measure import ROOT, table  # noqa: E402
-from methods import PRESETS, PoolHistory, dense_network, search  # noqa: E402
+from methods import OPTIONS, PRESETS, TUNED, PoolHistory, dense_network, search  # noqa: E402
 from pages import insert  # noqa: E402
 from report import grouped, mean_and_error, written  # noqa: E402
 from setting import COMPARE, ROWS, Setting, read_rows  # noqa: E402
@@ -43,6 +43,9 @@ DOCS = ROOT / 'docs'
 
 def trial_of(args: argparse.Namespace, method: str, preset: str) -> Trial:
     """A run of the harness, with its folder."""
+    # at the learning rate that STP's rows have, so that ordinary training's is comparable
+    lr = TUNED.get(('stp', args.preset), OPTIONS)['lr']
+    preset = f'{preset}@lr={lr:g}' if method == 'figures' else preset
     setting = Setting(
         method, preset, args.data, args.network, args.budget, args.length, args.compare, args.seed
     )
