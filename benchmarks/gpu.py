@@ -20,10 +20,10 @@ import torch
 from measure import environment, interleave, parser, prepare, ratios, report, spread
 from measure import table as markdown
 from networks import classifier, members
-from step import algorithm, peak_memory, record, stepper
+from step import measure, peak_memory
 from torch import Tensor, nn
 
-from mmstp import Architecture, Supernet
+from mmstp import Supernet
 from mmstp.subnets.cut import count_macs
 
 # network, classes, pixels, images in a batch
@@ -39,34 +39,22 @@ PRECISIONS = {'float32': 1e-4, 'float16': 1e-2}
 
 def step_row(args: argparse.Namespace) -> tuple[str, ...]:
     """A line of the table of training steps."""
-    dense = classifier(args.network, args.classes)
-    stp = algorithm(copy.deepcopy(dense).to(args.device), args)
-    drawn: list[Architecture] = []
-    record(stp, drawn)
-    warmup = 5
-    seconds = interleave(
-        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
-    )
-    finite = all(bool(p.isfinite().all()) for p in stp.parameters())
-    cost = stp.supernet.cost
-    share = cost.macs(drawn) / cost.macs([stp.supernet.space.largest])[0]
-    limit = 1 + share[2 * warmup :: 2] + share[2 * warmup + 1 :: 2]
-    ratio = ratios(seconds['stp'], seconds['dense'])
-    del stp, dense
+    steps = measure(args, warmup=5)
+    ratio = ratios(steps.stp, steps.dense)
     torch.cuda.empty_cache()
     peak = {kind: peak_memory(kind, args) for kind in ('stp', 'dense')}
     return (
         f'{args.network}, {args.size} pixels, batch {args.batch}',
         args.precision,
-        f'{1000 * statistics.median(seconds["dense"]):.4g}',
-        f'{1000 * statistics.median(seconds["stp"]):.4g}',
+        f'{1000 * statistics.median(steps.dense):.4g}',
+        f'{1000 * statistics.median(steps.stp):.4g}',
         spread(ratio),
-        f'{limit.mean():.2f}',
-        f'**{spread(ratios(ratio, limit))}**',
+        f'{steps.limit.mean():.2f}',
+        f'**{spread(ratios(ratio, steps.limit))}**',
         f'{peak["dense"] / 2**20:,.0f}',
         f'{peak["stp"] / 2**20:,.0f}',
         f'{peak["stp"] / peak["dense"]:.2f}',
-        'yes' if finite else '**no**',
+        'yes' if steps.finite else '**no**',
     )
 
 

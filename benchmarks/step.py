@@ -24,14 +24,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from measure import environment, interleave, parser, prepare, ratios, report, spread
 from measure import table as markdown
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmpretrain.structures import DataSample
 from networks import BACKBONES, classifier
+from numpy.typing import NDArray
 from torch import nn
 
 from mmstp import STP, Architecture
@@ -77,6 +80,52 @@ def record(stp: STP, drawn: list[Architecture]) -> None:
         return activate(architecture)
 
     stp.supernet.activate = recording  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of steps of STP and of ordinary training in turns, round by round.
+
+    Attributes:
+        stp: Of STP.
+        dense: Of ordinary training.
+        target: The target subnets' shares of the multiply-adds.
+        support: The support subnets'.
+        pool: How many architectures there are.
+        finite: Whether all weights are afterwards.
+    """
+
+    stp: list[float]
+    dense: list[float]
+    target: NDArray[np.float64]
+    support: NDArray[np.float64]
+    pool: int
+    finite: bool
+
+    @property
+    def limit(self) -> NDArray[np.float64]:
+        """What a step would cost if time followed the multiply-adds, in dense steps."""
+        return 1 + self.target + self.support
+
+
+def measure(args: argparse.Namespace, warmup: int) -> Steps:
+    """Steps of STP and of ordinary training, of networks that are gone afterwards."""
+    dense = classifier(args.network, args.classes)
+    stp = algorithm(copy.deepcopy(dense).to(args.device), args)
+    drawn: list[Architecture] = []
+    record(stp, drawn)
+    seconds = interleave(
+        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
+    )
+    cost = stp.supernet.cost
+    share = cost.macs(drawn) / cost.macs([stp.supernet.space.largest])[0]
+    return Steps(
+        **seconds,
+        target=share[2 * warmup :: 2],
+        support=share[2 * warmup + 1 :: 2],
+        pool=len(stp.pool),
+        finite=all(bool(p.isfinite().all()) for p in stp.parameters()),
+    )
 
 
 def peak_memory(kind: str, args: argparse.Namespace) -> int:
@@ -139,23 +188,13 @@ def main() -> None:
         return
     peak_stp, peak_dense = peaks(args)
 
-    dense = classifier(args.network, args.classes)
-    stp = algorithm(copy.deepcopy(dense), args)
-    supernet = stp.supernet
-    drawn: list[Architecture] = []
-    record(stp, drawn)
-    warmup = 3
-    a, b = interleave(
-        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
-    ).values()
-    share = supernet.cost.macs(drawn) / supernet.cost.macs([supernet.space.largest])[0]
-    target, support = share[2 * warmup :: 2], share[2 * warmup + 1 :: 2]
-    limit = 1 + target + support
+    steps = measure(args, warmup=3)
+    a, b, limit = steps.stp, steps.dense, steps.limit
     report(
         args,
         environment('mmpretrain'),
         f'{args.network}, {args.classes} classes, {args.size} pixels, batch {args.batch}, '
-        f'{args.device}, {args.precision}, budget {args.target:.0%}, {len(stp.pool)} architectures '
+        f'{args.device}, {args.precision}, budget {args.target:.0%}, {steps.pool} architectures '
         f'in the pool. Medians of {args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 '
         'times the limit.',
         markdown(
@@ -169,7 +208,7 @@ def main() -> None:
                 ),
                 (
                     'limit 1 + r + s',
-                    f'r = {target.mean():.3f}, s = {support.mean():.3f}',
+                    f'r = {steps.target.mean():.3f}, s = {steps.support.mean():.3f}',
                     '1',
                     f'{limit.mean():.2f}',
                 ),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::UserWarning')
 
 
 def trial(tmp_path: Path, of: Setting = SHORT, **options) -> training.Trial:
-    return training.Trial(of, tmp_path / of.key, tmp_path / 'common', **options)
+    return training.Trial(of, tmp_path, **options)
 
 
 def result(of: training.Trial) -> methods.Found:
@@ -66,7 +66,7 @@ def test_phases_share_the_allowance_and_the_dense_one_is_trained_once(tmp_path):
     first = trial(tmp_path, of)
     result(first)
     assert first.epochs == 2  # one and one
-    common = sorted((tmp_path / 'common').rglob('epoch_*.pth'))
+    common = sorted(first.shared.rglob('epoch_*.pth'))
     written = [path.stat().st_mtime_ns for path in common]
     result(trial(tmp_path, replace(of, method='distilled', preset='uniform')))
     assert [path.stat().st_mtime_ns for path in common] == written

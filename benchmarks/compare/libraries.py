@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from methods import OPTIONS, Found, dense_network, method, option
+from methods import OPTIONS, Found, dense_network, finetuned, method, option
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, set_random_seed
@@ -121,11 +121,6 @@ def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found
     more = {'main_top1': trial.top1(network)}
     pruned = cut(network, pruner_of(network), trial.setting.budget, example_of(trial))
     return Found(finetuned(trial, pruned, 0.5), more=more)
-
-
-def finetuned(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
-    """A pruned network after a share of the allowance."""
-    return trial.trained('finetuned', lambda: copy.deepcopy(pruned), share, option(trial, 'tuning'))
 
 
 def cut(network: nn.Module, pruner: Any, budget: float, example: Tensor) -> nn.Module:

@@ -126,6 +126,11 @@ def dense_network(trial: Trial, share: float = 1.0) -> nn.Module:
     return trial.trained('dense', trial.dense, share, lr, common=True)
 
 
+def untrained(trial: Trial, architecture: Architecture) -> nn.Module:
+    """A compact network with the seed's weights."""
+    return trial.supernet(trial.dense()).export(architecture)
+
+
 @method('scratch', *RULES)
 def scratch(trial: Trial, preset: str) -> Found:
     """The compact network trained directly."""
@@ -133,7 +138,7 @@ def scratch(trial: Trial, preset: str) -> Found:
     return Found(
         trial.trained(
             'scratch',
-            lambda: trial.supernet(trial.dense()).export(architecture),
+            lambda: untrained(trial, architecture),
             lr=option(trial, 'lr'),
         ),
         architecture,
@@ -148,7 +153,7 @@ def distilled(trial: Trial, preset: str) -> Found:
     return Found(
         taught(
             trial,
-            lambda: trial.supernet(trial.dense()).export(architecture),
+            lambda: untrained(trial, architecture),
             teacher,
             option(trial, 'lr'),
         ),
@@ -172,15 +177,18 @@ AFTER = ('', '-finetuned', '-distilled')  # nothing, or the other half of the al
 def after_pruning(trial: Trial, pruned: nn.Module, preset: str, teacher: nn.Module) -> nn.Module:
     """Statistics, fine-tuning or distillation, as the preset says."""
     if preset.endswith('-finetuned'):
-        return trial.trained(
-            'finetuned', lambda: copy.deepcopy(pruned), 0.5, lr=option(trial, 'tuning')
-        )
+        return finetuned(trial, pruned, 0.5)
     if preset.endswith('-distilled'):
         result: nn.Module = taught(
             trial, lambda: copy.deepcopy(pruned), teacher, option(trial, 'tuning')
         )
         return result
     return trial.calibrated(pruned)
+
+
+def finetuned(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
+    """A pruned network after a share of the allowance."""
+    return trial.trained('finetuned', lambda: copy.deepcopy(pruned), share, option(trial, 'tuning'))
 
 
 def first_share(preset: str) -> float:

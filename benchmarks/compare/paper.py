@@ -49,11 +49,10 @@ def trial_of(args: argparse.Namespace, method: str, preset: str) -> Trial:
     setting = Setting(
         method, preset, args.data, args.network, args.budget, args.length, args.compare, args.seed
     )
-    work, start = Path(args.work_dir), time.monotonic()
+    start = time.monotonic()
     return Trial(
         setting,
-        work / setting.key,
-        work / setting.data / setting.network / 'common',
+        Path(args.work_dir),
         stop=lambda: bool(args.minutes) and time.monotonic() - start > 60 * args.minutes,
     )
 

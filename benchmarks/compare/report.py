@@ -25,7 +25,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 from measure import ROOT, table  # noqa: E402
 from pages import insert  # noqa: E402
-from setting import ROWS, read_rows  # noqa: E402
+from setting import ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
 REFERENCE = ('scratch', 'uniform')
@@ -108,9 +108,9 @@ def tuning(rows: Sequence[Row]) -> str:
     """The values that were tried of every option; the best by validation accuracy is in bold."""
     tried: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
     for row in rows:
-        preset, _, option = row['preset'].partition('@')
-        name, _, value = option.partition('=')
-        tried[row['method'], preset, name][float(value)] = row['validation_top1']
+        of = setting_of(row)
+        [(name, value)] = of.options.items()
+        tried[of.method, of.variant, name][value] = row['validation_top1']
     lines = []
     for (method, preset, name), found in tried.items():
         best = max(found, key=lambda value: found[value])

@@ -63,13 +63,13 @@ def sandwich(trial: Trial, preset: str) -> Found:
 
     model: Any = trial.trained('sandwich', build, lr=option(trial, 'lr'))
     members = trial.members(model.supernet)
-    chosen = random.Random(trial.setting.seed).sample(members, min(CANDIDATES, len(members)))
+    tried = random.Random(trial.setting.seed).sample(members, min(CANDIDATES, len(members)))
 
     def measured(architecture: Architecture) -> float:
         network = trial.calibrated(model.supernet.export(architecture))
         return trial.top1(network, 'training')
 
-    best = max(chosen, key=measured)
+    best = max(tried, key=measured)
     main = {'main_top1': trial.top1(model.network)}
     return Found(trial.calibrated(model.supernet.export(best)), best, main)
 
@@ -112,6 +112,7 @@ def refill(trial: Trial, preset: str) -> Found:
     2022.
     """
     share, lr = 1 / (ROUNDS + 1), option(trial, 'lr')
+    architecture = chosen(trial, trial.supernet(trial.dense()), 'uniform')
     masks: dict[str, Tensor] = {}
     for number in range(1, ROUNDS + 1):
         network = trial.trained(f'round{number}', trial.dense, share, lr, [Masked(masks)])
@@ -121,9 +122,6 @@ def refill(trial: Trial, preset: str) -> Found:
     def build() -> nn.Module:
         supernet = trial.supernet(trial.dense())
         supernet.order_channels(norm=1, by=ticket)
-        return supernet.export(chosen(trial, supernet, 'uniform'))
+        return supernet.export(architecture)
 
-    return Found(
-        trial.trained('refilled', build, share, lr),
-        chosen(trial, trial.supernet(trial.dense()), 'uniform'),
-    )
+    return Found(trial.trained('refilled', build, share, lr), architecture)

@@ -61,15 +61,7 @@ def work(setting: Setting, args: argparse.Namespace, stop: Event, sender: Connec
 
 def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str, Any]:
     """Runs a method; the columns of its row beside the setting."""
-    folder = Path(args.work_dir)
-    trial = Trial(
-        setting,
-        folder / setting.key,
-        folder / setting.data / setting.network / 'common',
-        args.device,
-        stop.is_set,
-        read_rows(args.rows),
-    )
+    trial = Trial(setting, Path(args.work_dir), args.device, stop.is_set, read_rows(args.rows))
     found = METHODS[setting.method, setting.variant](trial, setting.variant)
     network, more = found.network, found.more or {}
     example = (torch.zeros(1, *trial.data.input_shape, device=args.device),)

@@ -41,62 +41,35 @@ TUNING = [
     *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
 ]  # fmt: skip
 
+# at T, at the smallest budget
+SLIM = {
+    'data': ['fashion_6k_14'],
+    'network': ['r18_slim'],
+    'budget': [0.15],
+    'length': [1.0],
+    'compare': ['time'],
+}
+FEW = [('stp', 'short'), ('scratch', 'survivor'), ('dense', 'plain'), ('scratch', 'uniform')]
+
 SUITES: dict[str, list[dict[str, Any]]] = {
-    'headline': [
-        {
-            'methods': HEADLINE,
-            'data': ['fashion_6k_14'],
-            'network': ['r18_slim'],
-            'budget': [0.15],
-            'length': [1.0],
-            'compare': ['time'],
-            'seed': range(5),
-        },
-    ],
-    'tuning': [
-        {
-            'methods': TUNING,
-            'data': ['fashion_6k_14'],
-            'network': ['r18_slim'],
-            'budget': [0.15],
-            'length': [1.0],
-            'compare': ['time'],
-            'seed': [100],
-        },
-    ],
+    'headline': [{**SLIM, 'methods': HEADLINE, 'seed': range(5)}],
+    'tuning': [{**SLIM, 'methods': TUNING, 'seed': [100]}],
     'gpu': [
         {
-            'methods': [
-                ('stp', 'short'),
-                ('scratch', 'survivor'),
-                ('dense', 'plain'),
-                ('scratch', 'uniform'),
-                ('stp', 'paper'),
-            ],
+            **SLIM,
+            'methods': [*FEW, ('stp', 'paper')],
             'data': ['fashion_12k_28'],
             'network': ['r50'],
-            'budget': [0.15],
-            'length': [1.0],
-            'compare': ['time'],
             'seed': [0],
-        },
+        }
     ],
     'quick': [
         {
-            'methods': [
-                ('dense', 'plain'),
-                ('stp', 'short'),
-                ('scratch', 'uniform'),
-                ('scratch', 'survivor'),
-                ('distilled', 'survivor'),
-                ('magnitude', 'l2-finetuned'),
-            ],
+            **SLIM,
+            'methods': [*FEW, ('distilled', 'survivor'), ('magnitude', 'l2-finetuned')],
             'data': ['digits'],
-            'network': ['r18_slim'],
             'budget': [0.35],
-            'length': [1.0],
-            'compare': ['time'],
             'seed': range(2),
-        },
+        }
     ],
 }

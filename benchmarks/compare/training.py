@@ -55,8 +55,7 @@ class Trial:
 
     Attributes:
         setting: What is run.
-        folder: Where the phases lie.
-        shared: Where phases lie that several methods begin with.
+        work: The folder of all runs.
         device: ``'cpu'`` or ``'cuda'``.
         stop: Whether to pause at the end of the epoch.
         rows: Results of other runs, for methods that start from one.
@@ -66,8 +65,7 @@ class Trial:
     """
 
     setting: Setting
-    folder: Path
-    shared: Path
+    work: Path
     device: str = 'cpu'
     stop: Callable[[], bool] = lambda: False
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +76,16 @@ class Trial:
     def __post_init__(self) -> None:
         self.data = Config.fromfile(HERE / 'data' / f'{self.setting.data}.py')
         self.network = Config.fromfile(HERE / 'networks' / f'{self.setting.network}.py')
+
+    @property
+    def folder(self) -> Path:
+        """Where its phases lie."""
+        return self.work / self.setting.key
+
+    @property
+    def shared(self) -> Path:
+        """Where phases lie that several methods begin with."""
+        return self.work / self.setting.data / self.setting.network / 'common'
 
     # --- networks ---------------------------------------------------------------------------------
 

@@ -1,11 +1,15 @@
-"""Copies of a model to try things on, with values that keep signals alive."""
+"""What is tried on: copies of a model, values that keep signals alive, chance of its own."""
 
 from __future__ import annotations
 
 import copy
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,3 +139,19 @@ def randomize(model: nn.Module, generator: torch.Generator, at_most: float = mat
         else:
             value = 1 + noise.clamp(-2, 2) * 0.2
         tensor.data.copy_(value)
+
+
+@contextmanager
+def random_state_kept(seed: int | None = None) -> Iterator[None]:
+    """Inside, random numbers are drawn that nobody outside misses, if wanted those of a seed."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.runner import Runner
 
+from ..analysis.scratch import random_state_kept
 from ..datasets.labels import check_labels
 from ..errors import LaunchError
 from ..stp.algorithm import STP, unwrapped
@@ -58,15 +54,3 @@ def image_shape(dataloader: Any, model: Any) -> tuple[int, ...]:
         inputs = model.data_preprocessor(batch, False)['inputs']
     image = inputs[0]
     return tuple(image.shape)
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Inside, random numbers are drawn that the run does not miss."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -62,9 +62,8 @@ def refuse_other_run(config: Config, content: Mapping[str, Any], path: str | Pat
         )
         return
     there = _compared(model) | _network(model, _assigned(text, 'data_preprocessor'))
-    here = _compared(config.model.to_dict()) | _network(
-        config.model.to_dict(), config.get('data_preprocessor')
-    )
+    own = config.model.to_dict()
+    here = _compared(own) | _network(own, config.get('data_preprocessor'))
     found = [
         f'  {name} = {there.get(name)!r} in the checkpoint, {here.get(name)!r} in the config'
         for name in dict.fromkeys([*there, *here])

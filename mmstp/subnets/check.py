@@ -9,6 +9,7 @@ differs is found kind by kind, and has to stay whole.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -114,14 +115,12 @@ class Verifier:
     def _first_apart(self) -> str | None:
         """The first module whose output is not the trace's."""
         inputs = in_precision(_dtype(self._model), self._inputs)
-        try:
+        with suppress(Exception):  # it fails to run, which the reason says already
             for path, output, expected in outputs_and_trace(
                 self._model, self._traced.trace, inputs
             ):
                 if compared([output], [expected], TOLERANCE[_dtype(self._model)]):
                     return path
-        except Exception:  # it fails to run, which the reason says already
-            return None
         return None
 
     def difference(

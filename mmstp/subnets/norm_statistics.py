@@ -56,6 +56,7 @@ def calibrate(
     norms = [norm for _, norm in norms_with_statistics(network)]
     if not norms:
         return 0
+    run = forward or functools.partial(_called, network)
     momenta = [norm.momentum for norm in norms]
     try:
         with eval_mode(network):
@@ -65,7 +66,7 @@ def calibrate(
                 norm.training = True
             count = 0
             for batch in batches:
-                (forward or functools.partial(_called, network))(batch)
+                run(batch)
                 count += 1
         if not count:
             raise ValueError('no batch to estimate the statistics of the norm layers from')

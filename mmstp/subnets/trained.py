@@ -6,17 +6,22 @@ when no subnet is active any more.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
-from ..analysis.scratch import clones, copied, in_precision, set_precision, surrounded
+from ..analysis.scratch import (
+    clones,
+    copied,
+    in_precision,
+    random_state_kept,
+    set_precision,
+    surrounded,
+)
 from .apart import TOLERANCE, Apart, compared
 from .cut import cut_out
 from .masked import tensors_of
@@ -90,12 +95,9 @@ def _train(network: nn.Module, inputs: tuple[Any, ...], plan: SubnetPlan | None 
         inputs: Its arguments.
         plan: The subnet's, for a dynamic network.
     """
-    subnet, states = subnet_of(network), (random.getstate(), np.random.get_state())
-    doing = 'forward'
+    subnet, doing = subnet_of(network), 'forward'
     try:
-        with torch.random.fork_rng(), eval_mode(network, set(network.modules())):
-            torch.manual_seed(0)
-            random.seed(0), np.random.seed(0)
+        with random_state_kept(seed=0), eval_mode(network, set(network.modules())):
             subnet.plan = plan or subnet.plan
             outputs = tensors_of(network(*clones(inputs)))
             if plan is not None:
@@ -112,9 +114,6 @@ def _train(network: nn.Module, inputs: tuple[Any, ...], plan: SubnetPlan | None 
                 torch.stack(weighted).sum().backward()
     except Exception as error:
         return Apart(f'its {doing} fails: {type(error).__name__}: {error}', raises=True)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     gradients = {
         key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for key, parameter in trained.items()

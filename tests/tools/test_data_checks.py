@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmstp.cli.data_checks import check_input_shape, random_state_kept
+from mmstp.analysis.scratch import random_state_kept
+from mmstp.cli.data_checks import check_input_shape
 from mmstp.cli.launch import load_config
 from mmstp.datasets.labels import check_labels
 from mmstp.errors import LaunchError

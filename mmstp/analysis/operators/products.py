@@ -28,9 +28,9 @@ def einsum(
         first, second, *others = terms[:-1]
         kept = ''.join(sorted(set(first + second) & set(''.join([*others, terms[-1]])) - {'.'}))
         pair = f'{"..." if "..." in first + second else ""}{kept}'
-        operands[:2] = [_contracted(walk, f'{first},{second}->{pair}', operands[:2], node)]
+        operands[:2] = [_contracted(walk, [first, second, pair], operands[:2], node)]
         terms[:2] = [pair]
-    return _contracted(walk, f'{",".join(terms[:-1])}->{terms[-1]}', operands, node)
+    return _contracted(walk, terms, operands, node)
 
 
 def _terms(equation: str) -> list[str]:
@@ -43,10 +43,10 @@ def _terms(equation: str) -> list[str]:
 
 
 def _contracted(
-    walk: Walker, equation: str, operands: Sequence[Value], counted: fx.Node | None = None
+    walk: Walker, given: Sequence[str], operands: Sequence[Value], counted: fx.Node | None = None
 ) -> Value:
-    *inputs, output = _terms(equation)
-    spare = ''.join(letter for letter in string.ascii_letters if letter not in equation)
+    *inputs, output = given
+    spare = ''.join(letter for letter in string.ascii_letters if letter not in ''.join(given))
     terms: list[str] = []
     sizes: dict[str, int] = {}
     for term, x in zip(inputs, operands, strict=True):
@@ -98,7 +98,7 @@ def product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
 @register_handler('mv', 'dot', 'vdot')
 def vector_product(walk: Walker, node: fx.Node, a: Value, b: Value) -> Value:
     """Of a weight and what it is normalised by; torch's own counter does not count it either."""
-    return _contracted(walk, _equation(a, b), [a, b])
+    return _contracted(walk, _terms(_equation(a, b)), [a, b])
 
 
 def _equation(a: Value, b: Value) -> str:

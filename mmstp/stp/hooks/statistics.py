@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from mmengine.runner import set_random_seed
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ...analysis.eval_state import eval_mode
+from ...analysis.scratch import random_state_kept
 from ...subnets.norm_statistics import calibrate, norms_with_statistics
 
 
@@ -40,14 +38,8 @@ def calibrate_on(
         collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            set_random_seed(0)
-            estimate(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with random_state_kept(seed=0):
+        estimate(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
 
 
 def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:
