@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Found:
 
     network: nn.Module
     architecture: Architecture | None = None
-    more: dict[str, Any] | None = None
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 Name = tuple[str, str]
@@ -54,10 +54,12 @@ RULES = ('random', 'uniform', 'survivor')  # for an architecture
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
-    # Table 5: one component of the paper's preset off
+    # Table 5: components of the paper's preset off, one alone and then one after the other
     'paper-no-expansion': dict(end=0.6, beta2=0.0),
     'paper-no-exploration': dict(end=0.6, size=1),
     'paper-no-depth': dict(end=0.6, space=dict(depths=False)),
+    'paper-st-depth': dict(end=0.6, beta2=0.0, size=1),
+    'paper-st': dict(end=0.6, beta2=0.0, size=1, space=dict(depths=False)),
 }  # of STP
 
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
@@ -265,12 +267,27 @@ def penalised(trial: Trial, preset: str, rule: str, norm: int) -> Found:
 # --- STP ------------------------------------------------------------------------------------------
 
 VISITS = 10  # of each architecture of the pool before one is left
+LAST = 10  # of the pool, as in the paper's Table 7
 
 
 @method('stp', *PRESETS)
 def stp(trial: Trial, preset: str) -> Found:
     """Stimulative-training pruning."""
-    return survivor_of(trial, search(trial, **PRESETS[preset]))
+    history = PoolHistory()
+    model = search(trial, **PRESETS[preset], hooks=[history])
+    found = survivor_of(trial, model)
+    if preset == 'paper':
+        found.more['last'] = last_of(trial, model, history)
+    return found
+
+
+def last_of(trial: Trial, model: STP, history: PoolHistory) -> dict[str, float]:
+    """What was in the pool before it shrank below `LAST`, with the accuracies under the weights."""
+    pool = next(reversed([pool for pool in history.entries.values() if len(pool) >= LAST]), [])
+    return {
+        text: trial.top1(trial.calibrated(model.supernet.export(Architecture.parse(text))))
+        for text in pool
+    }
 
 
 @method('stp-alone', '15', '30')

@@ -63,7 +63,7 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
     """Runs a method; the columns of its row beside the setting."""
     trial = Trial(setting, Path(args.work_dir), args.device, stop.is_set, read_rows(args.rows))
     found = METHODS[setting.method, setting.variant](trial, setting.variant)
-    network, more = found.network, found.more or {}
+    network = found.network
     example = (torch.zeros(1, *trial.data.input_shape, device=args.device),)
     dense = trial.dense().eval()
     return {
@@ -72,7 +72,7 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
         'macs_ratio': round(count_macs(network, example) / count_macs(dense, example), 4),
         'params_ratio': round(count_parameters(network) / count_parameters(dense), 4),
         'architecture': str(found.architecture) if found.architecture else None,
-        **more,
+        **found.more,
         'seconds': round(trial.seconds, 1),
         'steps': trial.steps,
         'epochs': trial.epochs,

@@ -39,10 +39,15 @@ TUNING = [
       for lr in (0.1, 0.4, 1)),
     *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1)),
     *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
+    *(('group-sl', f'paper@reg={reg}') for reg in (1e-4, 5e-4, 2.5e-3)),
+    *(('greg', f'paper@growth={growth}') for growth in (1e-3, 1e-2, 1e-1)),
+    *(('fastnas', f'finetuned@tuning={lr}') for lr in (0.1, 0.4, 1)),
+    *(('refill', f'imp@lr={lr}') for lr in (0.4, 1, 2)),
+    *(('sandwich', f'us-nets@lr={lr}') for lr in (0.4, 1, 2)),
 ]  # fmt: skip
 
 # at T, at the smallest budget
-SLIM = {
+SLIM: dict[str, Any] = {
     'data': ['fashion_6k_14'],
     'network': ['r18_slim'],
     'budget': [0.15],
@@ -51,9 +56,62 @@ SLIM = {
 }
 FEW = [('stp', 'short'), ('scratch', 'survivor'), ('dense', 'plain'), ('scratch', 'uniform')]
 
+# Of the headline's, those that are run at every budget, length and network.
+MAIN = [
+    ('dense', 'plain'),
+    ('stp', 'short'),
+    ('stp', 'paper'),
+    ('stp-alone', '15'),
+    ('scratch', 'random'),
+    ('scratch', 'uniform'),
+    ('magnitude', 'l2-finetuned'),
+    ('rst-s', 'paper'),
+    ('group-sl', 'paper'),
+]
+EVERY_BUDGET: dict[str, Any] = {**SLIM, 'methods': MAIN, 'budget': [0.15, 0.35, 0.55]}
+
+# The paper's tables, at equal epochs as it has them.
+RIVALS = [
+    ('dense', 'plain'),
+    ('stp', 'paper'),
+    ('rst-s', 'paper'),
+    ('group-sl', 'paper'),
+    ('refill', 'imp'),
+]
+COMPONENTS = [
+    ('stp', 'paper'),
+    *(
+        ('stp', f'paper-{off}')
+        for off in ('no-expansion', 'no-exploration', 'no-depth', 'st-depth', 'st')
+    ),
+    ('sparsified', 'l2'),
+]
+PAPER: dict[str, Any] = {
+    **SLIM,
+    'methods': RIVALS,
+    'budget': [0.15, 0.35, 0.55],
+    'compare': ['epochs'],
+    'seed': range(3),
+}
+
 SUITES: dict[str, list[dict[str, Any]]] = {
-    'headline': [{**SLIM, 'methods': HEADLINE, 'seed': range(5)}],
+    'headline': [
+        {**SLIM, 'methods': HEADLINE, 'seed': range(5)},
+        {**EVERY_BUDGET, 'compare': ['epochs', 'time'], 'seed': range(5)},
+        {**EVERY_BUDGET, 'network': ['r50_slim'], 'compare': ['epochs', 'time'], 'seed': range(5)},
+    ],
+    'long': [{**SLIM, 'methods': MAIN, 'length': [3.0, 8.0], 'seed': range(3)}],
     'tuning': [{**SLIM, 'methods': TUNING, 'seed': [100]}],
+    'paper': [
+        {**PAPER, 'methods': [('stp', 'paper')], 'budget': [0.15], 'seed': range(5)},  # Table 8
+        {**PAPER, 'methods': COMPONENTS, 'budget': [0.15]},  # Table 5
+        {**PAPER, 'network': ['r18_slim', 'r50_slim', 'wrn_slim']},  # Table 1
+        {**PAPER, 'data': ['fashion_6k_56'], 'network': ['mbv3_slim']},
+        {**PAPER, 'methods': [('sparsified', 'l1'), ('sparsified', 'l2')]},  # Figure 2
+        {**PAPER, 'methods': RIVALS[:3], 'network': ['vit_slim', 'swin_slim']},  # Table 3
+        {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
+        {**PAPER, 'data': ['glyphs_28']},  # Table 2
+    ],
     'gpu': [
         {
             **SLIM,

@@ -39,6 +39,7 @@ from mmstp.stp.losses import normalized_kl
 
 TOLERANCE = 0.03
 CALIBRATION = 2000  # images for norm statistics
+DRAWN = 1000  # architectures, from a space that is too large to go through
 
 
 class PausedError(Exception):
@@ -92,7 +93,14 @@ class Trial:
     def classifier_config(self) -> dict[str, Any]:
         """The dense network's config, with the data's channels and classes."""
         config: dict[str, Any] = self.network.model.to_dict()
-        config['backbone']['in_channels'] = self.data.input_shape[0]
+        channels = self.data.input_shape[0]
+        if self.network.get('in_channels', channels) != channels:
+            raise ValueError(
+                f'networks/{self.setting.network}.py takes images of {self.network.in_channels} '
+                f'channels, those of data/{self.setting.data}.py have {channels}'
+            )
+        if 'in_channels' not in self.network:
+            config['backbone']['in_channels'] = channels
         config['head']['num_classes'] = self.data.data_preprocessor.num_classes
         config['data_preprocessor'] = self.data.data_preprocessor.to_dict()
         return config
@@ -111,10 +119,10 @@ class Trial:
         return Supernet(network, example, **self.network.space)
 
     def members(self, supernet: Supernet) -> list[Architecture]:
-        """All architectures that meet the budget."""
+        """The architectures that meet the budget; about `DRAWN` of a space with too many."""
         space, cost = supernet.space, supernet.cost
         budget = Budget.of(self.setting.budget, 'macs', TOLERANCE, space, cost)
-        rows = feasible_rows(space, cost, budget, 100_000, self.setting.seed)
+        rows = feasible_rows(space, cost, budget, DRAWN, self.setting.seed)
         return [space.decode(row) for row in rows]
 
     # --- training ---------------------------------------------------------------------------------
