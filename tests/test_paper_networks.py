@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
 from mmstp.cli.launch import load_config
-from mmstp.stp.algorithm import stp_of
+from mmstp.stp.of_runner import stp_of
 from tests import tiny
 
 # mmcv, of MobileNetV3's activation

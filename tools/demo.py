@@ -31,8 +31,8 @@ from mmstp import Architecture, Supernet  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
 from mmstp.deploy.export import check_folder, max_abs_difference, reload, write_export  # noqa: E402
-from mmstp.stp.algorithm import stp_of  # noqa: E402
 from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
+from mmstp.stp.of_runner import stp_of  # noqa: E402
 
 _SHOWN = 'loss loss_ce loss_target loss_support loss_cls loss_bbox loss_mask pool_size'.split()
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,8 +28,8 @@ from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
 from mmstp.deploy.detector_config import write_detector  # noqa: E402
 from mmstp.deploy.export import WEIGHTS, check_folder, write_export  # noqa: E402
-from mmstp.stp.algorithm import stp_of  # noqa: E402
 from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
+from mmstp.stp.of_runner import stp_of  # noqa: E402
 from mmstp.subnets.cut import count_macs  # noqa: E402
 
 CLASSIFIER = ROOT / 'configs/stp/digits_r50_35pct.py'

@@ -48,9 +48,10 @@ def parse_args() -> argparse.Namespace:
         '--architecture', help='such as "((2,3,4,2),(0.3,0.3,0.3,0.7))"; default: the best found'
     )
     parser.add_argument(
-        '--num-images', type=number_of_images, default=2000,
-        help='training images for the statistics of norm layers; 0 keeps those of the main '
-        'network, which do not fit a subnet',
+        '--num-images', type=number_of_images,
+        help='training images for the statistics of norm layers, default 2000; 0 keeps those of '
+        'the main network, which do not fit a subnet. A survivor has its own: there the default '
+        'is 0',
     )  # fmt: skip
     parser.add_argument(
         '--detector', nargs='+', default=[],
@@ -114,10 +115,12 @@ def check_same_folder(args: argparse.Namespace) -> None:
 
 def export(config: Config, args: argparse.Namespace) -> None:
     """Loads the run, cuts, estimates statistics, writes and reloads."""
-    if args.num_images:
-        check_data(config, 'train_dataloader')
     stp = build_stp(config)
     dataset_meta = load_search(stp, args.checkpoint, config)
+    if args.num_images is None:
+        args.num_images = 0 if stp.alone else 2000
+    if args.num_images:
+        check_data(config, 'train_dataloader')
     architecture = Architecture.of(args.architecture) if args.architecture else stp.pool.best
     if not args.architecture and len(stp.pool) > 1:
         logger().warning(

@@ -27,8 +27,8 @@ from mmstp.cli.same_run import refuse_other_run
 from mmstp.deploy.dynamic_backbone import CalibrationHook
 from mmstp.errors import LaunchError
 from mmstp.registry import HOOKS, type_of
-from mmstp.stp.algorithm import unwrapped
 from mmstp.stp.hooks.evaluation import SubnetEvalHook
+from mmstp.stp.of_runner import unwrapped
 
 _CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 _DETECTION_TTA = dict(

@@ -9,7 +9,8 @@ from mmengine.runner import Runner
 from ..analysis.scratch import random_state_kept
 from ..datasets.labels import check_labels
 from ..errors import LaunchError
-from ..stp.algorithm import STP, unwrapped
+from ..stp.algorithm import STP
+from ..stp.of_runner import unwrapped
 
 
 def check_built_data(runner: Runner) -> None:

@@ -186,12 +186,14 @@ def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict
         MMLogger.get_current_instance().info(
             f'{checkpoint} was written with EMAHook: the averaged weights are read'
         )
-    # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
-    stp.load_state_dict(weights, strict=False)
     try:
-        read_search(stp, state)
+        _, alone = read_search(stp, state)
     except CheckpointError as error:
         raise CheckpointError(f'checkpoint {checkpoint!r}: {error}') from error
+    if alone:
+        stp.go_alone()
+    # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
+    stp.load_state_dict(weights, strict=False)
     meta = content.get('meta')
     found = meta.get('dataset_meta') if isinstance(meta, dict) else None
     return dict(found) if isinstance(found, dict) else {}

@@ -19,8 +19,8 @@ from ..config_fields import options_of, positive, refuse_unknown
 from ..errors import StatisticsError
 from ..registry import HOOKS, MODELS, build_model
 from ..search.space import SearchSpace
-from ..stp.algorithm import unwrapped
 from ..stp.hooks.statistics import calibrate_on
+from ..stp.of_runner import unwrapped
 from ..subnets.modules import DynamicMixin
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.supernet import Supernet

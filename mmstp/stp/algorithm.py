@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,26 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, broadcast, get_world_size
+from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..architecture import Architecture
 from ..checkpoints import differences, require_fit
 from ..config_fields import options_of, positive, refuse_unknown
-from ..errors import CheckpointError
+from ..errors import ArchitectureError, CheckpointError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.supernet import Supernet
 from .classifier_wrapper import ClassifierWrapper
-from .heads import checked_logits, losses_and_logits, read_head
-from .losses import label_kl, normalized_kl
+from .heads import read_head
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, not_finite, refuse_not_finite
+from .options import check_options, check_ranges, not_finite
 from .pool import ArchitecturePool
+from .step import search_losses, survivor_losses
+from .survivor import SurvivorPhase
 
 
 @MODELS.register_module()
@@ -58,6 +59,9 @@ class STP(ClassifierWrapper):
         beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
         target_ce: Weight of a cross entropy of the target subnet; the paper has none (0).
         warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
+        survivor: How the last one is trained, options of `SurvivorPhase` (``{}``: its defaults):
+            cut out of the main network in the same run, and alone from then on. None: as in the
+            paper, where the main network is trained until the end.
         pretrained: A checkpoint (file or address) of the dense classifier to start from. The
             channels of every group are then ordered by importance, so that the first are the ones
             worth keeping.
@@ -86,6 +90,7 @@ class STP(ClassifierWrapper):
         beta2: float = 1.0,
         target_ce: float = 0.0,
         warmup: float = 0.0,
+        survivor: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Mapping[str, Any] | None = None,
@@ -93,7 +98,7 @@ class STP(ClassifierWrapper):
     ) -> None:
         accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
         refuse_unknown('model (mmstp.STP)', unknown, accepted)
-        check_options(model, target, input_shape, space, pool)
+        check_options(model, target, input_shape, space, pool, survivor)
         assert target is not None
         space, pool = dict(space or {}), dict(pool or {})
         refuse_unknown('model.space', space, options_of(SearchSpace))
@@ -111,12 +116,15 @@ class STP(ClassifierWrapper):
         self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
+        self.survivor = None if survivor is None else SurvivorPhase.of(survivor)
+        self.alone = False  # whether `model` is the survivor, and no longer the main network
+        self.teacher: nn.Module | None = None  # of the survivor
 
         head = getattr(classifier, 'head', None)
         if not isinstance(head, nn.Module):
             raise TypeError(f'{type(classifier).__name__} has no head whose loss STP could take')
         self.supernet = Supernet(classifier, torch.zeros(1, *input_shape), **space)
-        self._prediction = read_head(self.supernet)
+        self.prediction = read_head(self.supernet)
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
@@ -171,7 +179,9 @@ class STP(ClassifierWrapper):
             ValueError: If the classifier keeps norms in eval mode that normalise subnets.
         """
         super().train(mode)
-        if mode:
+        if self.teacher is not None:
+            self.teacher.eval()
+        if mode and not self.alone:
             self._refuse_eval_norms()
         return self
 
@@ -201,6 +211,8 @@ class STP(ClassifierWrapper):
     ) -> Any:
         """A step of Algorithm 1 with ``mode='loss'``; else the main network runs, as a classifier.
 
+        In the survivor phase it is the survivor that runs, and whose step it is.
+
         Args:
             inputs: Images of shape (batch, channels, height, width).
             data_samples: Their labels.
@@ -208,68 +220,42 @@ class STP(ClassifierWrapper):
 
         Returns:
             For ``'loss'`` the losses ``loss_ce``, ``loss_target``, ``loss_support`` (and
-            ``loss_target_ce``), already weighted.
+            ``loss_target_ce``), already weighted; for the survivor ``loss_ce`` and
+            ``loss_teacher``.
         """
         if mode != 'loss':
             return self.model(inputs, data_samples, mode=mode)
         if get_world_size() > 1 and MessageHub.get_current_instance().get_info('max_iters'):
             self._refuse_undriven()  # in a runner, where `train_step` is the wrapper's
+        if self.alone:
+            return survivor_losses(self, inputs, data_samples or [])
         if self.training:  # a hook may have changed modes behind `train`
             self._refuse_eval_norms()
-        space = self.supernet.space
-        main, logits = losses_and_logits(self.supernet, space.largest, inputs, data_samples or [])
-        losses = {('loss_ce' if key == 'loss' else key): loss for key, loss in main.items()}
-        ramp = self._ramp()
-        target = self.pool.sample()
-        with self.supernet.activate(target):
-            if self.target_ce:
-                own, target_logits = losses_and_logits(
-                    self.supernet, target, inputs, data_samples or []
-                )
-                every = [loss.mean() for key, loss in own.items() if 'loss' in key]
-                losses['loss_target_ce'] = self.target_ce * torch.stack(every).sum()
-            else:
-                target_logits = self._logits(inputs)
-        target_distance = self._distance(target_logits, logits)
-        losses['loss_target'] = self.beta1 * ramp * target_distance
-        if self.beta2:
-            with self.supernet.activate(space.expand(target, self.pool.rng)):
-                support_logits = self._logits(inputs)
-            losses['loss_support'] = self.beta2 * ramp * self._distance(support_logits, logits)
-        # last: reading the numbers waits for a GPU, which has all three passes queued by now
-        names = [key for key in losses if 'loss' in key]
-        numbers = torch.stack([target_distance, *(losses[key].mean() for key in names)]).detach()
-        all_reduce(numbers, 'mean')  # over the ranks
-        distance, *values = numbers.tolist()
-        found = {**dict(zip(names, values, strict=True)), f'the distance of {target}': distance}
-        refuse_not_finite(found, inputs)
-        self.pool.update(target, distance)
-        return losses
-
-    def _distance(self, logits: Tensor, main: Tensor) -> Tensor:
-        if self._prediction.per_label:
-            return label_kl(logits, main)
-        return normalized_kl(logits, main, self.normalize)
-
-    def _logits(self, inputs: Tensor) -> Tensor:
-        return checked_logits(self.model, self.model(inputs, mode='tensor'))
-
-    def _ramp(self) -> float:
-        if not self.warmup:
-            return 1.0
-        hub = MessageHub.get_current_instance()
-        done, of = hub.get_info('iter'), hub.get_info('max_iters')
-        if done is None or not of:
-            raise RuntimeError(
-                f'model.warmup={self.warmup} needs to know how far the training is: train with '
-                "MMEngine's runner and its RuntimeInfoHook, or set 'iter' and 'max_iters' with "
-                'MessageHub.get_current_instance().update_info'
-            )
-        return min(1.0, done / of / self.warmup)
+        return search_losses(self, inputs, data_samples or [])
 
     def export(self, architecture: Architecture | None = None) -> nn.Module:
-        """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`."""
-        return self.supernet.export(self.pool.best if architecture is None else architecture)
+        """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`.
+
+        Raises:
+            ArchitectureError: In the survivor phase, for another one than the survivor.
+        """
+        chosen = self.pool.best if architecture is None else Architecture.of(architecture)
+        if not self.alone:
+            return self.supernet.export(chosen)
+        if chosen != self.pool.best:
+            raise ArchitectureError(
+                f'{chosen} cannot be cut out: {self.pool.best} is trained alone in this run, and '
+                'what the others were part of is gone. Take a checkpoint of the search'
+            )
+        return copy.deepcopy(self.model)
+
+    def go_alone(self) -> None:
+        """Puts the pool's best subnet, cut out, in the place of the main network."""
+        assert self.survivor is not None
+        main, self.model = self.model, self.export()
+        self.alone = True
+        if self.survivor.teacher == 'main':
+            self.teacher = main.requires_grad_(False).eval()
 
 
 def _shared_seed() -> int:
@@ -277,18 +263,3 @@ def _shared_seed() -> int:
     seed = torch.randint(2**31, ())
     broadcast(seed)
     return int(seed)
-
-
-def unwrapped(runner: Runner) -> Any:
-    """The runner's model without its wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def stp_of(runner: Runner) -> STP:
-    """The same, which has to be an `STP`; else a `TypeError`."""
-    model = unwrapped(runner)
-    if not isinstance(model, STP):
-        raise TypeError(
-            f'the hooks of mmstp need model.type to be mmstp.STP, not {type(model).__name__}'
-        )
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,22 +13,22 @@ from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
 from ..analysis.scratch import copied
-from ..architecture import Architecture
 from ..foreign import pytree
 from ..subnets.supernet import Supernet
 
 
 def losses_and_logits(
-    supernet: Supernet, architecture: Architecture, inputs: Tensor, data_samples: list[Any]
+    classifier: Any, once_more: AbstractContextManager[Any], inputs: Tensor, data_samples: list[Any]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The losses that the classifier itself computes, and its logits, in one pass.
 
     The logits are those that the head predicts by. Where its loss takes others (a margin on the
-    right class), the head is asked once more, as a subnet: its norms have seen the batch.
+    right class), the head is asked once more.
 
     Args:
-        supernet: That of a classifier of mmpretrain.
-        architecture: What the classifier is at the moment.
+        classifier: One of mmpretrain.
+        once_more: What the head is asked again in: an active subnet does not count a batch that its
+            norms have seen already.
         inputs: Images of shape (batch, channels, height, width).
         data_samples: Their labels.
 
@@ -37,7 +38,6 @@ def losses_and_logits(
     Raises:
         TypeError: If the head gives no such logits.
     """
-    classifier: Any = supernet.model
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
     handle = classifier.head.register_forward_hook(
         lambda _, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
@@ -50,7 +50,7 @@ def losses_and_logits(
     if len(plain) == len(calls) == 1:
         logits = plain[0]
     else:
-        with supernet.activate(architecture):
+        with once_more:
             logits = classifier.head(calls[0][0][0]) if calls else classifier(inputs)
     return losses, checked_logits(classifier, logits)
 

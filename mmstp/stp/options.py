@@ -14,7 +14,9 @@ from ..subnets.norm_statistics import norms_with_statistics
 from .losses import NORMALIZATIONS
 
 
-def check_options(model: Any, target: Any, input_shape: Any, space: Any, pool: Any) -> None:
+def check_options(
+    model: Any, target: Any, input_shape: Any, space: Any, pool: Any, survivor: Any
+) -> None:
     """Raises a `FieldError` for an option of `STP` that is of another kind than it has to be."""
     if not isinstance(model, (Mapping, nn.Module)):
         raise FieldError(
@@ -30,7 +32,7 @@ def check_options(model: Any, target: Any, input_shape: Any, space: Any, pool: A
         raise FieldError(
             f'model.input_shape={input_shape!r}: expected (channels, height, width) of one image'
         )
-    for name, value in {'space': space, 'pool': pool}.items():
+    for name, value in {'space': space, 'pool': pool, 'survivor': survivor}.items():
         if value is not None and not isinstance(value, Mapping):
             raise FieldError(f'model.{name}={value!r}: expected a dict of options')
     check_seed((pool or {}).get('seed') or 0)

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ArchitectureError, CheckpointError
 
 
-def read_search(stp: Any, state: Any) -> int:
+def read_search(stp: Any, state: Any) -> tuple[int, bool]:
     """Takes the pool of a checkpoint over; nothing changes where it is damaged.
 
     Args:
@@ -18,7 +18,7 @@ def read_search(stp: Any, state: Any) -> int:
         state: What `PoolHook` put into the checkpoint.
 
     Returns:
-        How many architectures the pool began with.
+        How many architectures the pool began with, and whether the last one is trained alone.
 
     Raises:
         CheckpointError: If it is damaged, or of another space or budget.
@@ -47,5 +47,15 @@ def read_search(stp: Any, state: Any) -> int:
             f'the checkpoint says that its pool began with {size!r} architectures; expected a '
             f'whole number from {len(members)} to {stp.pool_size} (model.pool.size)'
         )
+    alone = state.get('alone', False)
+    if alone and (stp.survivor is None or len(members) > 1):
+        raise CheckpointError(
+            f'the checkpoint is of the survivor phase, with {len(members)} in its pool: it needs '
+            f'the config of its run, with model.survivor; here that is {stp.survivor!r}'
+        )
+    if stp.alone and not alone:
+        raise CheckpointError(
+            'the checkpoint is of the search, and this run trains its survivor already'
+        )
     stp.pool = pool
-    return size
+    return size, bool(alone)

@@ -12,9 +12,9 @@ from mmengine.runner import Runner
 
 from mmstp import Architecture, EpochSeedHook, PoolHook, SubnetEvalHook
 from mmstp.errors import CheckpointError
-from mmstp.stp.algorithm import stp_of
 from mmstp.stp.hooks.pool import BEST, STATE
 from mmstp.stp.hooks.statistics import calibrate_on
+from mmstp.stp.of_runner import stp_of
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ...config_fields import options_of, positive, refuse_unknown
 from ...registry import HOOKS
-from ..algorithm import stp_of
+from ..of_runner import stp_of
 from .statistics import calibrate_on
 
 
@@ -19,7 +19,8 @@ class SubnetEvalHook(Hook):
     """Evaluates the pool's best subnet after the main network, on the same data and metrics.
 
     Its metrics carry the prefix ``subnet/``. It is cut out, and the statistics of its norm layers
-    are estimated anew, so the main network is not touched.
+    are estimated anew, so the main network is not touched. In the survivor phase it is the network
+    that is trained: its own metrics get the prefix as well, so that curves go on.
 
     Args:
         num_images: Training images for the statistics.
@@ -46,7 +47,11 @@ class SubnetEvalHook(Hook):
     def _evaluate(self, runner: Runner, loop: Any, metrics: dict[str, Any] | None) -> None:
         if metrics is None:
             return
-        network: Any = stp_of(runner).export()
+        stp = stp_of(runner)
+        if stp.alone:
+            metrics.update({f'subnet/{name}': value for name, value in metrics.items()})
+            return
+        network: Any = stp.export()
         calibrate_on(network, runner.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False

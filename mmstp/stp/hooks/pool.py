@@ -15,10 +15,12 @@ from ...atomic_files import write_json
 from ...config_fields import options_of, positive, refuse_unknown
 from ...errors import CheckpointError
 from ...registry import HOOKS
-from ..algorithm import STP, stp_of
+from ..algorithm import STP
+from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..pool import ShrinkSchedule
 from ..search_state import read_search
+from ..survivor import begin_alone
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 BEST = 'best_architecture.json'
@@ -37,6 +39,8 @@ REFUSED = {
 class PoolHook(Hook):
     """Shrinks the pool, logs it, keeps it in the checkpoints and writes the best architecture out.
 
+    With ``model.survivor`` it then turns the run over to the survivor.
+
     Args:
         interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
         end: The part of the training after which a single architecture is left.
@@ -46,7 +50,8 @@ class PoolHook(Hook):
         ValueError: If an argument is out of range.
     """
 
-    priority = 'NORMAL'
+    # before `EMAHook`, which averages the network that a checkpoint may have put there
+    priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int | None = None, end: float = 0.6, **unknown: Any) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
@@ -78,6 +83,16 @@ class PoolHook(Hook):
                 f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything; '
                 f'{smaller}train longer'
             )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        stp = stp_of(runner)
+        if stp.survivor is None or stp.alone or runner.iter < self._schedule.end:
+            return
+        begin_alone(runner)
+        runner.logger.info(
+            f'survivor: {stp.pool.best} is trained alone from here on, for '
+            f'{runner.max_iters - runner.iter} iterations'
+        )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -124,6 +139,7 @@ class PoolHook(Hook):
             'pool': stp.pool.state_dict(),
             'pool_size': self._size or len(stp.pool),
             'best': str(stp.pool.best),
+            'alone': stp.alone,
         }
         found = {
             **stp.supernet.describe(stp.pool.best),
@@ -142,7 +158,9 @@ class PoolHook(Hook):
             )
         if bad := not_finite(stp, checkpoint.get('state_dict', {})):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
-        self._size = read_search(stp, checkpoint[STATE])
+        self._size, alone = read_search(stp, checkpoint[STATE])
+        if alone and not stp.alone:
+            begin_alone(runner)
 
     def after_train(self, runner: Runner) -> None:
         stp_of(runner).driver = None

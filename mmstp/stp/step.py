@@ -1,0 +1,116 @@
+"""The losses of one step: of the search (Algorithm 1), and of the survivor alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub
+from torch import Tensor
+
+from .heads import checked_logits, losses_and_logits
+from .losses import label_kl, normalized_kl
+from .options import refuse_not_finite
+
+
+def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
+    """Three passes: the main network, a target subnet of the pool, a support subnet around it.
+
+    Args:
+        stp: An `STP`; the target's distance goes into its pool.
+        inputs: Images of shape (batch, channels, height, width).
+        data_samples: Their labels.
+
+    Returns:
+        ``loss_ce``, ``loss_target``, ``loss_support`` (and ``loss_target_ce``), weighted.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
+    supernet, space = stp.supernet, stp.supernet.space
+    main, logits = losses_and_logits(
+        stp.model, supernet.activate(space.largest), inputs, data_samples
+    )
+    losses = _named(main)
+    ramp = _ramp(stp.warmup)
+    target = stp.pool.sample()
+    with supernet.activate(target):
+        if stp.target_ce:
+            own, target_logits = losses_and_logits(
+                stp.model, supernet.activate(target), inputs, data_samples
+            )
+            every = [loss.mean() for key, loss in own.items() if 'loss' in key]
+            losses['loss_target_ce'] = stp.target_ce * torch.stack(every).sum()
+        else:
+            target_logits = _logits(stp.model, inputs)
+    target_distance = _distance(stp, target_logits, logits)
+    losses['loss_target'] = stp.beta1 * ramp * target_distance
+    if stp.beta2:
+        with supernet.activate(space.expand(target, stp.pool.rng)):
+            support_logits = _logits(stp.model, inputs)
+        losses['loss_support'] = stp.beta2 * ramp * _distance(stp, support_logits, logits)
+    # last: reading the numbers waits for a GPU, which has all three passes queued by now
+    score = f'the unweighted loss of {target}'
+    stp.pool.update(target, _read({**losses, score: target_distance}, inputs)[score])
+    return losses
+
+
+def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
+    """One pass: the survivor's own losses; with a teacher the distance to it, ``loss_teacher``.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
+    if stp.teacher is None:
+        losses = _named(stp.model(inputs, data_samples, mode='loss'))
+    else:
+        own, logits = losses_and_logits(stp.model, nullcontext(), inputs, data_samples)
+        losses = _named(own)
+        with torch.no_grad():
+            taught = _logits(stp.teacher, inputs)
+        losses['loss_teacher'] = stp.beta1 * _distance(stp, logits, taught)
+    _read(losses, inputs)
+    return losses
+
+
+def _named(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The classifier's own losses, as they are called here."""
+    return {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
+
+
+def _read(losses: Mapping[str, Tensor], inputs: Tensor) -> dict[str, float]:
+    """The losses as numbers, the same on all ranks; a `ValueError` where one is not finite."""
+    names = [key for key in losses if 'loss' in key]  # heads may give accuracies too
+    numbers = torch.stack([losses[key].mean() for key in names]).detach()
+    all_reduce(numbers, 'mean')  # over the ranks
+    found = dict(zip(names, numbers.tolist(), strict=True))
+    refuse_not_finite(found, inputs)
+    return found
+
+
+def _distance(stp: Any, logits: Tensor, teacher: Tensor) -> Tensor:
+    if stp.prediction.per_label:
+        return label_kl(logits, teacher)
+    return normalized_kl(logits, teacher, stp.normalize)
+
+
+def _logits(classifier: Any, inputs: Tensor) -> Tensor:
+    return checked_logits(classifier, classifier(inputs, mode='tensor'))
+
+
+def _ramp(warmup: float) -> float:
+    """How much of the distillation counts now: it rises from 0 to 1 over the warmup."""
+    if not warmup:
+        return 1.0
+    hub = MessageHub.get_current_instance()
+    done, of = hub.get_info('iter'), hub.get_info('max_iters')
+    if done is None or not of:
+        raise RuntimeError(
+            f'model.warmup={warmup} needs to know how far the training is: train with '
+            "MMEngine's runner and its RuntimeInfoHook, or set 'iter' and 'max_iters' with "
+            'MessageHub.get_current_instance().update_info'
+        )
+    return min(1.0, done / of / warmup)

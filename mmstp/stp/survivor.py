@@ -1,0 +1,127 @@
+"""The survivor phase: the last architecture of the pool is cut out, and trained alone.
+
+A step then costs what the small network's does, instead of those of the main network and the
+support subnet too. `begin_alone` turns a run over to it: the classifier that the run trains becomes
+the subnet, with the same weights and its part of the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import CosineAnnealingLR, OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..architecture import Architecture
+from ..config_fields import options_of, refuse_unknown
+from ..subnets.supernet import Supernet
+from .options import is_number
+
+TEACHERS = (None, 'main')
+
+
+@dataclass(frozen=True)
+class SurvivorPhase:
+    """How the survivor is trained.
+
+    Args:
+        lr: Its first learning rate, in multiples of the run's first. From there it falls to 0 by
+            half a cosine, whatever the config's schedule is.
+        teacher: ``'main'``: it keeps learning from the main network, as that was when the search
+            ended. None: from the labels alone.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    lr: float = 1.0
+    teacher: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> SurvivorPhase:
+        """From ``model.survivor``; a `FieldError` for an option that does not exist."""
+        refuse_unknown('model.survivor', options, options_of(cls))
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        if not is_number(self.lr) or self.lr <= 0:
+            raise ValueError(f'model.survivor.lr={self.lr!r}: expected a number above 0')
+        if self.teacher not in TEACHERS:
+            raise ValueError(f'model.survivor.teacher={self.teacher!r}: expected one of {TEACHERS}')
+
+
+def begin_alone(runner: Runner) -> None:
+    """Turns a run over to its survivor: model, optimizer, learning rate, log, wrapper, average.
+
+    Args:
+        runner: Of an `STP` whose pool has one architecture; it may be built for testing alone.
+    """
+    wrapper = runner.model if is_model_wrapper(runner.model) else None
+    stp: Any = runner.model if wrapper is None else wrapper.module
+    stp.go_alone()
+    optimizer = runner.optim_wrapper
+    if isinstance(optimizer, OptimWrapper):  # not where the run only tests
+        hand_over(optimizer.optimizer, stp.supernet, stp.pool.best, stp.model)
+        for group in optimizer.param_groups:
+            group['lr'] = group['initial_lr'] = stp.survivor.lr * group.get(
+                'initial_lr', group['lr']
+            )
+        left = runner.max_iters - runner.iter
+        runner.param_schedulers = [
+            CosineAnnealingLR(optimizer, T_max=left, end=left, by_epoch=False)
+        ]
+    scalars = runner.message_hub.log_scalars  # the logger would go on with what is there
+    for name in [name for name in scalars if name.startswith('train/loss')]:
+        del scalars[name]
+    if wrapper is not None:  # its buckets are of the main network's gradients
+        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), stp)
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_run(runner)  # the average begins anew
+
+
+def hand_over(
+    optimizer: Optimizer, supernet: Supernet, architecture: Architecture, network: nn.Module
+) -> None:
+    """Gives an optimizer of the main network's parameters those of a subnet that was cut out.
+
+    Every parameter stays in its group. Of its state, what has the parameter's shape is narrowed as
+    it is, numbers are kept, and anything else starts anew.
+
+    Args:
+        optimizer: Changed in place.
+        supernet: The main network's.
+        architecture: The subnet's.
+        network: The subnet, cut out.
+    """
+    own = dict(network.named_parameters(remove_duplicate=False))
+    keys: dict[nn.Parameter, str] = {}
+    for key, parameter in supernet.model.named_parameters(remove_duplicate=False):
+        if key in own:
+            keys.setdefault(parameter, key)
+
+    def narrowed(parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+        key, found = keys[parameter], {}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                found[name] = supernet.narrow(architecture, {key: value})[key].clone()
+            elif not isinstance(value, Tensor) or value.dim() == 0:
+                found[name] = value
+        return found if len(found) == len(state) else {}
+
+    for group in optimizer.param_groups:
+        handed = []
+        for parameter in group['params']:
+            state = optimizer.state.pop(parameter, {})
+            if parameter in keys:  # else it went with its block
+                handed.append(own[keys[parameter]])
+                if state:
+                    optimizer.state[handed[-1]] = narrowed(parameter, state)
+        group['params'] = handed
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group['params']]

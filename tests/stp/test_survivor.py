@@ -1,0 +1,281 @@
+"""The survivor phase: from the subnet's function on, resumed, exported, averaged, on two ranks."""
+
+import copy
+import json
+import math
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmstp.cli.launch import build_stp, load_search
+from mmstp.errors import ArchitectureError, CheckpointError, FieldError
+from mmstp.stp.of_runner import stp_of
+from mmstp.stp.step import survivor_losses
+from mmstp.stp.survivor import hand_over
+from tests import tiny
+
+# 16 iterations; the search ends with the 6th, in the middle of the second epoch
+OPTIONS = {
+    'train_cfg__max_epochs': 4,
+    'param_scheduler__end': 4,
+    'param_scheduler__T_max': 4,
+    'model__survivor': {'lr': 0.5},
+}
+END = 6
+
+
+def config(work_dir, **options):
+    cfg = tiny.config(work_dir, **{**OPTIONS, **options})
+    cfg.custom_hooks[0].end = END / 16
+    return cfg
+
+
+def train(cfg):
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp('run')))
+
+
+def scalars(runner) -> list[dict]:
+    (file,) = Path(runner.work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def ready(**options):
+    """A search that has ended, with gradients' averages in its optimizer."""
+    stp = tiny.stp(model__survivor={}, **options).train()
+    optimizer = torch.optim.SGD(
+        [{'params': [p], 'lr': 0.01 * (i + 1)} for i, p in enumerate(stp.parameters())],
+        lr=0.1, momentum=0.9, weight_decay=1e-3,
+    )  # fmt: skip
+    images, samples = tiny.batch()
+    sum(v for k, v in stp(images, samples, mode='loss').items() if 'loss' in k).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    stp.pool.shrink(len(stp.pool) - 1)
+    return stp, optimizer
+
+
+def test_it_starts_from_the_subnets_function():
+    stp, _ = ready()
+    images, _ = tiny.batch()
+    with stp.supernet.activate(stp.pool.best), torch.no_grad():
+        expected = stp.model(images, mode='tensor')
+    stp.go_alone()
+    assert stp.model.training
+    assert torch.equal(stp.model(images, mode='tensor'), expected)
+
+
+def test_its_first_step_is_the_one_that_the_active_subnet_would_take():
+    stp, optimizer = ready()
+    images, samples = tiny.batch(seed=1)
+    # one way: a step of the main network while it is the subnet
+    main = copy.deepcopy(stp)
+    copied = dict(zip(stp.parameters(), main.parameters(), strict=True))
+    other = torch.optim.SGD(
+        [{**group, 'params': [copied[p] for p in group['params']]} for group in
+         optimizer.param_groups]
+    )  # fmt: skip
+    for parameter, state in optimizer.state.items():
+        other.state[copied[parameter]] = copy.deepcopy(state)
+    with main.supernet.activate(main.pool.best):
+        main.model(images, samples, mode='loss')['loss'].backward()
+    kept = main.supernet.kept(main.pool.best)
+    other.step()
+    # the other way: cut out, with its part of the optimizer's state
+    architecture = stp.pool.best
+    stp.go_alone()
+    hand_over(optimizer, stp.supernet, architecture, stp.model)
+    survivor_losses(stp, images, samples)['loss_ce'].backward()
+    optimizer.step()
+    trained = dict(main.model.named_parameters())
+    for key, parameter in stp.model.named_parameters():
+        expected = trained[key][kept[key]].view_as(parameter)
+        assert torch.allclose(parameter, expected, rtol=1e-5, atol=1e-7), key
+
+
+def test_every_parameter_stays_in_its_group():
+    stp, optimizer = ready()
+    before = {
+        key: group['lr']
+        for (key, _), group in zip(
+            stp.model.named_parameters(), optimizer.param_groups, strict=True
+        )
+    }
+    smallest = stp.supernet.space.smallest
+    network = stp.supernet.export(smallest)
+    hand_over(optimizer, stp.supernet, smallest, network)
+    rates = [group['lr'] for group in optimizer.param_groups]
+    assert rates == [before[key] for key, _ in network.named_parameters()]
+    assert len(rates) < len(before)  # blocks are gone, and their groups with them
+
+
+def test_state_of_another_shape_starts_anew():
+    stp, _ = ready()
+    optimizer = torch.optim.SGD(stp.parameters(), lr=0.1)
+    for parameter in stp.parameters():
+        optimizer.state[parameter] = {'step': 3, 'rows': torch.ones(7, 7, 7)}
+    hand_over(optimizer, stp.supernet, stp.pool.best, stp.export())
+    assert all(state == {} for state in optimizer.state.values())
+
+
+def test_what_is_logged(finished):
+    lines = [line for line in scalars(finished) if 'loss' in line]
+    names = [{name for name in line if name.startswith('loss')} for line in lines]
+    assert names[:END] == [{'loss', 'loss_ce', 'loss_target', 'loss_support'}] * END
+    assert names[END:] == [{'loss', 'loss_ce'}] * (16 - END)
+    rates = [line['lr'] for line in lines]
+    # the logger notes the rate of a step before the step turns the run over
+    assert rates[END + 1 :] == pytest.approx(
+        [0.5 * rates[0] * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(1, 10)]
+    )
+    values = [line for line in scalars(finished) if 'accuracy/top1' in line]
+    assert values[-1]['subnet/accuracy/top1'] == values[-1]['accuracy/top1']
+
+
+def test_the_network_is_as_small_as_the_subnet(finished):
+    stp = stp_of(finished)
+    assert stp.alone
+    described = stp.supernet.describe(stp.pool.best)
+    assert sum(p.numel() for p in stp.parameters()) == described['params']
+
+
+class StopBefore(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('options', [{}, {'model__survivor': {'teacher': 'main'}}, {'ema': True}])
+@pytest.mark.parametrize('epoch', [1, 2])  # of the search, of the survivor
+def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
+    def made(name):
+        cfg = config(tmp_path / name, **{k: v for k, v in options.items() if k != 'ema'})
+        if 'ema' in options:
+            cfg.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
+        return cfg
+
+    expected = finished if not options else train(made('whole'))
+    cfg = made('resumed')
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.register_hook(StopBefore(epoch))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    cfg.resume = True
+    found = train(cfg)
+    for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        a, b = (
+            torch.load(Path(r.work_dir) / 'epoch_4.pth', weights_only=False).get(name)
+            for r in (expected, found)
+        )
+        assert same(a, b), name
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def test_teacher_is_the_main_network_as_it_was(tmp_path):
+    runner = train(config(tmp_path, model__survivor={'teacher': 'main'}))
+    lines = [line for line in scalars(runner) if 'loss' in line]
+    assert all('loss_teacher' in line for line in lines[END:])
+    stp = stp_of(runner)
+    assert not stp.teacher.training
+    saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['state_dict']
+    for key, value in stp.teacher.state_dict().items():
+        assert torch.equal(saved[f'teacher.{key}'], value), key
+
+
+def test_checkpoint_is_read_and_exported(finished):
+    checkpoint = str(Path(finished.work_dir) / 'epoch_4.pth')
+    stp = build_stp(config(None))
+    load_search(stp, checkpoint)
+    images, _ = tiny.batch()
+    trained = stp_of(finished)
+    with torch.no_grad():
+        expected = trained.eval()(images, mode='tensor')
+        assert torch.equal(stp.export().eval()(images, mode='tensor'), expected)
+    other = stp.supernet.space.largest
+    with pytest.raises(ArchitectureError, match='is trained alone in this run'):
+        stp.export(other)
+
+
+def test_checkpoint_needs_a_config_with_the_phase(finished):
+    checkpoint = str(Path(finished.work_dir) / 'epoch_4.pth')
+    cfg = config(None)
+    cfg.model.survivor = None
+    with pytest.raises(CheckpointError, match=r'survivor phase.*with model\.survivor'):
+        load_search(build_stp(cfg), checkpoint)
+
+
+def test_tested_run_reports_the_survivor(finished, tmp_path):
+    cfg = config(tmp_path)
+    cfg.load_from = str(Path(finished.work_dir) / 'epoch_4.pth')
+    metrics = Runner.from_cfg(cfg).test()
+    assert metrics['subnet/accuracy/top1'] == metrics['accuracy/top1']
+    last = [line for line in scalars(finished) if 'accuracy/top1' in line][-1]
+    assert metrics['accuracy/top1'] == pytest.approx(last['accuracy/top1'])
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        ({'lr': 0}, ValueError, r'model\.survivor\.lr=0: expected a number above 0'),
+        ({'teacher': 'mean'}, ValueError, r"model\.survivor\.teacher='mean': expected one of"),
+        ({'rate': 1}, FieldError, r'model\.survivor.*rate'),
+        (True, FieldError, r'model\.survivor=True: expected a dict'),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        tiny.stp(model__survivor=options)
+
+
+def _rank(rank: int, port: int, out: str) -> None:
+    os.environ.update(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
+        LOCAL_RANK=str(rank),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    cfg = config(Path(out) / 'run')
+    cfg.launcher = 'pytorch'
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+        find_unused_parameters=False,
+    )  # fmt: skip
+    stp = stp_of(train(cfg))
+    torch.save([stp.alone, [p.detach() for p in stp.parameters()]], f'{out}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_agree(tmp_path):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = int(free.getsockname()[1])
+    mp.spawn(_rank, args=(port, str(tmp_path)), nprocs=2)
+    (alone, first), (_, second) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert alone
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
