@@ -54,6 +54,10 @@ RULES = ('random', 'uniform', 'survivor')  # for an architecture
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
+    # the survivor phase, after a search of that percentage of the time
+    'alone-15': dict(end=0.15, target_ce=1.0, warmup=0.05, survivor={}),
+    'alone-30': dict(end=0.3, target_ce=1.0, warmup=0.1, survivor={}),
+    'alone-30-annealed': dict(end=0.3, target_ce=1.0, warmup=0.1, survivor={}, annealed=True),
     # Table 5: components of the paper's preset off, one alone and then one after the other
     'paper-no-expansion': dict(end=0.6, beta2=0.0),
     'paper-no-exploration': dict(end=0.6, size=1),
@@ -290,17 +294,6 @@ def last_of(trial: Trial, model: STP, history: PoolHistory) -> dict[str, float]:
     }
 
 
-@method('stp-alone', '15', '30')
-def stp_alone(trial: Trial, preset: str) -> Found:
-    """STP for that percentage of the training, then the survivor alone, at the first rate again."""
-    share = int(preset) / 100
-    found = survivor_of(trial, search(trial, **{**PRESETS['short'], 'end': 1.0}, share=share))
-    network = trial.trained(
-        'alone', lambda: copy.deepcopy(found.network), 1 - share, option(trial, 'lr')
-    )
-    return replace(found, network=network)
-
-
 def search(
     trial: Trial,
     end: float,
@@ -309,47 +302,70 @@ def search(
     space: dict[str, Any] | None = None,
     interval: int | None = None,
     hooks: Sequence[Hook] = (),
+    annealed: bool = False,
     **options: Any,
 ) -> STP:
     """A run of STP.
 
     Args:
         trial: Where it belongs.
-        end: The part of it after which a single architecture is left.
+        end: The part of it after which a single architecture is left: of its time, where the
+            survivor is then trained alone, else of its epochs.
         share: Of the allowance.
         size: Of the pool; by default, such that each is visited `VISITS` times.
         space: Options of the space, beside the network's.
         interval: Iterations between two drops; an epoch by default.
         hooks: Further ones.
+        annealed: Whether the learning rate falls to 0 within the search.
         options: Of `STP`.
     """
-    base = trial.data.epochs * trial.setting.length * share
-    if trial.setting.compare == 'time':
-        base /= 1.9  # about what a step costs; the pool's size need not be exact
-    iterations = base * trial.steps_per_epoch() * end
-    pool = dict(size=size or max(8, min(1000, int(iterations / VISITS))), seed=trial.setting.seed)
 
-    def build() -> STP:
+    def build(size: int = 1) -> STP:
         return STP(
             trial.dense(),
             target=trial.setting.budget,
             tolerance=TOLERANCE,
             input_shape=trial.data.input_shape,
             space={**trial.network.space, **(space or {})},
-            pool=pool,
+            pool=dict(size=size, seed=trial.setting.seed),
             **options,
         ).to(trial.device)
 
+    if options.get('survivor') is None:
+        parts = {'search': (1.0, build)}
+    else:
+        parts = {'search': (end, build), 'survivor': (1 - end, lambda: alone(build()))}
+    epochs = trial.plan('stp', parts, share)
+    if 'survivor' in epochs:
+        end = epochs['search'] / sum(epochs.values())
+    iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
+    size = size or max(8, min(1000, int(iterations / VISITS)))
     shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval)
-    model: Any = trial.trained('stp', build, share, option(trial, 'lr'), [shrinking, *hooks])
+    model: Any = trial.trained(
+        'stp',
+        lambda: build(size),
+        share,
+        option(trial, 'lr'),
+        [shrinking, *hooks],
+        course=epochs['search'] if annealed else None,
+    )
     return model
+
+
+def alone(stp: STP) -> STP:
+    """As it is in the survivor phase, to measure what a step costs then."""
+    stp.go_alone()
+    return stp
 
 
 def survivor_of(trial: Trial, stp: STP) -> Found:
     """The best architecture of a run, cut out."""
-    architecture = stp.pool.best
-    more = {'main_top1': trial.top1(stp), 'pool_size': stp.pool_size}
-    return Found(trial.calibrated(stp.export(architecture)), architecture, more)
+    architecture, network = stp.pool.best, stp.export()
+    more = {'pool_size': stp.pool_size}
+    if not stp.alone:
+        more['main_top1'] = trial.top1(stp)
+        network = trial.calibrated(network)
+    return Found(network, architecture, more)
 
 
 class PoolHistory(Hook):

@@ -57,7 +57,7 @@ class Setting:
         """A folder's path that is its own."""
         return (
             f'{self.data}/{self.network}/{self.budget:g}/{self.length:g}{self.compare[0]}'
-            f'/{self.method}-{self.preset}/{self.seed}'
+            f'/{self.method}/{self.preset}/{self.seed}'
         )
 
 

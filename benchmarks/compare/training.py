@@ -10,7 +10,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, flock
@@ -127,6 +127,42 @@ class Trial:
 
     # --- training ---------------------------------------------------------------------------------
 
+    def plan(
+        self,
+        name: str,
+        parts: Mapping[str, tuple[float, Callable[[], nn.Module]]],
+        share: float = 1.0,
+        common: bool = False,
+    ) -> dict[str, int]:
+        """How many epochs the parts of a phase have; decided once.
+
+        Args:
+            name: Of the phase.
+            parts: By name, the share of the phase's allowance, and what makes the network as it is
+                then, to measure what a step costs.
+            share: Of the run's allowance.
+            common: Whether other methods begin with the same phase.
+        """
+        base = self.data.epochs * self.setting.length * share
+        folder = self._folder(name, base, common)
+        with locked(folder):
+            path = folder / 'plan.json'
+            if not path.exists():
+                free = self.setting.compare == 'epochs' or common
+                costs = {part: 1.0 if free else self.cost(build) for part, (_, build) in
+                         parts.items()}  # fmt: skip
+                epochs = {
+                    part: max(1, round(base * of / costs[part])) for part, (of, _) in parts.items()
+                }
+                write_json(path, {'epochs': epochs, 'costs': costs})
+        found: dict[str, int] = json.loads(path.read_text())['epochs']
+        return found
+
+    def _folder(self, name: str, base: float, common: bool) -> Path:
+        if common:
+            return self.shared / f'{name}-{base:g}' / str(self.setting.seed)
+        return self.folder / name
+
     def trained(
         self,
         name: str,
@@ -135,33 +171,29 @@ class Trial:
         lr: float = 1.0,
         hooks: Sequence[dict[str, Any] | Hook] = (),
         common: bool = False,
+        course: int | None = None,
     ) -> nn.Module:
         """A network after a phase of training.
 
         Args:
             name: Of the phase.
-            build: Makes the network as it starts; called again to measure what a step costs.
+            build: Makes the network as it starts; called again to measure what a step costs, unless
+                there is a plan of the phase already.
             share: Of the run's allowance.
             lr: The first learning rate, in multiples of the network's.
             hooks: Of the method.
             common: Whether other methods begin with the same phase.
+            course: Epochs in which the learning rate falls to 0; all by default.
 
         Raises:
             PausedError: If the time of this call is up.
         """
-        base = self.data.epochs * self.setting.length * share
-        if common:
-            folder = self.shared / f'{name}-{base:g}-{lr:g}' / str(self.setting.seed)
-        else:
-            folder = self.folder / name
+        name = f'{name}@lr={lr:g}' if common else name
+        epochs = sum(self.plan(name, {name: (1.0, build)}, share, common).values())
+        folder = self._folder(name, self.data.epochs * self.setting.length * share, common)
         with locked(folder):
             ended = folder / 'ended.json'
-            plan = folder / 'plan.json'
-            if not plan.exists():
-                cost = 1.0 if self.setting.compare == 'epochs' or common else self.cost(build)
-                write_json(plan, {'epochs': max(1, round(base / cost)), 'cost': cost})
-            epochs = json.loads(plan.read_text())['epochs']
-            runner = self._runner(folder, build(), epochs, lr, hooks)
+            runner = self._runner(folder, build(), epochs, lr, hooks, course or epochs)
             if ended.exists():
                 runner.load_or_resume()
             else:
@@ -182,6 +214,7 @@ class Trial:
         epochs: int,
         lr: float,
         hooks: Sequence[dict[str, Any] | Hook],
+        course: int,
     ) -> Runner:
         optimizer = dict(self.network.optimizer)
         optimizer['lr'] *= lr
@@ -192,7 +225,7 @@ class Trial:
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
             optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
             param_scheduler=dict(
-                type='CosineAnnealingLR', T_max=epochs, end=epochs, convert_to_iter_based=True
+                type='CosineAnnealingLR', T_max=course, end=course, convert_to_iter_based=True
             ),
             default_hooks=dict(
                 logger=None,
