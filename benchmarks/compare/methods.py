@@ -5,7 +5,9 @@ of two phases gives each half. Where a rule for the architecture is needed, the 
 
 - ``random``: drawn by the seed from all that meet the budget;
 - ``uniform``: the one whose depths and widths are most alike across the stages;
-- ``survivor``: the one that STP's short preset chose with the same seed, length and comparison.
+- ``survivor``: the one that STP's short preset chose with the same seed, length and comparison;
+- ``member``: of a shuffled list of those that meet the budget, the same for all seeds, the one at
+  the place that the option ``index`` gives.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ OPTIONS = {
     'tuning': 0.4,  # the same, of a network that was pruned
     'l1': 1e-3,  # the penalty at its end, in multiples of the learning rate
     'l2': 0.03,
+    'index': 0,  # of a member
 }
-RULES = ('random', 'uniform', 'survivor')  # for an architecture
+RULES = ('random', 'uniform', 'survivor', 'member')  # for an architecture
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
@@ -108,6 +111,9 @@ def chosen(trial: Trial, supernet: Supernet, rule: str) -> Architecture:
                 return Architecture.parse(row['architecture'])
         raise WaitingError(f'{trial.setting.key} needs the row of {wanted.key}')
     members = trial.members(supernet)
+    if rule == 'member':
+        order = np.random.default_rng(0).permutation(len(members))
+        return members[order[int(option(trial, 'index'))]]
     if rule == 'random':
         return members[np.random.default_rng(trial.setting.seed).integers(len(members))]
     full = np.array([*supernet.space.largest.depths, *supernet.space.largest.widths])

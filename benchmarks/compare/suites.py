@@ -114,6 +114,10 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
         {**PAPER, 'data': ['glyphs_28']},  # Table 2
     ],
+    # how much architectures of one budget differ: a dozen, each trained alone
+    'members': [
+        {**SLIM, 'methods': [('scratch', f'member@index={i}') for i in range(12)], 'seed': range(3)}
+    ],
     'gpu': [
         {
             **SLIM,
