@@ -53,6 +53,7 @@ OPTIONS = {
     'l2': 0.03,
     'index': 0,  # of a member
 }
+AFTER = ('', '-finetuned', '-distilled')  # pruning: nothing, or the other half of the allowance
 RULES = ('random', 'uniform', 'survivor', 'member')  # for an architecture
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
@@ -71,12 +72,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
 TUNED: dict[Name, dict[str, float]] = {
-    ('dense', 'plain'): {'lr': 2.0},
+    ('dense', 'plain'): {'lr': 4.0},
     **{('scratch', rule): {'lr': 2.0} for rule in RULES},
-    **{('stp', preset): {'lr': 2.0} for preset in PRESETS if preset.startswith('paper')},
+    **{('stp', preset): {'lr': 2.0} for preset in PRESETS if preset != 'short'},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
-    ('sparsified', 'l2'): {'l2': 0.1},
+    **{('sparsified', f'l2{after}'): {'l2': 1.0} for after in AFTER},
+    ('rst-s', 'paper'): {'l2': 0.1},
+    ('group-sl', 'paper'): {'reg': 2.5e-3},
+    ('greg', 'paper'): {'growth': 0.1},
+    ('fastnas', 'finetuned'): {'tuning': 1.0},
+    ('refill', 'imp'): {'lr': 4.0},
+    ('sandwich', 'us-nets'): {'lr': 2.0},
 }
 
 
@@ -182,8 +189,6 @@ def taught(trial: Trial, build: Callable[[], nn.Module], teacher: nn.Module, lr:
 
 
 # --- pruning of a trained network -----------------------------------------------------------------
-
-AFTER = ('', '-finetuned', '-distilled')  # nothing, or the other half of the allowance
 
 
 def after_pruning(trial: Trial, pruned: nn.Module, preset: str, teacher: nn.Module) -> nn.Module:
