@@ -55,13 +55,19 @@ OPTIONS = {
 }
 AFTER = ('', '-finetuned', '-distilled')  # pruning: nothing, or the other half of the allowance
 RULES = ('random', 'uniform', 'survivor', 'member')  # for an architecture
+ALONE: dict[str, Any] = dict(target_ce=1.0, warmup=0.05, survivor={})
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
-    # the survivor phase, after a search of that percentage of the time
-    'alone-15': dict(end=0.15, target_ce=1.0, warmup=0.05, survivor={}),
-    'alone-30': dict(end=0.3, target_ce=1.0, warmup=0.1, survivor={}),
-    'alone-30-annealed': dict(end=0.3, target_ce=1.0, warmup=0.1, survivor={}, annealed=True),
+    # the survivor phase, after a search of that percentage of the time, and what could be else
+    'alone-15': ALONE | dict(end=0.15),
+    'alone-30': ALONE | dict(end=0.3),
+    'alone-50': ALONE | dict(end=0.5),
+    'alone-15-annealed': ALONE | dict(end=0.15, annealed=True),
+    'alone-30-annealed': ALONE | dict(end=0.3, annealed=True),
+    'alone-15-no-support': ALONE | dict(end=0.15, beta2=0.0),
+    'alone-15-labels': ALONE | dict(end=0.15, beta1=0.0, beta2=0.0),
+    'alone-15-taught': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
     # Table 5: components of the paper's preset off, one alone and then one after the other
     'paper-no-expansion': dict(end=0.6, beta2=0.0),
     'paper-no-exploration': dict(end=0.6, size=1),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from methods import PRESETS
+
 # What a user would choose between.
 HEADLINE = [
     ('dense', 'plain'),
@@ -113,6 +115,17 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**PAPER, 'methods': RIVALS[:3], 'network': ['vit_slim', 'swin_slim']},  # Table 3
         {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
         {**PAPER, 'data': ['glyphs_28']},  # Table 2
+    ],
+    # what decides about the recipe, on images and seeds of its own
+    'recipes': [
+        {
+            **SLIM,
+            'methods': [
+                *(('stp', preset) for preset in PRESETS if preset.startswith('alone')),
+                ('scratch', 'uniform'),
+            ],
+            'seed': range(101, 104),
+        }
     ],
     # how much architectures of one budget differ: a dozen, each trained alone
     'members': [
