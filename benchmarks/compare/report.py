@@ -30,7 +30,7 @@ from setting import ROWS, read_rows, setting_of  # noqa: E402
 DOCS = ROOT / 'docs'
 REFERENCE = ('scratch', 'uniform')
 FEWEST = 3  # seeds, for a difference to be called one
-TRIALS = 100  # the seed of the suite `tuning`
+TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
 Name = tuple[str, str]
 BY = ('data', 'network', 'budget', 'compare', 'length')
@@ -72,12 +72,17 @@ def difference(own: Mapping[int, float], reference: Mapping[int, float]) -> str:
     return f'**{text}**' if abs(mean) >= 2 * error else f'none ({text})'
 
 
-def comparison(rows: Sequence[Row]) -> str:
-    """The table of one data set, network, budget, length and way to compare; the best first."""
+def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
+    """The table of one data set, network, budget, length and way to compare; the best first.
+
+    Args:
+        rows: Of these.
+        accuracy: The column that counts, ``'top1'`` or ``'validation_top1'``.
+    """
     by_method: dict[Name, list[Row]] = defaultdict(list)
     for row in rows:
         by_method[named(row)].append(row)
-    scores = {name: {r['seed']: r['top1'] for r in own} for name, own in by_method.items()}
+    scores = {name: {r['seed']: r[accuracy] for r in own} for name, own in by_method.items()}
     lines = []
     for name in sorted(scores, key=lambda name: -statistics.fmean(scores[name].values())):
         own = by_method[name]
@@ -185,7 +190,8 @@ def main() -> None:
     parser.add_argument('--print', action='store_true', help='the tables, to the terminal alone')
     args = parser.parse_args()
     rows = read_rows(args.rows)
-    compared = [row for row in rows if '@' not in row['preset']]
+    compared = [row for row in rows if '@' not in row['preset'] and row['seed'] < TRIALS]
+    decided = [row for row in rows if '@' not in row['preset'] and row['seed'] > TRIALS]
     tables = [
         f'{titled(keys)}\n\n{comparison(own)}' for keys, own in grouped(compared, *BY).items()
     ]
