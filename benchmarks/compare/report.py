@@ -203,6 +203,11 @@ def main() -> None:
     page = args.page.read_text()
     page = insert(page, 'comparison', '\n\n'.join(tables))
     page = insert(page, 'pictures', '\n\n'.join(pictures(compared, images)) or 'None yet.')
+    recipes = [
+        f'{titled(keys)}\n\n{comparison(own, "validation_top1")}'
+        for keys, own in grouped(decided, *BY).items()
+    ]
+    page = insert(page, 'recipes', '\n\n'.join(recipes) or 'None yet.')
     page = insert(
         page,
         'tuning',
