@@ -58,7 +58,13 @@ SLIM: dict[str, Any] = {
     'length': [1.0],
     'compare': ['time'],
 }
-FEW = [('stp', 'short'), ('scratch', 'survivor'), ('dense', 'plain'), ('scratch', 'uniform')]
+FEW = [
+    ('stp', 'short'),
+    ('stp', 'alone-30'),
+    ('scratch', 'survivor'),
+    ('scratch', 'uniform'),
+    ('dense', 'plain'),
+]
 
 # Of the headline's, those that are run at every budget, length and network.
 MAIN = [
