@@ -96,9 +96,24 @@ def greg(trial: Trial, preset: str) -> Found:
     return sparse(trial, make, growth=option(trial, 'growth'))
 
 
-def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found:
-    """The common part of the two: regularised, cut and tuned, each half of the allowance."""
+def sparse(
+    trial: Trial,
+    make: Callable[..., Any],
+    growth: float = 0.0,
+    start: Callable[[], nn.Module] | None = None,
+    tune: Callable[[Trial, nn.Module, float], nn.Module] = finetuned,
+) -> Found:
+    """The common part of the two: regularised, cut and tuned, each half of the allowance.
+
+    Args:
+        trial: Where it belongs.
+        make: Makes the pruner.
+        growth: Of its penalty.
+        start: Makes the network that it starts from; random weights by default.
+        tune: What comes after the cut.
+    """
     whole = whole_layers(trial)
+    start = start or trial.dense
 
     def pruner_of(network: nn.Module) -> Any:
         return make(
@@ -111,7 +126,7 @@ def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found
         )
 
     def build() -> Regularised:
-        network = trial.dense()
+        network = start()
         return Regularised(network, pruner_of(network))
 
     trained: Any = trial.trained(
@@ -120,7 +135,7 @@ def sparse(trial: Trial, make: Callable[..., Any], growth: float = 0.0) -> Found
     network = copy.deepcopy(trained.network)  # without the pruner's hooks
     more = {'main_top1': trial.top1(network)}
     pruned = cut(network, pruner_of(network), trial.setting.budget, example_of(trial))
-    return Found(finetuned(trial, pruned, 0.5), more=more)
+    return Found(tune(trial, pruned, 0.5), more=more)
 
 
 def cut(network: nn.Module, pruner: Any, budget: float, example: Tensor) -> nn.Module:

@@ -186,10 +186,16 @@ def distilled(trial: Trial, preset: str) -> Found:
     )
 
 
-def taught(trial: Trial, build: Callable[[], nn.Module], teacher: nn.Module, lr: float) -> Any:
-    """A phase of half the allowance with a teacher."""
+def taught(
+    trial: Trial,
+    build: Callable[[], nn.Module],
+    teacher: nn.Module,
+    lr: float,
+    share: float = 0.5,
+) -> Any:
+    """A phase with a teacher."""
     network: Any = trial.trained(
-        'taught', lambda: Taught(build(), copy.deepcopy(teacher)), 0.5, lr=lr
+        'taught', lambda: Taught(build(), copy.deepcopy(teacher)), share, lr=lr
     )
     return network.network
 
@@ -320,6 +326,7 @@ def search(
     interval: int | None = None,
     hooks: Sequence[Hook] = (),
     annealed: bool = False,
+    start: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> STP:
     """A run of STP.
@@ -334,12 +341,14 @@ def search(
         interval: Iterations between two drops; an epoch by default.
         hooks: Further ones.
         annealed: Whether the learning rate falls to 0 within the search.
+        start: Makes the main network; with the seed's weights by default. The channels of another
+            are ordered by importance.
         options: Of `STP`.
     """
 
     def build(size: int = 1) -> STP:
-        return STP(
-            trial.dense(),
+        stp = STP(
+            (start or trial.dense)(),
             target=trial.setting.budget,
             tolerance=TOLERANCE,
             input_shape=trial.data.input_shape,
@@ -347,6 +356,9 @@ def search(
             pool=dict(size=size, seed=trial.setting.seed),
             **options,
         ).to(trial.device)
+        if start is not None:
+            stp.supernet.order_channels()
+        return stp
 
     if options.get('survivor') is None:
         parts = {'search': (1.0, build)}

@@ -27,7 +27,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-import libraries  # noqa: E402, F401  register their methods
+import given  # noqa: E402, F401  register their methods
+import libraries  # noqa: E402, F401
 import rivals  # noqa: E402, F401
 import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
@@ -90,7 +91,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         if (method, preset.partition('@')[0]) not in METHODS:
             known = ', '.join(':'.join(name) for name in METHODS)
             raise SystemExit(f'--methods: {method}:{preset} is none of {known}')
-    given = {
+    asked = {
         'data': args.data,
         'network': args.networks,
         'budget': args.budgets,
@@ -99,7 +100,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
     }
     found = []
     for part in SUITES[args.suite]:
-        axes = {name: value or part[name] for name, value in given.items()}
+        axes = {name: value or part[name] for name, value in asked.items()}
         found += grid(names or part['methods'], seed=args.seeds or part['seed'], **axes)
     return list(dict.fromkeys(found))
 

@@ -1,0 +1,104 @@
+"""Methods that start from a trained dense network, which a user has and does not pay for.
+
+It was trained for T; the allowance is what comes after. Every method may learn from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from libraries import cut, example_of, library, sparse, whole_layers
+from methods import (
+    ALONE,
+    Found,
+    chosen,
+    dense_network,
+    method,
+    option,
+    search,
+    survivor_of,
+    taught,
+)
+from torch import nn
+from training import Trial
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    'stp-15': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
+    'stp-30': ALONE | dict(end=0.3, survivor=dict(teacher='main')),
+    'stp-15-untaught': ALONE | dict(end=0.15),
+}
+
+
+def given_network(trial: Trial) -> nn.Module:
+    """The dense network after T, on nobody's account."""
+    return dense_network(
+        replace(trial, setting=replace(trial.setting, length=1.0, compare='epochs'))
+    )
+
+
+def tune(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
+    """Training with the given network as the teacher."""
+    network: nn.Module = taught(
+        trial,
+        lambda: copy.deepcopy(pruned),
+        given_network(trial),
+        option(trial, 'tuning'),
+        share,
+    )
+    return network
+
+
+@method('given', 'magnitude')
+def magnitude(trial: Trial, preset: str) -> Found:
+    """Cut to the uniform architecture by the L2 norms of its channels, then taught."""
+    supernet = trial.supernet(given_network(trial))
+    supernet.order_channels()
+    architecture = chosen(trial, supernet, 'uniform')
+    return Found(tune(trial, supernet.export(architecture), 1.0), architecture)
+
+
+@method('given', 'torch-pruning')
+def torch_pruning(trial: Trial, preset: str) -> Found:
+    """Cut by Torch-Pruning's group magnitudes across all layers, then taught."""
+    tp = library('torch_pruning')
+    network = given_network(trial)
+    pruner = tp.pruner.BasePruner(
+        network,
+        example_of(trial),
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=400,
+        ignored_layers=[network.get_submodule(name) for name in whole_layers(trial)],
+    )
+    pruned = cut(network, pruner, trial.setting.budget, example_of(trial))
+    return Found(tune(trial, pruned, 1.0))
+
+
+@method('given', 'group-sl')
+def group_sl(trial: Trial, preset: str) -> Found:
+    """Torch-Pruning's sparse learning for half of the allowance, cut, then taught."""
+    tp = library('torch_pruning')
+    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer='max')
+    reg = option(trial, 'reg')
+
+    def make(*args: Any, **options: Any) -> Any:
+        return tp.pruner.GroupNormPruner(*args, importance=importance, reg=reg, **options)
+
+    return sparse(trial, make, start=lambda: given_network(trial), tune=tune)
+
+
+@method('given', 'stp-15-given')
+def stp_then_taught(trial: Trial, preset: str) -> Found:
+    """STP for 15 % of the time, and the survivor taught by the given network as it was."""
+    model = search(trial, end=1.0, share=0.15, target_ce=1.0, start=lambda: given_network(trial))
+    found = survivor_of(trial, model)
+    return replace(found, network=tune(trial, found.network, 0.85))
+
+
+@method('given', *SEARCHES)
+def stp(trial: Trial, preset: str) -> Found:
+    """STP from the given network, and its survivor alone."""
+    return survivor_of(trial, search(trial, **SEARCHES[preset], start=lambda: given_network(trial)))
