@@ -22,6 +22,7 @@ from ..errors import ArchitectureError, CheckpointError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
+from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.supernet import Supernet
 from .classifier_wrapper import ClassifierWrapper
 from .heads import read_head
@@ -250,12 +251,18 @@ class STP(ClassifierWrapper):
         return copy.deepcopy(self.model)
 
     def go_alone(self) -> None:
-        """Puts the pool's best subnet, cut out, in the place of the main network."""
+        """Puts the last subnet of the pool, cut out, in the place of the main network."""
         assert self.survivor is not None
+        assert len(self.pool) == 1
         main, self.model = self.model, self.export()
         self.alone = True
+        self.data_preprocessor = self.model.data_preprocessor
+        self.prediction.head = self.model.head
         if self.survivor.teacher == 'main':
             self.teacher = main.requires_grad_(False).eval()
+        for _, norm in norms_with_statistics(self.model):
+            if norm.momentum is None and norm.training:  # else the main network's batches count on
+                norm.reset_running_stats()
 
 
 def _shared_seed() -> int:

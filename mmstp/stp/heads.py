@@ -117,7 +117,7 @@ class Prediction:
     """
 
     def __init__(self, head: nn.Module, classes: int) -> None:
-        self._head, self._classes = head, classes
+        self.head, self._classes = head, classes
         self._loss: Any = None
         self._per_label = self.per_label
         if classes == 1 and not self._per_label:
@@ -130,9 +130,9 @@ class Prediction:
     @property
     def per_label(self) -> bool:
         """Whether each class is a yes or no of its own (sigmoids)."""
-        loss = getattr(self._head, 'loss_module', None)
+        loss = getattr(self.head, 'loss_module', None)
         if loss is not self._loss or loss is None:
-            self._per_label = _sees_levels(self._head, loss, self._classes)
+            self._per_label = _sees_levels(self.head, loss, self._classes)
             self._loss = loss
         return self._per_label
 

@@ -47,15 +47,21 @@ def read_search(stp: Any, state: Any) -> tuple[int, bool]:
             f'the checkpoint says that its pool began with {size!r} architectures; expected a '
             f'whole number from {len(members)} to {stp.pool_size} (model.pool.size)'
         )
-    alone = state.get('alone', False)
-    if alone and (stp.survivor is None or len(members) > 1):
+    alone, teacher = state.get('alone', False), state.get('teacher', False)
+    if type(alone) is not bool or (alone and len(members) > 1):
         raise CheckpointError(
-            f'the checkpoint is of the survivor phase, with {len(members)} in its pool: it needs '
-            f'the config of its run, with model.survivor; here that is {stp.survivor!r}'
+            f'the state of the search is damaged: alone is {alone!r}, with {len(members)} '
+            'architectures in the pool'
+        )
+    taught = stp.survivor is not None and stp.survivor.teacher is not None
+    if alone and (stp.survivor is None or teacher != taught):
+        raise CheckpointError(
+            f'the checkpoint is of a survivor {"with" if teacher else "without"} a teacher: it '
+            f'needs the config of its run. Here model.survivor is {stp.survivor!r}'
         )
     if stp.alone and not alone:
         raise CheckpointError(
             'the checkpoint is of the search, and this run trains its survivor already'
         )
     stp.pool = pool
-    return size, bool(alone)
+    return size, alone

@@ -31,8 +31,8 @@ class SurvivorPhase:
     """How the survivor is trained.
 
     Args:
-        lr: Its first learning rate, in multiples of the run's first. From there it falls to 0 by
-            half a cosine, whatever the config's schedule is.
+        lr: Its first learning rate, in multiples of the optimizer's (``initial_lr`` of each group).
+            From there it falls to 0 by half a cosine, whatever the config's schedule is.
         teacher: ``'main'``: it keeps learning from the main network, as that was when the search
             ended. None: from the labels alone.
 
@@ -69,13 +69,14 @@ def begin_alone(runner: Runner) -> None:
     if isinstance(optimizer, OptimWrapper):  # not where the run only tests
         hand_over(optimizer.optimizer, stp.supernet, stp.pool.best, stp.model)
         for group in optimizer.param_groups:
-            group['lr'] = group['initial_lr'] = stp.survivor.lr * group.get(
-                'initial_lr', group['lr']
-            )
+            _start_anew(group, stp.survivor.lr)
         left = runner.max_iters - runner.iter
         runner.param_schedulers = [
             CosineAnnealingLR(optimizer, T_max=left, end=left, by_epoch=False)
         ]
+        runner.logger.info(f'survivor: {stp.pool.best} is trained alone from here on')
+    if stp.teacher is None:
+        stp.supernet.model.to('meta')  # what is still asked for are shapes
     scalars = runner.message_hub.log_scalars  # the logger would go on with what is there
     for name in [name for name in scalars if name.startswith('train/loss')]:
         del scalars[name]
@@ -84,6 +85,16 @@ def begin_alone(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_run(runner)  # the average begins anew
+
+
+def _start_anew(group: dict[str, Any], lr: float) -> None:
+    """Learning rate and momentum are those that the schedules began with."""
+    group['lr'] = group['initial_lr'] = lr * group.get('initial_lr', group['lr'])
+    if 'initial_momentum' in group:
+        if 'betas' in group:
+            group['betas'] = (group['initial_momentum'], *group['betas'][1:])
+        else:
+            group['momentum'] = group['initial_momentum']
 
 
 def hand_over(

@@ -15,7 +15,9 @@ from mmengine.runner import Runner
 
 from mmstp.cli.launch import build_stp, load_search
 from mmstp.errors import ArchitectureError, CheckpointError, FieldError
+from mmstp.stp.hooks.pool import STATE
 from mmstp.stp.of_runner import stp_of
+from mmstp.stp.search_state import read_search
 from mmstp.stp.step import survivor_losses
 from mmstp.stp.survivor import hand_over
 from tests import tiny
@@ -222,12 +224,81 @@ def test_checkpoint_is_read_and_exported(finished):
         stp.export(other)
 
 
-def test_checkpoint_needs_a_config_with_the_phase(finished):
+@pytest.mark.parametrize('survivor', [None, {'teacher': 'main'}])
+def test_checkpoint_needs_the_config_of_its_run(survivor, finished):
     checkpoint = str(Path(finished.work_dir) / 'epoch_4.pth')
-    cfg = config(None)
-    cfg.model.survivor = None
-    with pytest.raises(CheckpointError, match=r'survivor phase.*with model\.survivor'):
+    cfg = config(None, model__survivor=survivor)
+    with pytest.raises(CheckpointError, match=r'of a survivor without a teacher.*model\.survivor'):
         load_search(build_stp(cfg), checkpoint)
+
+
+@pytest.mark.parametrize('change', [{'alone': 1}, {'alone': 'yes'}])
+def test_a_damaged_state_is_refused(change, finished):
+    saved = torch.load(Path(finished.work_dir) / 'epoch_4.pth', weights_only=False)
+    with pytest.raises(CheckpointError, match='the state of the search is damaged: alone is'):
+        read_search(build_stp(config(None)), {**saved[STATE], **change})
+
+
+def test_search_that_ends_earlier_when_resumed_has_the_survivor_that_is_trained(tmp_path):
+    cfg = config(tmp_path)
+    cfg.custom_hooks[0].end = 0.9
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.register_hook(StopBefore(1))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    cfg.custom_hooks[0].end = 0.1
+    cfg.resume = True
+    stp = stp_of(train(cfg))
+    described = stp.supernet.describe(stp.pool.best)
+    assert sum(p.numel() for p in stp.parameters()) == described['params']
+    load_search(build_stp(cfg), str(tmp_path / 'epoch_4.pth'))
+
+
+def test_search_that_leaves_nothing_is_refused(tmp_path):
+    cfg = config(tmp_path)
+    cfg.custom_hooks[0].end = 1.0
+    with pytest.raises(ValueError, match=r'PoolHook\.end=1\.0: the search takes all 16 iterations'):
+        train(cfg)
+
+
+# PyTorch's, of schedules that are stepped in every iteration
+@pytest.mark.filterwarnings('ignore:Detected call of `scheduler:UserWarning')
+def test_gradients_that_are_accumulated_are_not_torn_apart(tmp_path):
+    runner = train(config(tmp_path, optim_wrapper__accumulative_counts=4))
+    names = [set(line) for line in scalars(runner) if 'loss' in line]
+    # the search ends with the 6th iteration, the step with the 8th
+    assert ['loss_target' in name for name in names] == [True] * 8 + [False] * 8
+
+
+def test_without_a_teacher_the_main_network_is_gone(finished):
+    assert all(p.device.type == 'meta' for p in stp_of(finished).supernet.model.parameters())
+
+
+def test_momentum_begins_anew_too(tmp_path):
+    cfg = config(tmp_path)
+    cfg.param_scheduler = [
+        cfg.param_scheduler,
+        dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, end=12),
+    ]
+    runner = train(cfg)
+    assert runner.optim_wrapper.param_groups[0]['momentum'] == 0.9
+
+
+def test_the_survivors_own_head_is_asked_what_it_predicts():
+    stp, _ = ready()
+    stp.go_alone()
+    assert stp.prediction.head is stp.model.head
+
+
+def test_cumulative_statistics_begin_anew():
+    stp, _ = ready()
+    for module in stp.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    stp.go_alone()
+    norm = stp.model.backbone.norm1
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
 
 
 def test_tested_run_reports_the_survivor(finished, tmp_path):

@@ -75,6 +75,13 @@ class PoolHook(Hook):
         end = max(1, round(self.end * runner.max_iters))
         self._size = self._size or len(stp.pool)
         self._schedule = ShrinkSchedule(self._size, interval, end)
+        if stp.alone:
+            return
+        if stp.survivor is not None and end >= runner.max_iters:
+            raise ValueError(
+                f'PoolHook.end={self.end}: the search takes all {end} iterations and leaves none '
+                'for the survivor. Take a smaller one, or leave model.survivor out'
+            )
         visits = end / self._size
         if self._size > 1 and visits < 5:
             smaller = f'use model.pool.size={end // 10}, or ' if end >= 20 else ''
@@ -88,11 +95,10 @@ class PoolHook(Hook):
         stp = stp_of(runner)
         if stp.survivor is None or stp.alone or runner.iter < self._schedule.end:
             return
+        if not runner.optim_wrapper.should_update():
+            return  # gradients are being accumulated, of the main network
+        stp.pool.shrink(len(stp.pool) - 1)  # where a resumed run ends its search earlier
         begin_alone(runner)
-        runner.logger.info(
-            f'survivor: {stp.pool.best} is trained alone from here on, for '
-            f'{runner.max_iters - runner.iter} iterations'
-        )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -140,6 +146,7 @@ class PoolHook(Hook):
             'pool_size': self._size or len(stp.pool),
             'best': str(stp.pool.best),
             'alone': stp.alone,
+            'teacher': stp.teacher is not None,
         }
         found = {
             **stp.supernet.describe(stp.pool.best),
