@@ -122,6 +122,26 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
         {**PAPER, 'data': ['glyphs_28']},  # Table 2
     ],
+    # from a trained dense network, with a tenth and a third of its training
+    'given': [
+        {
+            **SLIM,
+            'methods': [
+                ('given', preset)
+                for preset in (
+                    'magnitude',
+                    'torch-pruning',
+                    'group-sl',
+                    'stp-15',
+                    'stp-30',
+                    'stp-15-untaught',
+                    'stp-15-given',
+                )
+            ],
+            'length': [0.1, 0.3],
+            'seed': range(3),
+        }
+    ],
     # what decides about the recipe, on images and seeds of its own
     'recipes': [
         {
