@@ -28,7 +28,7 @@ from pages import insert  # noqa: E402
 from setting import ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
-REFERENCE = ('scratch', 'uniform')
+REFERENCES = (('scratch', 'uniform'), ('given', 'magnitude'))  # the first that was run
 FEWEST = 3  # seeds, for a difference to be called one
 TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
@@ -83,10 +83,11 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
     for row in rows:
         by_method[named(row)].append(row)
     scores = {name: {r['seed']: r[accuracy] for r in own} for name, own in by_method.items()}
+    reference = next((name for name in REFERENCES if name in scores), REFERENCES[0])
     lines = []
     for name in sorted(scores, key=lambda name: -statistics.fmean(scores[name].values())):
         own = by_method[name]
-        against = difference(scores[name], scores.get(REFERENCE, {}))
+        against = difference(scores[name], scores.get(reference, {}))
 
         def mean(column: str, own: list[Row] = own) -> float:
             return statistics.fmean(row[column] for row in own)
@@ -96,7 +97,7 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
                 ': '.join(name),
                 len(own),
                 written(*mean_and_error(list(scores[name].values()))),
-                '' if name == REFERENCE else against,
+                '' if name == reference else against,
                 f'{mean("macs_ratio"):.1%}',
                 f'{mean("params_ratio"):.1%}',
                 f'{mean("epochs"):.0f}',
@@ -104,7 +105,7 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
             )
         )
     header = (
-        'method', 'seeds', 'top-1, %', f'against {": ".join(REFERENCE)}', 'MACs', 'parameters',
+        'method', 'seeds', 'top-1, %', f'against {": ".join(reference)}', 'MACs', 'parameters',
         'epochs', 'seconds',
     )  # fmt: skip
     return table(header, lines)
