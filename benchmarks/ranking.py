@@ -33,12 +33,12 @@ from pages import insert  # noqa: E402
 from report import grouped, mean_and_error, written  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 from setting import Setting, read_rows, setting_of  # noqa: E402
+from surrogate import Surrogate  # noqa: E402
 from training import Trial, logits_of  # noqa: E402
 
 from mmstp import Architecture  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.stp.losses import normalized_kl  # noqa: E402
-from mmstp.stp.surrogate import Surrogate  # noqa: E402
 
 LOGS = HERE / 'ranking'
 PAGE = ROOT / 'docs' / 'benchmarks.md'

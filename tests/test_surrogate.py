@@ -1,12 +1,18 @@
 """The ridge regression of losses: against scikit-learn's, and on losses of a known make."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
 from mmstp import Architecture
-from mmstp.stp.surrogate import Surrogate, _one_hots
+
+sys.path[:0] = [str(Path(__file__).parents[1] / 'benchmarks')]
+
+from surrogate import Surrogate, _one_hots  # noqa: E402
 
 WIDTHS = (0.3, 0.5, 0.7, 1.0)
 

@@ -3,7 +3,7 @@
 A loss of one step depends on the architecture, on the batch and on how far the training is. Here
 the last two are taken out, and the first is a sum over the stages: one number for each depth and
 each width. So what is learned from one architecture counts for all that share a choice with it,
-also for those that were never visited.
+also for those that were never visited. It becomes part of mmstp if `ranking.py` says that it ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import Architecture
+from mmstp import Architecture
 
 Floats = NDArray[np.float64]
 
