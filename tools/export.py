@@ -1,5 +1,8 @@
 """Cuts a subnet out of a trained run: ``python tools/export.py CONFIG CHECKPOINT --out DIR``.
 
+Without a checkpoint, as in ``python tools/export.py CONFIG --architecture uniform --out DIR``, its
+weights are random: for those who want to train the small network directly.
+
 Writes ``compact.pth`` (tensors and plain types), ``plan.json`` (their shapes), ``compact.py`` (a
 config that builds and tests the network without the supernet), ``backbone.py`` (the backbone for
 configs of detectors) and ``architecture.json``; then builds the network from these alone and checks
@@ -9,6 +12,8 @@ that of an export that is there already:
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ from mmstp.deploy.detector_config import write_detector
 from mmstp.deploy.export import BACKBONE, check_folder, max_abs_difference, reload, write_export
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
+from mmstp.search.budget import feasible_rows, most_uniform
 from mmstp.stp.algorithm import STP
 from mmstp.stp.hooks.statistics import calibrate_on
 
@@ -42,10 +48,16 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config of the STP run, or compact.py of an export')
-    parser.add_argument('checkpoint', help='its checkpoint, or compact.pth of the export')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='its checkpoint, or compact.pth of the export; none: untrained',
+    )
     parser.add_argument('--out', required=True, help='folder for the export')
     parser.add_argument(
-        '--architecture', help='such as "((2,3,4,2),(0.3,0.3,0.3,0.7))"; default: the best found'
+        '--architecture',
+        help='such as "((2,3,4,2),(0.3,0.3,0.3,0.7))", or "uniform": of those that meet the budget '
+        'the one whose depths and widths are most alike; default: the best found',
     )
     parser.add_argument(
         '--num-images', type=number_of_images,
@@ -98,8 +110,9 @@ def check_same_folder(args: argparse.Namespace) -> None:
     Raises:
         LaunchError: If not, or if it is asked for another network.
     """
-    folders = {Path(path).resolve() for path in (args.out, Path(args.config).parent,
-                                                 Path(args.checkpoint).parent)}  # fmt: skip
+    own = Path(args.config).parent
+    weights = Path(args.checkpoint).parent if args.checkpoint else own
+    folders = {Path(path).resolve() for path in (args.out, own, weights)}
     if len(folders) > 1 or args.architecture:
         raise LaunchError(
             f'{args.config} is the config of an export: its own folder is what --out has to name, '
@@ -116,12 +129,21 @@ def check_same_folder(args: argparse.Namespace) -> None:
 def export(config: Config, args: argparse.Namespace) -> None:
     """Loads the run, cuts, estimates statistics, writes and reloads."""
     stp = build_stp(config)
-    dataset_meta = load_search(stp, args.checkpoint, config)
+    if args.checkpoint:
+        dataset_meta = load_search(stp, args.checkpoint, config)
+    elif args.architecture:
+        dataset_meta = {}
+        with quiet():
+            stp.init_weights()
+    else:
+        raise LaunchError(
+            'without a checkpoint nothing was searched: name the --architecture, such as uniform'
+        )
     if args.num_images is None:
-        args.num_images = 0 if stp.alone else 2000
+        args.num_images = 2000 if args.checkpoint and not stp.alone else 0
     if args.num_images:
         check_data(config, 'train_dataloader')
-    architecture = Architecture.of(args.architecture) if args.architecture else stp.pool.best
+    architecture = chosen(stp, args.architecture)
     if not args.architecture and len(stp.pool) > 1:
         logger().warning(
             f'the search is not finished: the best of {len(stp.pool)} candidates is cut'
@@ -146,6 +168,28 @@ def export(config: Config, args: argparse.Namespace) -> None:
         logger().info(f'{BACKBONE} for detectors is not written: {description["backbone"]}')
     if difference != 0:
         raise RuntimeError(f'the reloaded network differs by {difference}')
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without MMEngine's four lines for every parameter that is initialised."""
+    current = MMLogger.get_current_instance()
+    level = current.level
+    current.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        current.setLevel(level)
+
+
+def chosen(stp: STP, text: str | None) -> Architecture:
+    """The architecture that was asked for, or the best one."""
+    if text is None:
+        return stp.pool.best
+    if text != 'uniform':
+        return Architecture.of(text)
+    space, cost = stp.supernet.space, stp.supernet.cost
+    return most_uniform(space, feasible_rows(space, cost, stp.budget, stp.pool_size))
 
 
 def check_images(config: Config, dataloader: Any, stp: STP) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from training import TOLERANCE, Taught, Trial, WaitingError
 
 from mmstp import STP, Architecture, Supernet
+from mmstp.search.budget import most_uniform
 
 
 @dataclass
@@ -124,16 +125,14 @@ def chosen(trial: Trial, supernet: Supernet, rule: str) -> Architecture:
                 return Architecture.parse(row['architecture'])
         raise WaitingError(f'{trial.setting.key} needs the row of {wanted.key}')
     members = trial.members(supernet)
+    if rule == 'uniform':
+        return most_uniform(supernet.space, members)
     if rule == 'member':
         order = np.random.default_rng(0).permutation(len(members))
-        return members[order[int(option(trial, 'index'))]]
-    if rule == 'random':
-        return members[np.random.default_rng(trial.setting.seed).integers(len(members))]
-    full = np.array([*supernet.space.largest.depths, *supernet.space.largest.widths])
-    vectors = np.array([[*a.depths, *a.widths] for a in members]) / full
-    half = len(supernet.space.largest.depths)
-    uneven = vectors[:, :half].std(axis=1) + vectors[:, half:].std(axis=1)
-    return members[int(uneven.argmin())]
+        place = order[int(option(trial, 'index'))]
+    else:
+        place = np.random.default_rng(trial.setting.seed).integers(len(members))
+    return supernet.space.decode(members[place])
 
 
 # --- without pruning ------------------------------------------------------------------------------

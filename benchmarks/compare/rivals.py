@@ -62,7 +62,7 @@ def sandwich(trial: Trial, preset: str) -> Found:
         return Sandwich(network, trial.supernet(network))
 
     model: Any = trial.trained('sandwich', build, lr=option(trial, 'lr'))
-    members = trial.members(model.supernet)
+    members = [model.supernet.space.decode(row) for row in trial.members(model.supernet)]
     tried = random.Random(trial.setting.seed).sample(members, min(CANDIDATES, len(members)))
 
     def measured(architecture: Architecture) -> float:

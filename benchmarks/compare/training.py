@@ -19,6 +19,7 @@ from typing import Any
 
 import mmpretrain.datasets
 import mmpretrain.models  # noqa: F401  both register
+import numpy as np
 import torch
 from measure import interleave, ratios
 from mmengine.config import Config
@@ -28,10 +29,11 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner, set_random_seed
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from numpy.typing import NDArray
 from setting import HERE, Setting
 from torch import Tensor, nn
 
-from mmstp import STP, Architecture, Supernet
+from mmstp import STP, Supernet
 from mmstp.atomic_files import write_json
 from mmstp.search.budget import Budget, feasible_rows
 from mmstp.stp.hooks.statistics import calibrate_on
@@ -118,12 +120,11 @@ class Trial:
         example = torch.zeros(1, *self.data.input_shape, device=self.device)
         return Supernet(network, example, **self.network.space)
 
-    def members(self, supernet: Supernet) -> list[Architecture]:
-        """The architectures that meet the budget; about `DRAWN` of a space with too many."""
+    def members(self, supernet: Supernet) -> NDArray[np.int64]:
+        """Those that meet the budget, as rows; about `DRAWN` of a space with too many."""
         space, cost = supernet.space, supernet.cost
         budget = Budget.of(self.setting.budget, 'macs', TOLERANCE, space, cost)
-        rows = feasible_rows(space, cost, budget, DRAWN, self.setting.seed)
-        return [space.decode(row) for row in rows]
+        return feasible_rows(space, cost, budget, DRAWN, self.setting.seed)
 
     # --- training ---------------------------------------------------------------------------------
 

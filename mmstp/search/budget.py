@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..architecture import Architecture
 from ..errors import BudgetError
 from .cost import METRICS, CostModel
 from .space import SearchSpace
@@ -88,6 +89,18 @@ def feasible_rows(
         f'nearest is {int(nearest[0]):,} ({nearest[0] / dense:.2%}). Change target, tolerance or '
         'space (more widths, a smaller divisor)'
     )
+
+
+def most_uniform(space: SearchSpace, rows: NDArray[np.int64]) -> Architecture:
+    """Of some architectures, the one whose depths and widths are most alike across the stages.
+
+    Depths are taken as parts of the dense network's. It is what one would choose without a search.
+    """
+    largest = space.largest
+    chosen = [space.decode(row) for row in rows]
+    depths = np.array([a.depths for a in chosen]) / largest.depths
+    widths = np.array([a.widths for a in chosen])
+    return chosen[int((depths.std(axis=1) + widths.std(axis=1)).argmin())]
 
 
 def _walk_to_budget(

@@ -117,6 +117,16 @@ def test_export_wants_a_checkpoint_of_the_run(call, tiny_config, tmp_path):
         call('export.py', tiny_config, tmp_path / 'cut.pth', '--out', tmp_path / 'out')
 
 
+def test_a_small_network_can_be_trained_without_a_search(call, tiny_config, tmp_path):
+    call('export.py', tiny_config, '--architecture', 'uniform', '--out', tmp_path / 'out')
+    described = json.loads((tmp_path / 'out/architecture.json').read_text())
+    assert described['macs_ratio'] == pytest.approx(0.4, rel=0.1)
+    call('train.py', tmp_path / 'out/compact.py', '--work-dir', tmp_path / 'run')
+    assert (tmp_path / 'run/epoch_2.pth').exists()
+    with pytest.raises(LaunchError, match='without a checkpoint nothing was searched'):
+        call('export.py', tiny_config, '--out', tmp_path / 'other')
+
+
 def test_compact_weights_in_another_compact_config(call, tiny_config, trained, tmp_path):
     for name, text in (('a', '((1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5))'),
                        ('b', '((2, 2, 2, 2), (1.0, 0.5, 0.5, 0.5))')):  # fmt: skip
