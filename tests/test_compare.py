@@ -178,3 +178,9 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
     [picture] = (tmp_path / 'images').glob('*.png')
     assert picture.name in text
+
+
+@pytest.mark.parametrize('flag', ['--data', '--networks'])
+def test_names_that_are_none_are_refused_with_those_there_are(flag):
+    with pytest.raises(SystemExit, match=rf'{flag}: nosuch is none of .*(digits|r18_slim)'):
+        run.settings_of(run.parse([flag, 'nosuch']))

@@ -48,10 +48,10 @@ def trial_of(args: argparse.Namespace, method: str, preset: str) -> Trial:
     )
 
 
-def of_stp(args: argparse.Namespace, preset: str) -> Trial:
-    """A run of the figures' own, at the learning rate that STP's rows have."""
+def at_its_rate(args: argparse.Namespace, method: str, preset: str) -> Trial:
+    """A run at the learning rate of STP's rows, so that magnitudes can be compared."""
     rate = option(trial_of(args, 'stp', args.preset), 'lr')
-    return trial_of(args, 'figures', f'{preset}@lr={rate:g}')
+    return trial_of(args, method, f'{preset}@lr={rate:g}')
 
 
 def figure_2(args: argparse.Namespace) -> str:
@@ -105,7 +105,7 @@ def figure_7(args: argparse.Namespace) -> str:
     run = trial_of(args, 'stp', args.preset)
     stp = search(run, **PRESETS[args.preset], hooks=[PoolHistory()])
     kept = stp.supernet.kept(stp.pool.best)
-    plain = dict(dense_network(trial_of(args, 'dense', 'plain')).named_parameters())
+    plain = dict(dense_network(at_its_rate(args, 'dense', 'plain')).named_parameters())
     own = magnitudes(stp.model, kept)
     base = [float(plain[name].detach().abs().mean()) for name, _, _ in own]
     figure, axes = plt.subplots(figsize=(9, 4.2), layout='constrained')
@@ -137,10 +137,10 @@ def figure_4(args: argparse.Namespace) -> str:
     The subnet has all blocks and one width everywhere, 0.3 or 0.7. Every picture is relative to its
     own largest magnitude; what lies in the box is kept.
     """
-    plain = dense_network(trial_of(args, 'dense', 'plain'))
+    plain = dense_network(at_its_rate(args, 'dense', 'plain'))
     shown: list[tuple[str, nn.Module, dict[str, Tensor]]] = [('ordinary training', plain, {})]
     for width in (0.3, 0.7):
-        run = of_stp(args, f'st-{width}')
+        run = at_its_rate(args, 'figures', f'st-{width}')
         run.network.space.update(depths=False, widths=(width, 1.0))
         supernet = run.supernet(run.dense())
         smallest = supernet.describe(supernet.space.smallest)
@@ -214,7 +214,7 @@ def figure_6(args: argparse.Namespace) -> str:
 
 def lookup(args: argparse.Namespace, pool: list[str]) -> dict[str, float]:
     """The accuracy of every architecture of the first pool; a file keeps what was measured."""
-    run = of_stp(args, f'{args.preset}-lookup')
+    run = at_its_rate(args, 'figures', f'{args.preset}-lookup')
     path = run.folder / 'lookup.json'
     if path.exists():
         found: dict[str, float] = json.loads(path.read_text())

@@ -49,6 +49,7 @@ def main() -> int:
     add('--minutes', type=float, help='after which it pauses')
     add('--work-dir', default=str(ROOT / 'work_dirs/compare'))
     add('--rows', type=Path, default=ROWS)
+    add('--print', action='store_true', help='to the terminal alone')
     args = parser.parse_args()
     makers = KINDS[args.kind]
     if args.number not in (*makers, 'all'):
@@ -63,8 +64,9 @@ def main() -> int:
             print('paused; the same command goes on')
             return 1
         print(text)
-        page = DOCS / 'paper.md'
-        page.write_text(insert(page.read_text(), f'{args.kind}_{number}', text))
+        if not args.print:
+            page = DOCS / 'paper.md'
+            page.write_text(insert(page.read_text(), f'{args.kind}_{number}', text))
     return 0
 
 

@@ -84,6 +84,7 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
         by_method[named(row)].append(row)
     scores = {name: {r['seed']: r[accuracy] for r in own} for name, own in by_method.items()}
     reference = next((name for name in REFERENCES if name in scores), REFERENCES[0])
+    named_accuracy = 'top-1, %' if accuracy == 'top1' else 'validation top-1, %'
     lines = []
     for name in sorted(scores, key=lambda name: -statistics.fmean(scores[name].values())):
         own = by_method[name]
@@ -105,7 +106,7 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
             )
         )
     header = (
-        'method', 'seeds', 'top-1, %', f'against {": ".join(reference)}', 'MACs', 'parameters',
+        'method', 'seeds', named_accuracy, f'against {": ".join(reference)}', 'MACs', 'parameters',
         'epochs', 'seconds',
     )  # fmt: skip
     return table(header, lines)

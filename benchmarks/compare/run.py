@@ -34,7 +34,16 @@ import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
 from methods import METHODS  # noqa: E402
 from mmengine.utils import get_git_hash  # noqa: E402
-from setting import COMPARE, ROWS, Setting, append_row, grid, read_rows, setting_of  # noqa: E402
+from setting import (  # noqa: E402
+    COMPARE,
+    HERE,
+    ROWS,
+    Setting,
+    append_row,
+    grid,
+    read_rows,
+    setting_of,
+)
 from suites import SUITES  # noqa: E402
 from training import PausedError, Trial, WaitingError  # noqa: E402
 
@@ -91,6 +100,10 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         if (method, preset.partition('@')[0]) not in METHODS:
             known = ', '.join(':'.join(name) for name in METHODS)
             raise SystemExit(f'--methods: {method}:{preset} is none of {known}')
+    for folder, chosen in (('data', args.data), ('networks', args.networks)):
+        known = sorted(path.stem for path in (HERE / folder).glob('*.py'))
+        if unknown := set(chosen or ()).difference(known):
+            raise SystemExit(f'--{folder}: {min(unknown)} is none of {", ".join(known)}')
     asked = {
         'data': args.data,
         'network': args.networks,
@@ -113,8 +126,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--suite', choices=SUITES, default='headline', help='default %(default)s')
     add('--methods', nargs='+', metavar='METHOD:PRESET', help='instead of the suite’s')
-    add('--data', nargs='+', help='files of data/, instead of the suite’s')
-    add('--networks', nargs='+', help='files of networks/, likewise')
+    add('--data', nargs='+', help='names in data/, instead of those of each part of the suite')
+    add('--networks', nargs='+', help='names in networks/, likewise; so for the other axes')
     add('--budgets', nargs='+', type=float)
     add('--lengths', nargs='+', type=float, help='of the training, in multiples of T')
     add('--compare', nargs='+', choices=COMPARE)
