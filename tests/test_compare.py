@@ -85,7 +85,7 @@ def test_survivor_is_that_of_the_row_with_the_same_coordinates(tmp_path):
     of = replace(SHORT, preset='survivor')
     row = {**vars(replace(of, method='stp', preset='short')), 'architecture': '((1,), (0.5,))'}
     others = [{**row, 'seed': 1, 'architecture': '((2,), (1.0,))'}]
-    with pytest.raises(training.WaitingError, match='stp-short/0'):
+    with pytest.raises(training.WaitingError, match='stp/short/0'):
         methods.chosen(trial(tmp_path, of, rows=others), None, 'survivor')
     found = methods.chosen(trial(tmp_path, of, rows=[*others, row]), None, 'survivor')
     assert str(found) == '((1,), (0.5,))'
@@ -164,17 +164,20 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
                 of = replace(SHORT, preset=preset, seed=seed, length=length)
                 found = dict(top1=top1, macs_ratio=0.35, params_ratio=0.3, epochs=2, seconds=9.0)
                 setting.append_row(of, found, tmp_path / 'rows')
-    tried = replace(SHORT, preset='uniform@lr=2')
+    tried = replace(SHORT, preset='uniform@lr=2', seed=report.TRIALS)
     setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
+    decided = dict(found, top1=1.0, validation_top1=77.0)
+    setting.append_row(replace(SHORT, seed=report.TRIALS + 1), decided, tmp_path / 'rows')
     page = tmp_path / 'page.md'
-    names = ('comparison', 'pictures', 'tuning')
+    names = ('comparison', 'pictures', 'recipes', 'tuning')
     page.write_text('\n'.join(f'<!-- begin {n} -->\n<!-- end {n} -->' for n in names))
     arguments = ['report.py', '--rows', str(tmp_path / 'rows'), '--page', str(page)]
     monkeypatch.setattr(sys, 'argv', arguments)
     report.main()
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
-    assert text.count('### digits, r18_slim') == 2
+    assert text.count('### digits, r18_slim') == 3
+    assert '| scratch: uniform | 1 | 77.00 |' in text
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
     [picture] = (tmp_path / 'images').glob('*.png')
     assert picture.name in text

@@ -13,6 +13,7 @@ from mmstp.config_fields import default_of, options_of, refuse_unknown
 from mmstp.errors import LaunchError
 from mmstp.registry import MODELS
 from mmstp.stp.options import check_options
+from mmstp.stp.survivor import SurvivorPhase
 
 
 def main() -> None:
@@ -50,12 +51,13 @@ def check_fields(config: Config) -> None:
         raise LaunchError(f'model.type is {kind!r}, not mmstp.STP')
     accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
     refuse_unknown('model (mmstp.STP)', (name for name in model if name != 'type'), accepted)
-    space, pool = model.get('space'), model.get('pool')
+    space, pool, survivor = model.get('space'), model.get('pool'), model.get('survivor')
     check_options(
-        model.get('model'), model.get('target'), option(model, 'input_shape'), space, pool
+        model.get('model'), model.get('target'), option(model, 'input_shape'), space, pool, survivor
     )
     refuse_unknown('model.space', space or {}, options_of(SearchSpace))
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
+    SurvivorPhase.of(survivor or {})
 
 
 if __name__ == '__main__':

@@ -163,6 +163,7 @@ def test_folders_for_the_export(out, message, call, tiny_config, trained, tmp_pa
         ('model.space.width=[0.5]', r"model\.space has no field 'width'"),
         ('model.input_shape=32', r'model\.input_shape=32: expected'),
         ('model.space=x', r"model\.space='x': expected"),
+        ('model.survivor.rate=1', r"model\.survivor has no field 'rate'"),
     ],
 )
 def test_fields_are_refused_without_data_as_with_them(option, message, call, tiny_config):
