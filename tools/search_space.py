@@ -1,19 +1,17 @@
 """Shows what can be pruned: ``python tools/search_space.py configs/stp/r50_15pct.py``."""
 
 import argparse
-import inspect
 
 import torch
 from mmengine.config import Config
 
-from mmstp import STP, ArchitecturePool, Budget, SearchSpace, Supernet
+from mmstp import STP, Budget, Supernet
 from mmstp.cli.launch import add_config_options, is_stp, load_config
 from mmstp.cli.space_report import describe_space
-from mmstp.config_fields import default_of, options_of, refuse_unknown
+from mmstp.config_fields import default_of
 from mmstp.errors import LaunchError
 from mmstp.registry import MODELS
-from mmstp.stp.options import check_options
-from mmstp.stp.survivor import SurvivorPhase
+from mmstp.stp.algorithm import check_fields
 
 
 def main() -> None:
@@ -23,7 +21,7 @@ def main() -> None:
     add_config_options(parser)
     args = parser.parse_args()
     config = load_config(args.config, args.cfg_options)
-    check_fields(config)
+    check_model(config)
     model = config.model
     classifier = MODELS.build(model.model)
     inputs = torch.zeros(1, *option(model, 'input_shape'))
@@ -43,21 +41,13 @@ def option(model: Config, name: str) -> object:
     return model.get(name, default_of(STP, name))
 
 
-def check_fields(config: Config) -> None:
+def check_model(config: Config) -> None:
     """Refuses the fields that ``train.py`` would refuse, whether they matter here or not."""
     model = config.get('model')
     if not isinstance(model, dict) or not is_stp(config):
         kind = model.get('type') if isinstance(model, dict) else model
         raise LaunchError(f'model.type is {kind!r}, not mmstp.STP')
-    accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
-    refuse_unknown('model (mmstp.STP)', (name for name in model if name != 'type'), accepted)
-    space, pool, survivor = model.get('space'), model.get('pool'), model.get('survivor')
-    check_options(
-        model.get('model'), model.get('target'), option(model, 'input_shape'), space, pool, survivor
-    )
-    refuse_unknown('model.space', space or {}, options_of(SearchSpace))
-    refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
-    SurvivorPhase.of(survivor or {})
+    check_fields({name: value for name, value in model.items() if name != 'type'})
 
 
 if __name__ == '__main__':

@@ -23,8 +23,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from measure import ROOT, table
 from methods import PRESETS, PoolHistory, dense_network, option, search
-from report import grouped, mean_and_error, named, written
-from setting import Setting, read_rows
+from report import BY, grouped, mean_and_error, named, written
+from setting import Setting
+from tables import found_rows
 from torch import Tensor, nn
 from training import Trial
 
@@ -57,13 +58,8 @@ def at_its_rate(args: argparse.Namespace, method: str, preset: str) -> Trial:
 def figure_2(args: argparse.Namespace) -> str:
     """Before (bp) and after (ap) pruning, without fine-tuning, from the rows."""
     wanted = {('sparsified', 'l1'), ('sparsified', 'l2'), ('stp', 'paper'), ('stp', 'short')}
-    rows = [
-        row
-        for row in read_rows(args.rows)
-        if named(row) in wanted
-        and (row['data'], row['network']) == (args.data, args.network)
-        and (row['length'], row['compare']) == (args.length, args.compare)
-    ]
+    columns = [name for name in BY if name != 'budget']
+    rows = [row for row in found_rows(args, columns) if named(row) in wanted]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     lines = []
     for index, ((method, preset), own) in enumerate(grouped(rows, 'method', 'preset').items()):

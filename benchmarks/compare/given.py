@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from libraries import cut, example_of, library, sparse, whole_layers
+from libraries import cut, example_of, group_norm, library, pruner_of, sparse
 from methods import (
     ALONE,
     Found,
@@ -64,15 +65,8 @@ def torch_pruning(trial: Trial, preset: str) -> Found:
     """Cut by Torch-Pruning's group magnitudes across all layers, then taught."""
     tp = library('torch_pruning')
     network = given_network(trial)
-    pruner = tp.pruner.BasePruner(
-        network,
-        example_of(trial),
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
-        pruning_ratio=1.0,
-        iterative_steps=400,
-        ignored_layers=[network.get_submodule(name) for name in whole_layers(trial)],
-    )
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    pruner = pruner_of(trial, partial(tp.pruner.BasePruner, importance=importance), network)
     pruned = cut(network, pruner, trial.setting.budget, example_of(trial))
     return Found(tune(trial, pruned, 1.0))
 
@@ -80,14 +74,7 @@ def torch_pruning(trial: Trial, preset: str) -> Found:
 @method('given', 'group-sl')
 def group_sl(trial: Trial, preset: str) -> Found:
     """Torch-Pruning's sparse learning for half of the allowance, cut, then taught."""
-    tp = library('torch_pruning')
-    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer='max')
-    reg = option(trial, 'reg')
-
-    def make(*args: Any, **options: Any) -> Any:
-        return tp.pruner.GroupNormPruner(*args, importance=importance, reg=reg, **options)
-
-    return sparse(trial, make, start=lambda: given_network(trial), tune=tune)
+    return sparse(trial, group_norm(trial), start=lambda: given_network(trial), tune=tune)
 
 
 @method('given', 'stp-15-given')

@@ -77,10 +77,14 @@ def group_sl(trial: Trial, preset: str) -> Found:
     decay while the penalty acts. Their pretrained network is left out: the penalty acts from
     random weights on, for half of the allowance.
     """
+    return sparse(trial, group_norm(trial))
+
+
+def group_norm(trial: Trial) -> Callable[..., Any]:
+    """Makes the pruner of `group_sl`."""
     tp = library('torch_pruning')
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer='max')
-    reg = option(trial, 'reg')
-    return sparse(trial, partial(tp.pruner.GroupNormPruner, importance=importance, reg=reg))
+    return partial(tp.pruner.GroupNormPruner, importance=importance, reg=option(trial, 'reg'))
 
 
 @method('greg', 'paper')
@@ -94,6 +98,18 @@ def greg(trial: Trial, preset: str) -> Found:
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     make = partial(tp.pruner.GrowingRegPruner, importance=importance, reg=GREG_START)
     return sparse(trial, make, growth=option(trial, 'growth'))
+
+
+def pruner_of(trial: Trial, make: Callable[..., Any], network: nn.Module) -> Any:
+    """A pruner of all layers together, in small steps, that spares what mmstp keeps whole."""
+    return make(
+        network,
+        example_of(trial),
+        global_pruning=True,
+        pruning_ratio=1.0,
+        iterative_steps=STEPS,
+        ignored_layers=[network.get_submodule(name) for name in whole_layers(trial)],
+    )
 
 
 def sparse(
@@ -112,29 +128,19 @@ def sparse(
         start: Makes the network that it starts from; random weights by default.
         tune: What comes after the cut.
     """
-    whole = whole_layers(trial)
     start = start or trial.dense
-
-    def pruner_of(network: nn.Module) -> Any:
-        return make(
-            network,
-            example_of(trial),
-            global_pruning=True,
-            pruning_ratio=1.0,
-            iterative_steps=STEPS,
-            ignored_layers=[network.get_submodule(name) for name in whole],
-        )
 
     def build() -> Regularised:
         network = start()
-        return Regularised(network, pruner_of(network))
+        return Regularised(network, pruner_of(trial, make, network))
 
     trained: Any = trial.trained(
         'sparse', build, 0.5, option(trial, 'lr'), [SparseLearning(growth)]
     )
     network = copy.deepcopy(trained.network)  # without the pruner's hooks
     more = {'main_top1': trial.top1(network)}
-    pruned = cut(network, pruner_of(network), trial.setting.budget, example_of(trial))
+    pruner = pruner_of(trial, make, network)
+    pruned = cut(network, pruner, trial.setting.budget, example_of(trial))
     return Found(tune(trial, pruned, 0.5), more=more)
 
 

@@ -409,9 +409,9 @@ class PoolHistory(Hook):
         self._note(runner, runner.iter + 1)
 
     def _note(self, runner: Runner, iteration: int) -> None:
-        pool = [str(architecture) for architecture in runner.model.pool.scores]
+        pool = runner.model.pool
         if not self.entries or len(pool) < len(self.entries[max(self.entries)]):
-            self.entries[iteration] = pool
+            self.entries[iteration] = [str(architecture) for architecture in pool.scores]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint['pool_history'] = self.entries

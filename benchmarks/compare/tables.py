@@ -20,7 +20,7 @@ from published import (
     TRANSFORMERS,
     Numbers,
 )
-from report import Name, Row, difference, mean_and_error, named, written
+from report import BY, Name, Row, difference, mean_and_error, named, written
 from setting import read_rows
 
 NONE = '–'  # not run, or not in the paper
@@ -64,12 +64,11 @@ SWITCHES: Sequence[tuple[str, Name]] = (
 )
 
 
-def found_rows(args: argparse.Namespace, **wanted: object) -> list[Row]:
-    """The rows of the command line's data, network, budget, length and comparison."""
-    where = {
-        name: getattr(args, name) for name in ('data', 'network', 'budget', 'length', 'compare')
-    }
-    where.update(wanted)
+def found_rows(
+    args: argparse.Namespace, columns: Sequence[str] = BY, **wanted: object
+) -> list[Row]:
+    """The rows of the command line's data, network, budget, length and comparison, or of some."""
+    where = {name: getattr(args, name) for name in columns} | wanted
     return [
         row
         for row in read_rows(args.rows)

@@ -144,8 +144,8 @@ class Trial:
             share: Of the run's allowance.
             common: Whether other methods begin with the same phase.
         """
-        base = self.data.epochs * self.setting.length * share
-        folder = self._folder(name, base, common)
+        base = self._allowed(share)
+        folder = self._folder(name, share, common)
         with locked(folder):
             path = folder / 'plan.json'
             if not path.exists():
@@ -159,9 +159,13 @@ class Trial:
         found: dict[str, int] = json.loads(path.read_text())['epochs']
         return found
 
-    def _folder(self, name: str, base: float, common: bool) -> Path:
+    def _allowed(self, share: float) -> float:
+        """Of the run's allowance, in epochs of the dense network."""
+        return float(self.data.epochs * self.setting.length * share)
+
+    def _folder(self, name: str, share: float, common: bool) -> Path:
         if common:
-            return self.shared / f'{name}-{base:g}' / str(self.setting.seed)
+            return self.shared / f'{name}-{self._allowed(share):g}' / str(self.setting.seed)
         return self.folder / name
 
     def trained(
@@ -191,7 +195,7 @@ class Trial:
         """
         name = f'{name}@lr={lr:g}' if common else name
         epochs = sum(self.plan(name, {name: (1.0, build)}, share, common).values())
-        folder = self._folder(name, self.data.epochs * self.setting.length * share, common)
+        folder = self._folder(name, share, common)
         with locked(folder):
             ended = folder / 'ended.json'
             runner = self._runner(folder, build(), epochs, lr, hooks, course or epochs)

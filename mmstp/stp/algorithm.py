@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..architecture import Architecture
 from ..checkpoints import differences, require_fit
-from ..config_fields import options_of, positive, refuse_unknown
+from ..config_fields import default_of, options_of, positive, refuse_unknown
 from ..errors import ArchitectureError, CheckpointError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
@@ -97,13 +97,14 @@ class STP(ClassifierWrapper):
         init_cfg: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
-        accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
-        refuse_unknown('model (mmstp.STP)', unknown, accepted)
-        check_options(model, target, input_shape, space, pool, survivor)
+        check_fields(
+            dict(
+                unknown, model=model, target=target, input_shape=input_shape, space=space,
+                pool=pool, survivor=survivor,
+            )
+        )  # fmt: skip
         assert target is not None
         space, pool = dict(space or {}), dict(pool or {})
-        refuse_unknown('model.space', space, options_of(SearchSpace))
-        refuse_unknown('model.pool', pool, ['size', *options_of(ArchitecturePool)])
         check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
         if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
@@ -263,6 +264,23 @@ class STP(ClassifierWrapper):
         for _, norm in norms_with_statistics(self.model):
             if norm.momentum is None and norm.training:  # else the main network's batches count on
                 norm.reset_running_stats()
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuses fields of `STP`, with those inside, that do not exist or are of another kind.
+
+    Raises:
+        FieldError: Naming the field.
+        ValueError: If an option of ``survivor`` is out of range.
+    """
+    accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
+    refuse_unknown('model (mmstp.STP)', fields, accepted)
+    space, pool, survivor = (fields.get(name) for name in ('space', 'pool', 'survivor'))
+    shape = fields.get('input_shape', default_of(STP, 'input_shape'))
+    check_options(fields.get('model'), fields.get('target'), shape, space, pool, survivor)
+    refuse_unknown('model.space', space or {}, options_of(SearchSpace))
+    refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
+    SurvivorPhase.of(survivor or {})
 
 
 def _shared_seed() -> int:

@@ -121,7 +121,7 @@ def hand_over(
         key, found = keys[parameter], {}
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                found[name] = supernet.narrow(architecture, {key: value})[key].clone()
+                found[name] = supernet.narrow(architecture, key, value).clone()
             elif not isinstance(value, Tensor) or value.dim() == 0:
                 found[name] = value
         return found if len(found) == len(state) else {}

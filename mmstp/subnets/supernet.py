@@ -135,18 +135,15 @@ class Supernet:
         plan = self._plan(architecture)
         return {key: plan.kept(key, tensor) for key, tensor in named_tensors(self.model).items()}
 
-    def narrow(
-        self, architecture: Architecture, tensors: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What a subnet has of tensors that are shaped as the main network's, by state-dict key.
+    def narrow(self, architecture: Architecture, key: str, tensor: Tensor) -> Tensor:
+        """What a subnet has of a tensor that is shaped as the main network's of that key.
 
-        Such as gradients, or an optimizer's averages of them.
+        Such as a gradient, or an optimizer's average of them.
 
         Raises:
             ArchitectureError: If the architecture is not a member of the space.
         """
-        plan = self._plan(architecture)
-        return {key: plan.narrow(key, tensor) for key, tensor in tensors.items()}
+        return self._plan(architecture).narrow(key, tensor)
 
     def compact_spec(self, architecture: Architecture) -> CompactSpec:
         """The description of a subnet as a network of its own."""

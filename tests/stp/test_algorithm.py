@@ -1,8 +1,6 @@
 """Algorithm 1, step by step."""
 
 import copy
-import os
-import socket
 from collections import Counter
 
 import pytest
@@ -18,6 +16,7 @@ from mmstp.errors import BudgetError, CheckpointError, FieldError
 from mmstp.stp.losses import normalized_kl
 from tests import tiny
 from tests.networks import assert_within
+from tests.runs import free_port, one_of_two
 
 
 def total(losses):
@@ -223,12 +222,6 @@ def test_checkpointed_blocks_are_refused():
 # --- several ranks -------------------------------------------------------------------------------
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return int(s.getsockname()[1])
-
-
 def _freeze_norms(stp):
     """Batch statistics differ between a rank's half and the joint batch; running ones do not."""
     for module in stp.modules():
@@ -250,28 +243,22 @@ def _train(model, stp, images, samples, steps=3):
 
 
 def _rank(rank: int, port: int, out: str, freeze: bool) -> None:
-    os.environ.update(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
-        LOCAL_RANK=str(rank),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
-    # no seed of its own: the ranks have to agree by themselves
-    stp = tiny.stp(model__pool__seed=None)
-    stp.train()
-    if freeze:
-        _freeze_norms(stp)
-    model = MMDistributedDataParallel(stp, broadcast_buffers=False)
-    images, samples = tiny.batch(8)
-    half = slice(4 * rank, 4 * rank + 4)
-    history = _train(model, stp, images[half], samples[half])
-    torch.save((history, [str(a) for a in stp.pool.scores]), f'{out}/{rank}.pth')
-    torch.distributed.destroy_process_group()
+    with one_of_two(rank, port):
+        # no seed of its own: the ranks have to agree by themselves
+        stp = tiny.stp(model__pool__seed=None)
+        stp.train()
+        if freeze:
+            _freeze_norms(stp)
+        model = MMDistributedDataParallel(stp, broadcast_buffers=False)
+        images, samples = tiny.batch(8)
+        half = slice(4 * rank, 4 * rank + 4)
+        history = _train(model, stp, images[half], samples[half])
+        torch.save((history, [str(a) for a in stp.pool.scores]), f'{out}/{rank}.pth')
 
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_two_ranks_agree(tmp_path, freeze):
-    mp.spawn(_rank, args=(_free_port(), str(tmp_path), freeze), nprocs=2)
+    mp.spawn(_rank, args=(free_port(), str(tmp_path), freeze), nprocs=2)
     (first, pool), (second, other) = (torch.load(tmp_path / f'{r}.pth') for r in range(2))
     assert pool == other
     for (pool_a, weights_a), (pool_b, weights_b) in zip(first, second, strict=True):

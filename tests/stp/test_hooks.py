@@ -10,23 +10,13 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmstp import Architecture, EpochSeedHook, PoolHook, SubnetEvalHook
+from mmstp import Architecture, PoolHook, SubnetEvalHook
 from mmstp.errors import CheckpointError
 from mmstp.stp.hooks.pool import BEST, STATE
 from mmstp.stp.hooks.statistics import calibrate_on
 from mmstp.stp.of_runner import stp_of
 from tests import tiny
-
-
-def train(cfg):
-    runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.train()
-    return runner
-
-
-def scalars(work_dir: Path) -> list[dict]:
-    (file,) = work_dir.glob('*/vis_data/scalars.json')
-    return [json.loads(line) for line in file.read_text().splitlines()]
+from tests.runs import StopBefore, scalars, train
 
 
 def subnet_metric(runner) -> float:
@@ -57,12 +47,12 @@ def test_pool_ends_with_one_that_was_trained(finished):
     assert len(pool) == 1
     assert pool.visits[pool.best] >= 2
     # floor(2 * (5 - 1) / 6) = 1 after iterations 2 and 4, the rest after 6
-    lines = [line for line in scalars(Path(finished.work_dir)) if 'pool_size' in line]
+    lines = [line for line in scalars(finished.work_dir) if 'pool_size' in line]
     assert [line['pool_size'] for line in lines] == [5, 4, 4, 3, 3, 1, 1, 1]
 
 
 def test_what_is_logged(finished):
-    lines = scalars(Path(finished.work_dir))
+    lines = scalars(finished.work_dir)
     train_line = next(line for line in lines if 'loss' in line)
     assert {'loss_ce', 'loss_target', 'loss_support', 'pool_size', 'best_score', 'pool_spread'} <= (
         set(train_line)
@@ -91,7 +81,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, finished):
     first = tiny.config(tmp_path / 'resumed')
     # killed after its first epoch: the schedule is that of the whole run
     runner = Runner.from_cfg(copy.deepcopy(first))
-    runner.register_hook(_StopAfterEpoch(1))
+    runner.register_hook(StopBefore(1))
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     first.resume = True
@@ -102,17 +92,6 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, finished):
         expected.state_dict().items(), found.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-
-
-class _StopAfterEpoch(EpochSeedHook):
-    priority = 'LOWEST'
-
-    def __init__(self, epochs):
-        self.epochs = epochs
-
-    def before_train_epoch(self, runner):
-        if runner.epoch == self.epochs:
-            raise KeyboardInterrupt
 
 
 def test_scores_in_a_checkpoint_are_restored_bit_by_bit(finished):

@@ -1,16 +1,12 @@
 """The survivor phase: from the subnet's function on, resumed, exported, averaged, on two ranks."""
 
 import copy
-import json
 import math
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmstp.cli.launch import build_stp, load_search
@@ -21,6 +17,7 @@ from mmstp.stp.search_state import read_search
 from mmstp.stp.step import survivor_losses
 from mmstp.stp.survivor import hand_over
 from tests import tiny
+from tests.runs import StopBefore, free_port, one_of_two, scalars, train
 
 # 16 iterations; the search ends with the 6th, in the middle of the second epoch
 OPTIONS = {
@@ -38,20 +35,9 @@ def config(work_dir, **options):
     return cfg
 
 
-def train(cfg):
-    runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.train()
-    return runner
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     return train(config(tmp_path_factory.mktemp('run')))
-
-
-def scalars(runner) -> list[dict]:
-    (file,) = Path(runner.work_dir).glob('*/vis_data/scalars.json')
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def ready(**options):
@@ -133,7 +119,7 @@ def test_state_of_another_shape_starts_anew():
 
 
 def test_what_is_logged(finished):
-    lines = [line for line in scalars(finished) if 'loss' in line]
+    lines = [line for line in scalars(finished.work_dir) if 'loss' in line]
     names = [{name for name in line if name.startswith('loss')} for line in lines]
     assert names[:END] == [{'loss', 'loss_ce', 'loss_target', 'loss_support'}] * END
     assert names[END:] == [{'loss', 'loss_ce'}] * (16 - END)
@@ -142,7 +128,7 @@ def test_what_is_logged(finished):
     assert rates[END + 1 :] == pytest.approx(
         [0.5 * rates[0] * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(1, 10)]
     )
-    values = [line for line in scalars(finished) if 'accuracy/top1' in line]
+    values = [line for line in scalars(finished.work_dir) if 'accuracy/top1' in line]
     assert values[-1]['subnet/accuracy/top1'] == values[-1]['accuracy/top1']
 
 
@@ -151,17 +137,6 @@ def test_the_network_is_as_small_as_the_subnet(finished):
     assert stp.alone
     described = stp.supernet.describe(stp.pool.best)
     assert sum(p.numel() for p in stp.parameters()) == described['params']
-
-
-class StopBefore(Hook):
-    priority = 'LOWEST'
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def before_train_epoch(self, runner):
-        if runner.epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize('options', [{}, {'model__survivor': {'teacher': 'main'}}, {'ema': True}])
@@ -201,7 +176,7 @@ def same(a, b) -> bool:
 
 def test_teacher_is_the_main_network_as_it_was(tmp_path):
     runner = train(config(tmp_path, model__survivor={'teacher': 'main'}))
-    lines = [line for line in scalars(runner) if 'loss' in line]
+    lines = [line for line in scalars(runner.work_dir) if 'loss' in line]
     assert all('loss_teacher' in line for line in lines[END:])
     stp = stp_of(runner)
     assert not stp.teacher.training
@@ -265,7 +240,7 @@ def test_search_that_leaves_nothing_is_refused(tmp_path):
 @pytest.mark.filterwarnings('ignore:Detected call of `scheduler:UserWarning')
 def test_gradients_that_are_accumulated_are_not_torn_apart(tmp_path):
     runner = train(config(tmp_path, optim_wrapper__accumulative_counts=4))
-    names = [set(line) for line in scalars(runner) if 'loss' in line]
+    names = [set(line) for line in scalars(runner.work_dir) if 'loss' in line]
     # the search ends with the 6th iteration, the step with the 8th
     assert ['loss_target' in name for name in names] == [True] * 8 + [False] * 8
 
@@ -306,7 +281,7 @@ def test_tested_run_reports_the_survivor(finished, tmp_path):
     cfg.load_from = str(Path(finished.work_dir) / 'epoch_4.pth')
     metrics = Runner.from_cfg(cfg).test()
     assert metrics['subnet/accuracy/top1'] == metrics['accuracy/top1']
-    last = [line for line in scalars(finished) if 'accuracy/top1' in line][-1]
+    last = [line for line in scalars(finished.work_dir) if 'accuracy/top1' in line][-1]
     assert metrics['accuracy/top1'] == pytest.approx(last['accuracy/top1'])
 
 
@@ -325,28 +300,19 @@ def test_bad_options_are_named(options, error, message):
 
 
 def _rank(rank: int, port: int, out: str) -> None:
-    os.environ.update(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
-        LOCAL_RANK=str(rank),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
-    cfg = config(Path(out) / 'run')
-    cfg.launcher = 'pytorch'
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-        find_unused_parameters=False,
-    )  # fmt: skip
-    stp = stp_of(train(cfg))
-    torch.save([stp.alone, [p.detach() for p in stp.parameters()]], f'{out}/{rank}.pth')
-    torch.distributed.destroy_process_group()
+    with one_of_two(rank, port):
+        cfg = config(Path(out) / 'run')
+        cfg.launcher = 'pytorch'
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+            find_unused_parameters=False,
+        )  # fmt: skip
+        stp = stp_of(train(cfg))
+        torch.save([stp.alone, [p.detach() for p in stp.parameters()]], f'{out}/{rank}.pth')
 
 
 def test_two_ranks_agree(tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = int(free.getsockname()[1])
-    mp.spawn(_rank, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     (alone, first), (_, second) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert alone
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

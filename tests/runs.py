@@ -1,0 +1,61 @@
+"""Runs of MMEngine's runner in tests: whole, interrupted, logged, of two ranks."""
+
+import copy
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+def train(cfg: Config) -> Runner:
+    """A run from its beginning, or from where its config says, to its end."""
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.train()
+    return runner
+
+
+class StopBefore(Hook):
+    """Ends a run as Ctrl-C does, when an epoch (counted from 0) begins."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if runner.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def scalars(work_dir: str | Path) -> list[dict[str, Any]]:
+    """What a run has logged."""
+    (file,) = Path(work_dir).glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def free_port() -> int:
+    """Of this machine."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def one_of_two(rank: int, port: int) -> Iterator[None]:
+    """Inside, this process is one of two that have one thread each."""
+    os.environ.update(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
+        LOCAL_RANK=str(rank),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
