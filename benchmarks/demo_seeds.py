@@ -1,8 +1,8 @@
 """The demo over several seeds, beside its baselines.
 
-What is asked: how far the subnet and the main network are from the dense network that was trained
-as long without STP; and how the subnet compares with the same compact network trained directly for
-as long, and with the dense network cut to one width by L1 norm without fine-tuning.
+What is asked: how far the subnet is from the dense network that was trained as long without STP,
+and how it compares with the same compact network trained directly for as long, and with the dense
+network cut to one width by L1 norm without fine-tuning.
 """
 
 import statistics
@@ -11,7 +11,6 @@ from measure import demo_summaries, environment, parser, report, table
 
 COLUMNS = {
     'dense': 'dense_top1',
-    'main network': 'main_top1',
     'subnet': 'subnet_top1',
     'the same, trained directly': 'scratch_top1',
     'dense, L1-pruned': 'l1_top1',

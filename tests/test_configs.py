@@ -73,7 +73,9 @@ def test_config_is_the_paper_s(path):
     epochs, batch, lr, weight_decay, steps = SCHEDULES[network, dataset]
 
     assert cfg.model.target == pytest.approx(target / 100)
-    assert cfg.model.get('target_ce') == cfg.model.warmup == 0
+    assert cfg.model.preset == 'paper'
+    assert not {'target_ce', 'warmup', 'survivor'} & set(cfg.model)
+    assert cfg.custom_hooks[0] == dict(type='mmstp.PoolHook')
     assert cfg.model.pool['size'] >= 1000
     assert cfg.model.space.widths == (0.3, 0.5, 0.7, 0.9, 1.0)
 

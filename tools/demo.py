@@ -175,22 +175,20 @@ def main() -> None:
     print('1. the dense network, trained without STP')
     classifier = config.model.model.to_dict()
     dense = run(plain(config, copy.deepcopy(classifier), 'dense'), 'dense')
-    print('2. STP: main network, target and support subnet in one run')
+    print('2. STP: the search, then the survivor alone, in one run')
     pruned = run(copy.deepcopy(config), 'STP')
     stp = stp_of(pruned)
     architecture = stp.pool.best
     print(f'3. the pool left {architecture}; cut out, written, reloaded from config and weights')
     subnet = stp.export(architecture)
-    calibrate_on(subnet, pruned.train_dataloader, 2000)
     description = write_export(out / 'export', subnet, config, stp, architecture)
     reloaded = reload(out / 'export')
     plot_pool(out / 'stp', out / 'pool.png')
-    for network in (reloaded, subnet, dense.model, stp):
+    for network in (reloaded, subnet, dense.model):
         network.eval()
     images = torch.randn(32, *description['input_shape'])
     summary = {
         'dense_top1': top1(dense),
-        'main_top1': top1(pruned),
         'subnet_top1': evaluate(config, reloaded),
         'macs_ratio': description['macs_ratio'],
         'params_ratio': description['params_ratio'],
@@ -221,8 +219,6 @@ def table(summary: dict[str, Any], description: dict[str, Any]) -> str:
     rows = [
         ('', 'top-1', 'MACs', 'parameters', 'latency'),
         ('dense, without STP', f'{summary["dense_top1"]:.1f} %', f'{dense_macs / 1e6:.2f} M',
-         f'{dense_params / 1e6:.2f} M', '1'),
-        ('main network of STP', f'{summary["main_top1"]:.1f} %', f'{dense_macs / 1e6:.2f} M',
          f'{dense_params / 1e6:.2f} M', '1'),
         ('subnet, cut out', f'{summary["subnet_top1"]:.1f} %',
          f'{description["macs"] / 1e6:.2f} M ({summary["macs_ratio"]:.1%})',

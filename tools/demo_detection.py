@@ -28,7 +28,6 @@ from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
 from mmstp.deploy.detector_config import write_detector  # noqa: E402
 from mmstp.deploy.export import WEIGHTS, check_folder, write_export  # noqa: E402
-from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
 from mmstp.stp.of_runner import stp_of  # noqa: E402
 from mmstp.subnets.cut import count_macs  # noqa: E402
 
@@ -56,9 +55,7 @@ def prune(out: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     dense = run(plain(config, config.model.model.to_dict(), 'dense'), 'dense')
     pruned = run(config, 'STP')
     stp = stp_of(pruned)
-    subnet = stp.export()
-    calibrate_on(subnet, pruned.train_dataloader, 2000)
-    description = write_export(out / 'export', subnet, config, stp, stp.pool.best)
+    description = write_export(out / 'export', stp.export(), config, stp, stp.pool.best)
     found = dict(
         architecture=description['architecture'], macs_ratio=description['macs_ratio'],
         dense_top1=top1(dense), subnet_top1=top1(pruned, 'subnet/'),

@@ -18,7 +18,7 @@ default_hooks = dict(
 )
 
 custom_hooks = [
-    dict(type='mmstp.PoolHook', end=0.6),
+    dict(type='mmstp.PoolHook'),
     dict(type='mmstp.SubnetEvalHook', num_images=2000),
     dict(type='mmstp.EpochSeedHook'),
 ]

@@ -1,9 +1,8 @@
 # The demo: a slim ResNet-50 on scikit-learn's digits, minutes on a CPU, nothing to download.
-# The short-schedule preset, not the paper's.
 _base_ = [
     '../_base_/models/stp.py',
     '../_base_/datasets/digits_bs64.py',
-    '../_base_/schedules/digits_bs64_12e.py',
+    '../_base_/schedules/digits_bs64_24e.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -21,16 +20,7 @@ model = dict(
     ),
     input_shape=(3, 16, 16),
     target=0.15,
-    pool=dict(size=12),
-    target_ce=1.0,
-    warmup=0.3,
+    preset='recommended',
 )
 
 default_hooks = dict(logger=dict(interval=10))
-
-# A list is replaced as a whole, so the hooks of default_runtime.py are repeated.
-custom_hooks = [
-    dict(type='mmstp.PoolHook', end=0.3),
-    dict(type='mmstp.SubnetEvalHook', num_images=1000),
-    dict(type='mmstp.EpochSeedHook'),
-]

@@ -1,5 +1,5 @@
 # The backbone of the detection demo: a slim ResNet-50 with its own stem (strides 4, 8, 16, 32),
-# pruned to 35 % on the digits of scikit-learn at 32x32. The short-schedule preset, as in digits.py.
+# pruned to 35 % on the digits of scikit-learn at 32x32.
 _base_ = './digits.py'
 
 model = dict(

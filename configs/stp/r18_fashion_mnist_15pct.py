@@ -6,10 +6,3 @@ _base_ = [
 ]
 
 model = dict(target=0.15)
-
-# A list is replaced as a whole, so the hooks of default_runtime.py are repeated.
-custom_hooks = [
-    dict(type='mmstp.PoolHook', end=0.3),
-    dict(type='mmstp.SubnetEvalHook', num_images=2000),
-    dict(type='mmstp.EpochSeedHook'),
-]

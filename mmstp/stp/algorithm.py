@@ -29,6 +29,7 @@ from .heads import read_head
 from .norm_modes import norms_behind_choices, refuse_eval_norms
 from .options import check_options, check_ranges, not_finite
 from .pool import ArchitecturePool
+from .presets import preset_of
 from .step import search_losses, survivor_losses
 from .survivor import SurvivorPhase
 
@@ -50,6 +51,8 @@ class STP(ClassifierWrapper):
         metric: ``'macs'`` or ``'params'``.
         tolerance: Deviation accepted, relative to the target.
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
+        preset: What the run is for, a name of `mmstp.stp.presets.PRESETS`: values of
+            ``target_ce``, ``warmup``, ``survivor`` and of `PoolHook` where they are left out.
         space: Options of `mmstp.SearchSpace`: ``widths``, ``divisor``, ``depths``, ``stages``,
             ``fix``, ``stem``.
         pool: ``size`` (default 1000), ``sampling`` and ``alpha`` of `mmstp.ArchitecturePool`, and
@@ -58,10 +61,11 @@ class STP(ClassifierWrapper):
             of several labels distil label by label (`label_kl`), without it.
         beta1: Weight of the target subnet's distillation (Eq. 4).
         beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
-        target_ce: Weight of a cross entropy of the target subnet; the paper has none (0).
+        target_ce: Weight of a cross entropy of the target subnet; the paper has none (0). None, as
+            for the next two: the preset's.
         warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
         survivor: How the last one is trained, options of `SurvivorPhase` (``{}``: its defaults):
-            cut out of the main network in the same run, and alone from then on. None: as in the
+            cut out of the main network in the same run, and alone from then on. False: as in the
             paper, where the main network is trained until the end.
         pretrained: A checkpoint (file or address) of the dense classifier to start from. The
             channels of every group are then ordered by importance, so that the first are the ones
@@ -84,14 +88,15 @@ class STP(ClassifierWrapper):
         metric: str = 'macs',
         tolerance: float = 0.02,
         input_shape: Sequence[int] = (3, 224, 224),
+        preset: str = 'paper',
         space: Mapping[str, Any] | None = None,
         pool: Mapping[str, Any] | None = None,
         normalize: str = 'layer_norm',
         beta1: float = 1.0,
         beta2: float = 1.0,
-        target_ce: float = 0.0,
-        warmup: float = 0.0,
-        survivor: Mapping[str, Any] | None = None,
+        target_ce: float | None = None,
+        warmup: float | None = None,
+        survivor: Mapping[str, Any] | bool | None = None,
         pretrained: str | None = None,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Mapping[str, Any] | None = None,
@@ -99,12 +104,15 @@ class STP(ClassifierWrapper):
     ) -> None:
         check_fields(
             dict(
-                unknown, model=model, target=target, input_shape=input_shape, space=space,
-                pool=pool, survivor=survivor,
+                unknown, model=model, target=target, input_shape=input_shape, preset=preset,
+                space=space, pool=pool, survivor=survivor,
             )
         )  # fmt: skip
         assert target is not None
         space, pool = dict(space or {}), dict(pool or {})
+        self.preset = preset_of(preset)
+        target_ce = self.preset.target_ce if target_ce is None else target_ce
+        warmup = self.preset.warmup if warmup is None else warmup
         check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
         if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
@@ -118,7 +126,7 @@ class STP(ClassifierWrapper):
         self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
-        self.survivor = None if survivor is None else SurvivorPhase.of(survivor)
+        self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
         self.alone = False  # whether `model` is the survivor, and no longer the main network
         self.teacher: nn.Module | None = None  # of the survivor
 
@@ -271,7 +279,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
     Raises:
         FieldError: Naming the field.
-        ValueError: If an option of ``survivor`` is out of range.
+        ValueError: If ``preset`` is none, or an option of ``survivor`` is out of range.
     """
     accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
     refuse_unknown('model (mmstp.STP)', fields, accepted)
@@ -280,7 +288,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     check_options(fields.get('model'), fields.get('target'), shape, space, pool, survivor)
     refuse_unknown('model.space', space or {}, options_of(SearchSpace))
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
-    SurvivorPhase.of(survivor or {})
+    SurvivorPhase.of(survivor)
+    preset_of(fields.get('preset', default_of(STP, 'preset')))
 
 
 def _shared_seed() -> int:

@@ -33,8 +33,10 @@ def check_options(
             f'model.input_shape={input_shape!r}: expected (channels, height, width) of one image'
         )
     for name, value in {'space': space, 'pool': pool, 'survivor': survivor}.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise FieldError(f'model.{name}={value!r}: expected a dict of options')
+        off = name == 'survivor' and value is False
+        if value is not None and not off and not isinstance(value, Mapping):
+            hint = ', or False for no such phase' if name == 'survivor' else ''
+            raise FieldError(f'model.{name}={value!r}: expected a dict of options{hint}')
     check_seed((pool or {}).get('seed') or 0)
 
 

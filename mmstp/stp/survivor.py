@@ -44,8 +44,10 @@ class SurvivorPhase:
     teacher: str | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> SurvivorPhase:
-        """From ``model.survivor``; a `FieldError` for an option that does not exist."""
+    def of(cls, options: Mapping[str, Any] | bool | None) -> SurvivorPhase | None:
+        """From ``model.survivor``, if it is a dict; a `FieldError` for an unknown option."""
+        if not isinstance(options, Mapping):
+            return None
         refuse_unknown('model.survivor', options, options_of(cls))
         return cls(**options)
 

@@ -29,26 +29,31 @@ def read_scalars(work_dir: Path) -> list[dict[str, Any]]:
 def plot_pool(work_dir: Path, out: Path) -> None:
     """Pool size, its spread, the scores, and the accuracy of the main network and best subnet.
 
+    The first three end with the search. Where the survivor is then trained alone, a line says so.
+
     Args:
         work_dir: Of an STP run.
         out: The picture's file.
     """
     lines = read_scalars(work_dir)
-    train = [line for line in lines if 'pool_size' in line]
+    every = [line for line in lines if 'pool_size' in line]
+    train = [line for line in every if 'loss_target' in line]  # the search
     val = [line for line in lines if 'subnet/accuracy/top1' in line]
-    per_epoch = max((t['step'] for t in train), default=1) / max(
-        (t.get('epoch', 1) for t in train), default=1
+    per_epoch = max((t['step'] for t in every), default=1) / max(
+        (t.get('epoch', 1) for t in every), default=1
     )
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.6), layout='constrained')
     figure.get_layout_engine().set(wspace=0.06)
 
     steps = [line['step'] for line in train]
-    left.step(steps, [line['pool_size'] for line in train], where='post', color='tab:blue')
+    until = every[: len(train) + 1]  # with the one that is left
+    at = [line['step'] for line in until]
+    left.step(at, [line['pool_size'] for line in until], where='post', color='tab:blue')
     left.set(xlabel='iteration', title='The pool shrinks to one architecture')
     left.set_ylabel('architectures in the pool', color='tab:blue')
     left.set_ylim(bottom=0)
     spread = left.twinx()
-    spread.step(steps, [line['pool_spread'] for line in train], where='post', color='tab:red')
+    spread.step(at, [line['pool_spread'] for line in until], where='post', color='tab:red')
     spread.set_ylabel('spread of its architectures', color='tab:red')
     spread.set_ylim(bottom=0)
 
@@ -64,11 +69,18 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     middle.set(xlabel='iteration', ylabel='distillation loss', title='Scores')
     middle.legend(frameon=False)
 
-    if val:
-        at = [line['step'] * per_epoch for line in val]
-        right.plot(at, [line['accuracy/top1'] for line in val], 'o-', label='main network')
-        right.plot(at, [line['subnet/accuracy/top1'] for line in val], 'o-', label='best subnet')
-        right.legend(frameon=False, loc='lower right')
+    end = steps[-1] if steps else 0
+    curves = {
+        'main network': [(v['step'] * per_epoch, v['accuracy/top1']) for v in val],
+        'best subnet': [(v['step'] * per_epoch, v['subnet/accuracy/top1']) for v in val],
+    }
+    if len(train) < len(every):
+        right.axvline(end, color='0.6', ls='--', lw=1, label='trained alone from here on')
+        curves['main network'] = [p for p in curves['main network'] if p[0] <= end]
+    for name, points in curves.items():
+        if points:
+            right.plot(*zip(*points, strict=True), 'o-', label=name)
+    right.legend(frameon=False, loc='lower right')
     right.set(xlabel='iteration', ylabel='top-1 (%)', title='Accuracy')
     for axis in (left, middle, right):
         axis.spines['top'].set_visible(False)

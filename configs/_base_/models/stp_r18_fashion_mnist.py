@@ -1,7 +1,6 @@
 _base_ = './stp.py'
 
-# The short-schedule preset, not the paper's: the subnet's cross entropy and the ramp are for tens
-# of epochs (docs/prune.md).
+# Not the paper's options: those that make the most of tens of epochs (docs/prune.md).
 model = dict(
     model=dict(
         type='ImageClassifier',
@@ -15,7 +14,5 @@ model = dict(
         ),
     ),
     input_shape=(1, 28, 28),
-    pool=dict(size=200),
-    target_ce=1.0,
-    warmup=0.3,
+    preset='recommended',
 )

@@ -43,7 +43,10 @@ class PoolHook(Hook):
 
     Args:
         interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
-        end: The part of the training after which a single architecture is left.
+        end: The part of the training's iterations after which a single architecture is left. None,
+            as for ``visits``: the preset's (`STP.preset`).
+        visits: How often each of the pool is to be visited until then, on average: a pool that is
+            too large for that is cut to as many at the start.
 
     Raises:
         FieldError: If an option does not exist.
@@ -53,11 +56,18 @@ class PoolHook(Hook):
     # before `EMAHook`, which averages the network that a checkpoint may have put there
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, interval: int | None = None, end: float = 0.6, **unknown: Any) -> None:
+    def __init__(
+        self,
+        interval: int | None = None,
+        end: float | None = None,
+        visits: int | None = None,
+        **unknown: Any,
+    ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
-        if not is_number(end) or not 0 < end <= 1:
+        if end is not None and (not is_number(end) or not 0 < end <= 1):
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
+        self.visits = None if visits is None else positive('PoolHook.visits', visits)
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
@@ -72,24 +82,34 @@ class PoolHook(Hook):
                 raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
         stp.driver = self
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
-        end = max(1, round(self.end * runner.max_iters))
-        self._size = self._size or len(stp.pool)
+        part = stp.preset.end if self.end is None else self.end
+        end = max(1, round(part * runner.max_iters))
+        if self._size is None:
+            self._size = self._cut(runner, stp, end)
         self._schedule = ShrinkSchedule(self._size, interval, end)
-        if stp.alone:
-            return
-        if stp.survivor is not None and end >= runner.max_iters:
+        if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
             raise ValueError(
-                f'PoolHook.end={self.end}: the search takes all {end} iterations and leaves none '
-                'for the survivor. Take a smaller one, or leave model.survivor out'
+                f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
+                'for the survivor. Take a smaller one, or model.survivor=False'
             )
-        visits = end / self._size
-        if self._size > 1 and visits < 5:
-            smaller = f'use model.pool.size={end // 10}, or ' if end >= 20 else ''
+
+    def _cut(self, runner: Runner, stp: STP, end: int) -> int:
+        """The size of the pool, after what cannot be visited often enough has left it."""
+        wanted = stp.preset.visits if self.visits is None else self.visits
+        if wanted is not None:
+            stp.pool.shrink(len(stp.pool) - max(1, end // wanted))
+        size = len(stp.pool)
+        runner.logger.info(
+            f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '
+            'the search'
+        )
+        if wanted is None and size > 1 and end / size < 5:
             runner.logger.warning(
-                f'the pool has {self._size} architectures and shrinks within {end} iterations: '
-                f'{visits:.1f} visits each, fewer than the 5 that scores need to mean anything; '
-                f'{smaller}train longer'
+                f'the pool has {size} architectures and shrinks within {end} iterations: '
+                f'{end / size:.1f} visits each, fewer than the 5 that scores need to mean '
+                'anything; use PoolHook.visits=10, or train longer'
             )
+        return size
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)

@@ -1,13 +1,13 @@
-# A short schedule for the demo, not the paper's: about 250 iterations.
+# A short schedule for the demo, not the paper's: about 500 iterations.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
 )
 param_scheduler = dict(
-    type='CosineAnnealingLR', by_epoch=True, begin=0, end=12, T_max=12, convert_to_iter_based=True
+    type='CosineAnnealingLR', by_epoch=True, begin=0, end=24, T_max=24, convert_to_iter_based=True
 )
 
-train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=2)
+train_cfg = dict(by_epoch=True, max_epochs=24, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
 
