@@ -22,10 +22,11 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from training import TOLERANCE, Taught, Trial, WaitingError
+from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 
 from mmstp import STP, Architecture, Supernet
 from mmstp.search.budget import most_uniform
+from mmstp.stp.presets import PRESETS as PRESETS_OF_STP
 
 
 @dataclass
@@ -61,6 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(end=0.6),
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
     # the survivor phase, after a search of that percentage of the time, and what could be else
+    'recommended': dict(preset='recommended'),  # as it is
     'alone-15': ALONE | dict(end=0.15),
     'alone-30': ALONE | dict(end=0.3),
     'alone-50': ALONE | dict(end=0.5),
@@ -301,7 +303,7 @@ def stp(trial: Trial, preset: str) -> Found:
     """Stimulative-training pruning."""
     history = PoolHistory()
     model = search(trial, **PRESETS[preset], hooks=[history])
-    found = survivor_of(trial, model)
+    found = survivor_of(trial, model, history)
     if preset == 'paper':
         found.more['last'] = last_of(trial, model, history)
     return found
@@ -318,7 +320,7 @@ def last_of(trial: Trial, model: STP, history: PoolHistory) -> dict[str, float]:
 
 def search(
     trial: Trial,
-    end: float,
+    end: float | None = None,
     share: float = 1.0,
     size: int | None = None,
     space: dict[str, Any] | None = None,
@@ -333,7 +335,8 @@ def search(
     Args:
         trial: Where it belongs.
         end: The part of it after which a single architecture is left: of its time, where the
-            survivor is then trained alone, else of its epochs.
+            survivor is then trained alone, else of its epochs; the preset's by default, with its
+            size of the pool.
         share: Of the allowance.
         size: Of the pool; by default, such that each is visited `VISITS` times.
         space: Options of the space, beside the network's.
@@ -359,15 +362,19 @@ def search(
             stp.supernet.order_channels()
         return stp
 
-    if options.get('survivor') is None:
+    part = PRESETS_OF_STP[options['preset']].end if end is None else end
+    if end is not None and options.get('survivor') is None:
         parts = {'search': (1.0, build)}
     else:
-        parts = {'search': (end, build), 'survivor': (1 - end, lambda: alone(build()))}
-    epochs = trial.plan('stp', parts, share)
-    if 'survivor' in epochs:
-        end = epochs['search'] / sum(epochs.values())
-    iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
-    size = size or max(8, min(1000, int(iterations / VISITS)))
+        parts = {'search': (part, build), 'survivor': (1 - part, lambda: alone(build()))}
+    epochs = trial.plan('stp', parts, share, of='epochs' if end is None else 'time')
+    if end is None:
+        size = DRAWN
+    else:
+        if 'survivor' in epochs:
+            end = epochs['search'] / sum(epochs.values())
+        iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
+        size = size or max(8, min(DRAWN, int(iterations / VISITS)))
     shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval)
     model: Any = trial.trained(
         'stp',
@@ -386,10 +393,10 @@ def alone(stp: STP) -> STP:
     return stp
 
 
-def survivor_of(trial: Trial, stp: STP) -> Found:
+def survivor_of(trial: Trial, stp: STP, history: PoolHistory | None = None) -> Found:
     """The best architecture of a run, cut out."""
     architecture, network = stp.pool.best, stp.export()
-    more = {'pool_size': stp.pool_size}
+    more = {} if history is None else {'pool_size': len(history.entries[0])}
     if not stp.alone:
         more['main_top1'] = trial.top1(stp)
         network = trial.calibrated(network)

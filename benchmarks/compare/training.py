@@ -134,15 +134,17 @@ class Trial:
         parts: Mapping[str, tuple[float, Callable[[], nn.Module]]],
         share: float = 1.0,
         common: bool = False,
+        of: str = 'time',
     ) -> dict[str, int]:
         """How many epochs the parts of a phase have; decided once.
 
         Args:
             name: Of the phase.
-            parts: By name, the share of the phase's allowance, and what makes the network as it is
-                then, to measure what a step costs.
+            parts: By name, a share, and what makes the network as it is then, to measure what a
+                step costs.
             share: Of the run's allowance.
             common: Whether other methods begin with the same phase.
+            of: What the parts have shares of: the phase's ``'time'`` or its ``'epochs'``.
         """
         base = self._allowed(share)
         folder = self._folder(name, share, common)
@@ -152,9 +154,12 @@ class Trial:
                 free = self.setting.compare == 'epochs' or common
                 costs = {part: 1.0 if free else self.cost(build) for part, (_, build) in
                          parts.items()}  # fmt: skip
-                epochs = {
-                    part: max(1, round(base * of / costs[part])) for part, (of, _) in parts.items()
-                }
+                shares = {part: its for part, (its, _) in parts.items()}
+                if of == 'epochs':
+                    mean = sum(its * costs[part] for part, its in shares.items())
+                    costs = dict.fromkeys(parts, mean)
+                epochs = {part: max(1, round(base * its / costs[part])) for part, its in
+                          shares.items()}  # fmt: skip
                 write_json(path, {'epochs': epochs, 'costs': costs})
         found: dict[str, int] = json.loads(path.read_text())['epochs']
         return found
