@@ -48,6 +48,9 @@ NEVER = 10**9  # iterations between two drops
 EPOCHS = 13  # 1,200 steps of 64 images of 6,000
 
 Scores = dict[str, float]  # by architecture; the lower the better
+Step = tuple[
+    Any, float, float, float
+]  # target, its distance, its cross entropy, the main network's
 
 
 # --- collecting -----------------------------------------------------------------------------------
@@ -56,11 +59,11 @@ Scores = dict[str, float]  # by architecture; the lower the better
 class Recorder(Hook):
     """Notes every step, and measures all members at the marks."""
 
-    priority = 'VERY_LOW'
+    priority = 'VERY_HIGH'  # the last step is the end of the pool
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.steps: list[tuple[str, float, float]] = []  # target, its loss, the main network's
+        self.steps: list[Step] = []  # architectures as texts
         self.marks: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -76,12 +79,10 @@ class Recorder(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        self.steps.append((self.target, round(self.loss, 6), round(float(outputs['loss_ce']), 5)))
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        done = runner.epoch + 1
+        labels = (float(outputs[name]) for name in ('loss_target_ce', 'loss_ce'))
+        self.steps.append((self.target, round(self.loss, 6), *(round(loss, 5) for loss in labels)))
         for mark in MARKS:
-            if done == round(mark * runner.max_epochs):
+            if len(self.steps) == round(mark * runner.max_iters):
                 self.marks[f'{mark}'] = {'step': len(self.steps), **measured(self.trial, runner)}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -138,25 +139,32 @@ def collect(args: argparse.Namespace) -> None:
 
 # --- scores ---------------------------------------------------------------------------------------
 
-Steps = list[tuple[Architecture, float, float]]
+Steps = list[Step]
 Score = Callable[[Steps, list[Architecture]], 'np.ndarray[Any, Any]']
 
 
-def moving_average(steps: Steps, pool: list[Architecture]) -> Any:
+DISTANCE, LABELS = 1, 2  # places in a step
+
+
+def moving_average(of: int) -> Score:
     """Eq. 8, alpha 0.3."""
-    found: dict[Architecture, float] = {}
-    for architecture, loss, _ in steps:
-        found[architecture] = 0.7 * found.get(architecture, loss) + 0.3 * loss
-    return np.array([found.get(a, np.inf) for a in pool])
+
+    def score(steps: Steps, pool: list[Architecture]) -> Any:
+        found: dict[Architecture, float] = {}
+        for step in steps:
+            found[step[0]] = 0.7 * found.get(step[0], step[of]) + 0.3 * step[of]
+        return np.array([found.get(a, np.inf) for a in pool])
+
+    return score
 
 
-def surrogate(**options: float) -> Score:
+def surrogate(of: int = DISTANCE, **options: float) -> Score:
     """The ridge regression."""
 
     def score(steps: Steps, pool: list[Architecture]) -> Any:
         model = Surrogate(**options)
         for step in steps:
-            model.add(*step)
+            model.add(step[0], step[of], step[3])
         return model.predict(pool)
 
     return score
@@ -168,8 +176,10 @@ def rule(of: Callable[[Architecture], float]) -> Score:
 
 
 SCORES: dict[str, Score] = {
-    'moving average of the loss (Eq. 8)': moving_average,
+    'moving average of the distance (Eq. 8)': moving_average(DISTANCE),
+    'moving average of the cross entropy': moving_average(LABELS),
     'surrogate': surrogate(),
+    'surrogate of the cross entropy': surrogate(LABELS),
     'surrogate, stages alone': surrogate(own=1e9),
     'surrogate, no older losses weighed down': surrogate(half_life=1e9),
     'surrogate, each architecture alone': surrogate(ridge=1e9),
@@ -178,6 +188,13 @@ SCORES: dict[str, Score] = {
     'deepest': rule(lambda a: -float(sum(a.depths))),
     'widest': rule(lambda a: -float(sum(a.widths))),
 }
+
+
+def params(content: Mapping[str, Any], pool: list[Architecture]) -> Any:
+    """Of each."""
+    of = content['data'], content['network']
+    trial = Trial(Setting('ranking', 'even', *of, 0.15, 1.0, 'epochs', 0), Path())
+    return trial.supernet(trial.dense()).cost.params(pool)
 
 
 def trained_alone(data: str, network: str) -> Scores:
@@ -205,9 +222,9 @@ def correlations(content: dict[str, Any], alone: Scores) -> dict[tuple[str, str,
     found = {}
     for mark, at in content['marks'].items():
         pool = list(map(Architecture.parse, at['loss']))
-        steps = [(Architecture.parse(a), loss, main) for a, loss, main in
-                 content['steps'][: at['step']]]  # fmt: skip
+        steps = [(Architecture.parse(a), *losses) for a, *losses in content['steps'][: at['step']]]
         scores = {name: score(steps, pool) for name, score in SCORES.items()}
+        scores['fewest parameters'] = params(content, pool)
         scores['held-out batches, the same for all'] = np.array([*at['loss'].values()])
         for name, values in scores.items():
             own = dict(zip(map(str, pool), values, strict=True))

@@ -50,7 +50,7 @@ def prune(out: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         config.model.pool.size = 3
         for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             config[field].dataset.indices = 64
-        set_epochs(config, 1)
+        set_epochs(config, 2)  # the search, then the survivor
     print('1. the digits: the dense classifier, then STP')
     dense = run(plain(config, config.model.model.to_dict(), 'dense'), 'dense')
     pruned = run(config, 'STP')

@@ -21,6 +21,7 @@ from methods import (
     search,
     survivor_of,
     taught,
+    untrained,
 )
 from torch import nn
 from training import Trial
@@ -58,6 +59,17 @@ def magnitude(trial: Trial, preset: str) -> Found:
     supernet.order_channels()
     architecture = chosen(trial, supernet, 'uniform')
     return Found(tune(trial, supernet.export(architecture), 1.0), architecture)
+
+
+@method('given', 'scratch')
+def scratch(trial: Trial, preset: str) -> Found:
+    """The uniform architecture from random weights, taught: an external teacher."""
+    architecture = chosen(trial, trial.supernet(trial.dense()), 'uniform')
+    lr = option(trial, 'lr', ('scratch', 'uniform'))
+    return Found(
+        taught(trial, lambda: untrained(trial, architecture), given_network(trial), lr, 1.0),
+        architecture,
+    )
 
 
 @method('given', 'torch-pruning')

@@ -11,6 +11,7 @@ HEADLINE = [
     ('dense', 'plain'),
     ('stp', 'short'),
     ('stp', 'paper'),
+    ('stp', 'recommended'),
     ('stp', 'alone-15'),
     ('stp', 'alone-30'),
     ('scratch', 'random'),
@@ -71,7 +72,7 @@ MAIN = [
     ('dense', 'plain'),
     ('stp', 'short'),
     ('stp', 'paper'),
-    ('stp', 'alone-15'),
+    ('stp', 'recommended'),
     ('scratch', 'random'),
     ('scratch', 'uniform'),
     ('magnitude', 'l2-finetuned'),
@@ -130,6 +131,7 @@ SUITES: dict[str, list[dict[str, Any]]] = {
                 ('given', preset)
                 for preset in (
                     'magnitude',
+                    'scratch',
                     'torch-pruning',
                     'group-sl',
                     'stp-15',

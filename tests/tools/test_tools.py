@@ -145,7 +145,7 @@ def test_pool_is_plotted(call, trained, tmp_path):
 
 
 def test_demo_writes_its_summary(call, tmp_path, capsys):
-    call('demo.py', '--epochs', 1, '--work-dir', tmp_path, '--baselines', '--tiny')
+    call('demo.py', '--epochs', 2, '--work-dir', tmp_path, '--baselines', '--tiny')
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert {
         'dense_top1', 'subnet_top1', 'macs_ratio', 'params_ratio', 'latency_ratio',

@@ -90,7 +90,7 @@ class PoolHook(Hook):
         if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
             raise ValueError(
                 f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
-                'for the survivor. Take a smaller one, or model.survivor=False'
+                'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
 
     def _cut(self, runner: Runner, stp: STP, end: int) -> int:
