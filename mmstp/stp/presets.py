@@ -30,7 +30,7 @@ class Preset:
 PRESETS = {
     # the paper's, for its schedules of 200 to 500 epochs
     'paper': Preset(end=0.6, visits=None, target_ce=0.0, warmup=0.0, survivor=None),
-    # most for the time, from random weights
+    # most for the time, from random weights or from a trained network
     'recommended': Preset(
         end=0.05, visits=10, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
     ),
