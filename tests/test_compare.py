@@ -1,5 +1,6 @@
 """The harness of benchmarks/compare: allowances, pausing, rows, differences."""
 
+import itertools
 import json
 import os
 import sys
@@ -168,15 +169,23 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
     decided = dict(found, top1=1.0, validation_top1=77.0)
     setting.append_row(replace(SHORT, seed=report.TRIALS + 1), decided, tmp_path / 'rows')
+    setting.append_row(replace(SHORT, method='given'), dict(found, top1=66.0), tmp_path / 'rows')
+    for seed, index in itertools.product((0, 1), range(3)):
+        member = dict(found, architecture=f'(({index},), (1.0,))', top1=80 + 0.3 * index + seed)
+        of = replace(SHORT, preset=f'member@index={index}', seed=seed)
+        setting.append_row(of, member, tmp_path / 'rows')
     page = tmp_path / 'page.md'
-    names = ('comparison', 'pictures', 'recipes', 'tuning')
+    names = ('comparison', 'pictures', 'given', 'members', 'recipes', 'tuning')
     page.write_text('\n'.join(f'<!-- begin {n} -->\n<!-- end {n} -->' for n in names))
     arguments = ['report.py', '--rows', str(tmp_path / 'rows'), '--page', str(page)]
     monkeypatch.setattr(sys, 'argv', arguments)
     report.main()
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
-    assert text.count('### digits, r18_slim') == 3
+    assert text.count('### digits, r18_slim') == 5
+    assert '| given: uniform | 1 | 66.00 |' in text
+    assert '| ((2,), (1.0,)) | 30.0% | 80.60 | 81.60 | 81.10 |' in text
+    assert 'means: 0.30; what noise alone would give: 0.00; of the architectures' in text
     assert '| scratch: uniform | 1 | 77.00 |' in text
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
     [picture] = (tmp_path / 'images').glob('*.png')

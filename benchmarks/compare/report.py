@@ -23,6 +23,7 @@ import matplotlib  # noqa: E402
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 from measure import ROOT, table  # noqa: E402
 from pages import insert  # noqa: E402
 from setting import ROWS, read_rows, setting_of  # noqa: E402
@@ -133,6 +134,36 @@ def tuning(rows: Sequence[Row]) -> str:
     return table(header, [(*line, *[''] * (width - len(line))) for line in lines])
 
 
+def members(rows: Sequence[Row]) -> str:
+    """Architectures of one budget, each trained alone, the best first; how far they differ.
+
+    A row's accuracy is taken as the sum of its architecture's, its seed's and noise.
+    """
+    scores: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        scores[row['architecture']][row['seed']] = row['top1']
+    shares = {row['architecture']: row['params_ratio'] for row in rows}
+    seeds = sorted(set.intersection(*({*own} for own in scores.values())))
+    table_of = np.array([[own[seed] for seed in seeds] for own in scores.values()])
+    own_means = table_of.mean(axis=1)
+    lines = [
+        (name, f'{shares[name]:.1%}', *(f'{own[seed]:.2f}' for seed in seeds), f'{mean:.2f}')
+        for mean, (name, own) in sorted(
+            zip(own_means, scores.items(), strict=True), key=lambda pair: -pair[0]
+        )
+    ]
+    header = ('architecture', 'parameters', *(f'seed {seed}' for seed in seeds), 'mean')
+    text = f'{table(header, lines)}\n\nStandard deviation of the means: {own_means.std(ddof=1):.2f}'
+    if len(seeds) > 1:
+        left = table_of - own_means[:, None] - table_of.mean(axis=0) + table_of.mean()
+        noise = (left**2).sum() / ((len(scores) - 1) * (len(seeds) - 1)) / len(seeds)
+        text += (
+            f'; what noise alone would give: {noise**0.5:.2f}; of the architectures themselves: '
+            f'{max(0.0, own_means.var(ddof=1) - noise) ** 0.5:.2f}'
+        )
+    return f'{text} points.'
+
+
 def titled(keys: tuple[Any, ...]) -> str:
     """A heading."""
     data, network, budget, compare, length = keys
@@ -192,18 +223,30 @@ def main() -> None:
     parser.add_argument('--print', action='store_true', help='the tables, to the terminal alone')
     args = parser.parse_args()
     rows = read_rows(args.rows)
-    compared = [row for row in rows if '@' not in row['preset'] and row['seed'] < TRIALS]
+    compared, given = [], []
+    for row in rows:
+        if '@' not in row['preset'] and row['seed'] < TRIALS:
+            (given if row['method'] == 'given' else compared).append(row)
     decided = [row for row in rows if '@' not in row['preset'] and row['seed'] > TRIALS]
-    tables = [
-        f'{titled(keys)}\n\n{comparison(own)}' for keys, own in grouped(compared, *BY).items()
-    ]
+    tables, after = (
+        '\n\n'.join(f'{titled(keys)}\n\n{comparison(r)}' for keys, r in grouped(own, *BY).items())
+        for own in (compared, given)
+    )
     if args.print:
-        print('\n\n'.join(tables))
+        print(tables, after, sep='\n\n')
         return
     images = args.page.parent / 'images'
     images.mkdir(exist_ok=True)
     page = args.page.read_text()
-    page = insert(page, 'comparison', '\n\n'.join(tables))
+    page = insert(page, 'comparison', tables)
+    page = insert(page, 'given', after or 'None yet.')
+    alone = [
+        f'{titled(keys)}\n\n{members(own)}'
+        for keys, own in grouped(
+            [r for r in rows if r['preset'].startswith('member@')], *BY
+        ).items()
+    ]
+    page = insert(page, 'members', '\n\n'.join(alone) or 'None yet.')
     page = insert(page, 'pictures', '\n\n'.join(pictures(compared, images)) or 'None yet.')
     recipes = [
         f'{titled(keys)}\n\n{comparison(own, "validation_top1")}'
