@@ -13,7 +13,7 @@ from mmengine import registry as mmengine
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
-__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'build_model', 'scoped', 'type_of']
+__all__ = ['DATASETS', 'FUNCTIONS', 'HOOKS', 'MODELS', 'TASKS', 'build_model', 'scoped', 'type_of']
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -36,6 +36,7 @@ HOOKS = _child(
     'mmstp.deploy.dynamic_backbone',
 )
 FUNCTIONS = _child(mmengine.FUNCTIONS, 'mmstp.stp.hooks.seeding')
+TASKS = _child(mmengine.TASK_UTILS, 'mmstp.stp.tasks', 'mmstp.stp.detection')
 
 
 def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Module:

@@ -1,17 +1,18 @@
 """Shows what can be pruned: ``python tools/search_space.py configs/stp/r50_15pct.py``."""
 
 import argparse
+from typing import Any
 
-import torch
 from mmengine.config import Config
 
-from mmstp import STP, Budget, Supernet
+from mmstp import STP, Budget
 from mmstp.cli.launch import add_config_options, is_stp, load_config
 from mmstp.cli.space_report import describe_space
 from mmstp.config_fields import default_of
 from mmstp.errors import LaunchError
 from mmstp.registry import MODELS
 from mmstp.stp.algorithm import check_fields
+from mmstp.stp.tasks import with_task
 
 
 def main() -> None:
@@ -24,8 +25,9 @@ def main() -> None:
     check_model(config)
     model = config.model
     classifier = MODELS.build(model.model)
-    inputs = torch.zeros(1, *option(model, 'input_shape'))
-    supernet = Supernet(classifier, inputs, **(model.get('space') or {}))
+    supernet, _ = with_task(
+        classifier, option(model, 'input_shape'), model.get('space') or {}, model.get('task')
+    )
     budget = Budget.of(
         model.target, option(model, 'metric'), option(model, 'tolerance'),
         supernet.space, supernet.cost,
@@ -36,7 +38,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def option(model: Config, name: str) -> object:
+def option(model: Config, name: str) -> Any:
     """An option of `STP`, or its default."""
     return model.get(name, default_of(STP, name))
 

@@ -5,6 +5,7 @@ _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
     '../_base_/datasets/digits_coco.py',
+    '../_base_/schedules/digits_detection_8e.py',
 ]
 
 custom_imports = dict(imports=['mmstp'], allow_failed_imports=False)
@@ -40,22 +41,6 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
-
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(
-        type='CosineAnnealingLR', by_epoch=True, begin=0, end=8, T_max=8, convert_to_iter_based=True
-    ),
-]
-auto_scale_lr = dict(enable=False, base_batch_size=8)
 
 custom_hooks = [dict(type='mmstp.EpochSeedHook')]
 default_hooks = dict(

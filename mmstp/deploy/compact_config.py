@@ -26,19 +26,25 @@ HERE = '{{ fileDirname }}/'  # the folder of a config, as MMEngine writes it
 SCOPE = 'mmpretrain'  # of types without one, in configs of classifiers
 
 
-def compact_classifier(
-    classifier: Mapping[str, Any], spec: CompactSpec, network: nn.Module
+def compact_model(
+    model: Mapping[str, Any], spec: CompactSpec, network: nn.Module, scope: str
 ) -> tuple[dict[str, Any], dict[str, CompactSpec]]:
-    """The config of a subnet as a classifier of its own, and the parts of its plan.
+    """The config of a subnet as a model of its own, and the parts of its plan.
 
-    The backbone becomes a `CompactBackbone`. In the neck and the head, ``in_channels`` follow the
-    layer that reads the narrower features; where that does not do (a head with hidden layers), the
-    part becomes a `CompactPart`.
+    The backbone becomes a `CompactBackbone`. In the other parts, ``in_channels`` follow the layer
+    that reads the narrower features; where that does not do (a neck, a head with hidden layers),
+    the part becomes a `CompactPart`.
+
+    Args:
+        model: The dense model's config.
+        spec: The subnet's.
+        network: The subnet.
+        scope: Of types without one.
     """
-    config = copy.deepcopy(dict(classifier))
+    config = copy.deepcopy(dict(model))
     for own in (config, config['backbone']):
         own.pop('init_cfg', None)
-    backbone = scoped(config['backbone'], SCOPE)
+    backbone = scoped(config['backbone'], scope)
     config['backbone'] = dict(type='mmstp.CompactBackbone', backbone=backbone, plan=HERE + PLAN)
     parts = {'backbone': spec.within('backbone')}
 
@@ -46,13 +52,16 @@ def compact_classifier(
         inside = spec.within(name)
         if not inside.shapes and not inside.calls:
             return own
-        if filled := _with_in_channels(own, inside, network.get_submodule(name)):
+        if filled := _with_in_channels(own, inside, network.get_submodule(name), scope):
             return filled
         parts[name] = inside
-        return dict(type='mmstp.CompactPart', part=own, plan=HERE + PLAN, plan_part=name)
+        dense = scoped(own, scope)
+        return dict(type='mmstp.CompactPart', part=dense, plan=HERE + PLAN, plan_part=name)
 
-    for part in ('neck', 'head'):
+    for part, _ in network.named_children():
         own = config.get(part)
+        if part == 'backbone':
+            continue
         if isinstance(own, dict):
             config[part] = compact_part(part, own)
         elif isinstance(own, (list, tuple)):  # built as one part behind the other
@@ -61,7 +70,7 @@ def compact_classifier(
 
 
 def _with_in_channels(
-    config: Mapping[str, Any], spec: CompactSpec, network: nn.Module
+    config: Mapping[str, Any], spec: CompactSpec, network: nn.Module, scope: str
 ) -> dict[str, Any] | None:
     """The config of a neck or head, where nothing but the features that it reads is narrower."""
     readers = [
@@ -72,7 +81,7 @@ def _with_in_channels(
     if len(readers) != 1 or 'in_channels' not in config or spec.calls:
         return None
     filled = {**config, 'in_channels': readers[0]}
-    return None if differences(build_model(filled, SCOPE), network.state_dict()) else filled
+    return None if differences(build_model(filled, scope), network.state_dict()) else filled
 
 
 def compact_backbone(

@@ -85,10 +85,13 @@ class NormEval(Role):
 
 @MODELS.register_module()
 def CompactPart(
-    part: Mapping[str, Any], plan: str | Mapping[str, Any], plan_part: str = 'head'
+    part: Mapping[str, Any], plan: str | Mapping[str, Any], plan_part: str = 'head', **options: Any
 ) -> nn.Module:
-    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`."""
-    return _cut(build_model(part), plan, plan_part)
+    """Builds a dense part of a network (a neck, a head) and cuts it down, as `CompactBackbone`.
+
+    ``options`` are further ones of the part: detectors hand ``train_cfg`` and ``test_cfg`` to it.
+    """
+    return _cut(build_model({**part, **options}), plan, plan_part)
 
 
 def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:

@@ -19,12 +19,13 @@ from ..architecture import Architecture
 from ..atomic_files import whole_file, write_json, write_text
 from ..checkpoints import differences, plain_loading, read_checkpoint, refuse_not_finite, weights_of
 from ..errors import CheckpointError, ExportError, FeatureError
+from ..foreign import pytree
 from ..registry import HOOKS, build_model, type_of
 from ..stp.algorithm import STP
 from ..stp.hooks.evaluation import SubnetEvalHook
 from ..stp.hooks.pool import PoolHook
 from ..version import __version__
-from .compact_config import SCOPE, WEIGHTS, compact_backbone, compact_classifier, inline
+from .compact_config import SCOPE, WEIGHTS, compact_backbone, compact_model, inline
 from .plan_file import PLAN, write_plan
 
 CONFIG, BACKBONE = 'compact.py', 'backbone.py'
@@ -70,10 +71,11 @@ def write_export(
     refuse_not_finite(network.state_dict(), 'nothing is exported')
     description = describe_export(network, stp, architecture)
     compact_config = _without_search(config)
-    compact_config.model, parts = compact_classifier(
-        config.model.model.to_dict(), stp.supernet.compact_spec(architecture), network
+    scope = config.get('default_scope') or SCOPE
+    compact_config.model, parts = compact_model(
+        config.model.model.to_dict(), stp.supernet.compact_spec(architecture), network, scope
     )
-    built = build_model(inline(compact_config.model.to_dict(), parts), SCOPE)
+    built = build_model(inline(compact_config.model.to_dict(), parts), scope)
     if found := differences(built, network.state_dict()):
         raise ExportError(
             'the dense config with a compact backbone, neck and head does not build the subnet; '
@@ -245,5 +247,6 @@ def max_abs_difference(first: nn.Module, second: nn.Module, shape: Sequence[int]
     outputs = []
     for network in (first, second):
         with eval_mode(network):
-            outputs.append(network(images.to(next(network.parameters()).device)).cpu())
-    return float((outputs[0] - outputs[1]).abs().max())
+            found = network(images.to(next(network.parameters()).device))
+        outputs.append([x.cpu() for x in pytree.tree_leaves(found)])
+    return max(float((x - y).abs().max()) for x, y in zip(*outputs, strict=True))

@@ -15,7 +15,7 @@ from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import Group
 from ..architecture import Architecture
 from ..errors import ArchitectureError, SpaceError
-from .stages import find_stages, free_groups, nothing, read_widths, with_choices
+from .stages import check_parts, find_stages, free_groups, nothing, read_widths, with_choices
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
@@ -39,6 +39,8 @@ class SearchSpace:
             are on a stage's residual stream, as in ResNet-18, they follow that stage.
         embedding: Whether the embedding of a transformer may be pruned: a residual stream over
             whose channels layers normalise. Width is heads and hidden channels without it.
+        parts: Paths of modules beside the backbone (a neck, a head): their layers outside blocks
+            are an entry of their own, instead of joining the stage of their resolution.
         cut: A network all of whose blocks are one chain, a ViT, is cut into this many stages, of
             lengths that differ by one at most (with fewer than two blocks for each, it is not).
 
@@ -56,6 +58,7 @@ class SearchSpace:
         fix: Sequence[str] = (),
         stem: bool = False,
         embedding: bool = False,
+        parts: Sequence[str] = (),
         cut: int = CUT,
     ) -> None:
         for name, value in {'divisor': divisor, 'cut': cut}.items():
@@ -67,7 +70,8 @@ class SearchSpace:
         self.graph = graph
         self.divisor = divisor
         free, self.fixed = free_groups(graph, fix, stem, embedding)
-        found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut)
+        check_parts(graph, self.fixed, parts)
+        found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut, parts)
         self.stages = tuple(with_choices(found, stages or {}))
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
             raise SpaceError(f'nothing in this model can be pruned: {nothing(graph, self.fixed)}')

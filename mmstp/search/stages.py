@@ -117,10 +117,28 @@ def shortened(paths: Sequence[str], count: int) -> str:
     return ', '.join(paths[:count]) + more
 
 
+def check_parts(graph: ChannelGraph, fixed: Mapping[str, str], parts: Sequence[str]) -> None:
+    """Raises a `SpaceError` for a part in which no layer makes channels."""
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        raise SpaceError(f'space.parts={parts!r}: expected a list of paths of modules')
+    layers = {*fixed, *(maker for group in graph.groups for maker in group.makers)}
+    for part in parts:
+        if not any(is_within(layer, [part]) for layer in layers):
+            raise SpaceError(
+                f'space.parts: {part!r} holds none of the layers that make channels: '
+                f'{shortened(sorted(layers), 8)}'
+            )
+
+
 def find_stages(
-    graph: ChannelGraph, free: Sequence[int], widths: tuple[float, ...], depths: bool, cut: int
+    graph: ChannelGraph,
+    free: Sequence[int],
+    widths: tuple[float, ...],
+    depths: bool,
+    cut: int,
+    parts: Sequence[str],
 ) -> list[Stage]:
-    """Blocks on one residual stream are a stage; other layers join by resolution.
+    """Blocks on one residual stream are a stage; other layers join by part or resolution.
 
     ``free`` are indices of groups, ``widths`` the choices of every stage; the other options are
     those of `SearchSpace`.
@@ -151,6 +169,10 @@ def find_stages(
     at = [(stage, groups[stage.groups[-1]].resolution) for stage in anchors if stage.groups]
     for index in loose:
         group = groups[index]
+        own = max(parts, key=lambda part: _shares(group, part), default='')
+        if parts and _shares(group, own):
+            found.setdefault(own, _Found(group.order)).groups.append(index)
+            continue
         near = [stage for stage, resolution in at if resolution == group.resolution]
         before = [stage for stage in near if stage.order < group.order]
         if near:
@@ -159,12 +181,12 @@ def find_stages(
             stage = found.setdefault(group.resolution, _Found(group.order))
         stage.groups.append(index)
     result = []
-    for stage in sorted(found.values(), key=lambda stage: stage.order):
+    for key, stage in sorted(found.items(), key=lambda pair: pair[1].order):
         longest = max(map(len, stage.chains), default=1)
         if longest > 1 or stage.groups:
             result.append(
                 Stage(
-                    _name(stage, groups),
+                    str(key) if key in parts else _name(stage, groups),
                     tuple(stage.chains),
                     tuple(stage.groups),
                     tuple(range(1, longest + 1)) if depths else (longest,),
@@ -188,6 +210,11 @@ class _Found:
     order: int
     chains: list[tuple[str, ...]] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
+
+
+def _shares(group: Group, part: str) -> int:
+    """How many layers of a group are in a part."""
+    return sum(is_within(maker, [part]) for maker in group.makers)
 
 
 def _name(stage: _Found, groups: Sequence[Group]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import CheckpointLoader
@@ -23,15 +22,14 @@ from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
-from ..subnets.supernet import Supernet
 from .classifier_wrapper import ClassifierWrapper
-from .heads import read_head
 from .norm_modes import norms_behind_choices, refuse_eval_norms
 from .options import check_options, check_ranges, not_finite, shared_seed
 from .pool import ArchitecturePool
 from .presets import preset_of
 from .step import search_losses, survivor_losses
 from .survivor import SurvivorPhase
+from .tasks import with_task
 
 
 @MODELS.register_module()
@@ -53,6 +51,8 @@ class STP(ClassifierWrapper):
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
         preset: What the run is for, a name of `mmstp.stp.presets.PRESETS`: values of
             ``target_ce``, ``warmup``, ``survivor`` and of `PoolHook` where they are left out.
+        task: How networks are compared, a name in `mmstp.registry.TASKS`; by default that of the
+            model: ``'mmstp.Classification'`` or ``'mmstp.Detection'``.
         space: Options of `mmstp.SearchSpace`: ``widths``, ``divisor``, ``depths``, ``stages``,
             ``fix``, ``stem``.
         pool: ``size`` (default 1000), ``sampling`` and ``alpha`` of `mmstp.ArchitecturePool`, and
@@ -89,6 +89,7 @@ class STP(ClassifierWrapper):
         tolerance: float = 0.02,
         input_shape: Sequence[int] = (3, 224, 224),
         preset: str = 'paper',
+        task: str | None = None,
         space: Mapping[str, Any] | None = None,
         pool: Mapping[str, Any] | None = None,
         normalize: str = 'layer_norm',
@@ -123,18 +124,15 @@ class STP(ClassifierWrapper):
             classifier = MODELS.build({**own, **model})
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
         self.model = classifier
-        self.normalize, self.warmup, self.pretrained = normalize, warmup, pretrained
+        self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
         self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
         self.alone = False  # whether `model` is the survivor, and no longer the main network
         self.teacher: nn.Module | None = None  # of the survivor
 
-        head = getattr(classifier, 'head', None)
-        if not isinstance(head, nn.Module):
-            raise TypeError(f'{type(classifier).__name__} has no head whose loss STP could take')
-        self.supernet = Supernet(classifier, torch.zeros(1, *input_shape), **space)
-        self.prediction = read_head(self.supernet)
+        self.supernet, kind = with_task(classifier, input_shape, space, task)
+        self.task = kind(self.supernet, normalize)
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
@@ -266,7 +264,7 @@ class STP(ClassifierWrapper):
         main, self.model = self.model, self.export()
         self.alone = True
         self.data_preprocessor = self.model.data_preprocessor
-        self.prediction.head = self.model.head
+        self.task.follow(self.model)
         if self.survivor.teacher == 'main':
             self.teacher = main.requires_grad_(False).eval()
         for _, norm in norms_with_statistics(self.model):

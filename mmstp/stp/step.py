@@ -11,9 +11,8 @@ from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from .heads import checked_logits, losses_and_logits
-from .losses import label_kl, normalized_kl
 from .options import refuse_not_finite
+from .tasks import summed
 
 
 def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
@@ -30,8 +29,8 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     Raises:
         ValueError: If one is not finite.
     """
-    supernet, space = stp.supernet, stp.supernet.space
-    main, logits = losses_and_logits(
+    supernet, space, task = stp.supernet, stp.supernet.space, stp.task
+    main, outputs = task.losses_and_outputs(
         stp.model, supernet.activate(space.largest), inputs, data_samples
     )
     losses = _named(main)
@@ -39,19 +38,19 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     target = stp.pool.sample()
     with supernet.activate(target):
         if stp.target_ce:
-            own, target_logits = losses_and_logits(
+            own, target_outputs = task.losses_and_outputs(
                 stp.model, supernet.activate(target), inputs, data_samples
             )
             every = [loss.mean() for key, loss in own.items() if 'loss' in key]
             losses['loss_target_ce'] = stp.target_ce * torch.stack(every).sum()
         else:
-            target_logits = _logits(stp.model, inputs)
-    target_distance = _distance(stp, target_logits, logits)
+            target_outputs = task.outputs(stp.model, inputs)
+    target_distance = task.distance(target_outputs, outputs)
     losses['loss_target'] = stp.beta1 * ramp * target_distance
     if stp.beta2:
         with supernet.activate(space.expand(target, stp.pool.rng)):
-            support_logits = _logits(stp.model, inputs)
-        losses['loss_support'] = stp.beta2 * ramp * _distance(stp, support_logits, logits)
+            support_outputs = task.outputs(stp.model, inputs)
+        losses['loss_support'] = stp.beta2 * ramp * task.distance(support_outputs, outputs)
     # last: reading the numbers waits for a GPU, which has all three passes queued by now
     score = f'the unweighted loss of {target}'
     stp.pool.update(target, _read({**losses, score: target_distance}, inputs)[score])
@@ -65,13 +64,13 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
         ValueError: If one is not finite.
     """
     if stp.teacher is None:
-        losses = _named(stp.model(inputs, data_samples, mode='loss'))
+        losses = _named(summed(stp.model(inputs, data_samples, mode='loss')))
     else:
-        own, logits = losses_and_logits(stp.model, nullcontext(), inputs, data_samples)
+        own, outputs = stp.task.losses_and_outputs(stp.model, nullcontext(), inputs, data_samples)
         losses = _named(own)
         with torch.no_grad():
-            taught = _logits(stp.teacher, inputs)
-        losses['loss_teacher'] = stp.beta1 * _distance(stp, logits, taught)
+            taught = stp.task.outputs(stp.teacher, inputs)
+        losses['loss_teacher'] = stp.beta1 * stp.task.distance(outputs, taught)
     _read(losses, inputs)
     return losses
 
@@ -89,16 +88,6 @@ def _read(losses: Mapping[str, Tensor], inputs: Tensor) -> dict[str, float]:
     found = dict(zip(names, numbers.tolist(), strict=True))
     refuse_not_finite(found, inputs)
     return found
-
-
-def _distance(stp: Any, logits: Tensor, teacher: Tensor) -> Tensor:
-    if stp.prediction.per_label:
-        return label_kl(logits, teacher)
-    return normalized_kl(logits, teacher, stp.normalize)
-
-
-def _logits(classifier: Any, inputs: Tensor) -> Tensor:
-    return checked_logits(classifier, classifier(inputs, mode='tensor'))
 
 
 def _ramp(warmup: float) -> float:

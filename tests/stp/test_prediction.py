@@ -125,4 +125,4 @@ def test_heads_that_cannot_be_right_are_refused_when_it_is_built(head, message):
 
 def test_one_label_is_distilled_by_sigmoids():
     loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
-    assert stp(dict(LINEAR, num_classes=1, loss=loss)).prediction.per_label
+    assert stp(dict(LINEAR, num_classes=1, loss=loss)).task.prediction.per_label

@@ -262,7 +262,7 @@ def test_momentum_begins_anew_too(tmp_path):
 def test_the_survivors_own_head_is_asked_what_it_predicts():
     stp, _ = ready()
     stp.go_alone()
-    assert stp.prediction.head is stp.model.head
+    assert stp.task.prediction.head is stp.model.head
 
 
 def test_cumulative_statistics_begin_anew():

@@ -1,0 +1,140 @@
+"""What differs between tasks: what a network is compared by, and what its own losses are.
+
+`STP` asks a `Task` for all of it. A task of one's own is a class with these methods, registered in
+`mmstp.registry.TASKS` and named in ``model.task``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FieldError
+from ..registry import TASKS
+from ..subnets.supernet import Supernet
+from .heads import checked_logits, losses_and_logits, read_head
+from .losses import label_kl, normalized_kl
+
+
+class Task(Protocol):
+    """How two networks of a task are compared on a batch.
+
+    Args:
+        supernet: The network and its subnets.
+        normalize: Of `STP`; for tasks that compare logits of classes.
+    """
+
+    def __init__(self, supernet: Supernet, normalize: str) -> None: ...
+
+    @staticmethod
+    def parts(model: nn.Module) -> tuple[str, ...]:
+        """Paths of what has widths of its own beside the backbone; see `SearchSpace.parts`.
+
+        Asked before the model is traced; a `TypeError` where it is no model of the task.
+        """
+
+    def follow(self, model: nn.Module) -> None:
+        """From here on it is ``model`` that is trained, the survivor."""
+
+    def outputs(self, model: Any, inputs: Tensor) -> Any:
+        """What networks are compared by."""
+
+    def losses_and_outputs(
+        self,
+        model: Any,
+        once_more: AbstractContextManager[Any],
+        inputs: Tensor,
+        data_samples: list[Any],
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The network's own losses by name, each a scalar, and its `outputs`, in one pass.
+
+        Args:
+            model: The network, which may be a subnet at the moment.
+            once_more: What a part of it has to be in that is asked a second time.
+            inputs: Images of shape (batch, channels, height, width).
+            data_samples: What is known of them.
+        """
+
+    def distance(self, student: Any, teacher: Any) -> Tensor:
+        """How far the outputs of a student are from a teacher's, a scalar; the latter is fixed."""
+
+
+@TASKS.register_module()
+class Classification:
+    """Classifiers of mmpretrain: logits, and the divergence of the predicted probabilities.
+
+    Raises:
+        TypeError: If the classifier has no head that gives logits of shape (batch, classes).
+    """
+
+    def __init__(self, supernet: Supernet, normalize: str) -> None:
+        self.prediction = read_head(supernet)
+        self.normalize = normalize
+
+    @staticmethod
+    def parts(model: nn.Module) -> tuple[str, ...]:
+        if not isinstance(getattr(model, 'head', None), nn.Module):
+            raise TypeError(f'{type(model).__name__} has no head whose loss STP could take')
+        return ()  # heads with hidden layers are stages by their resolution
+
+    def follow(self, model: Any) -> None:
+        self.prediction.head = model.head
+
+    def outputs(self, model: Any, inputs: Tensor) -> Tensor:
+        return checked_logits(model, model(inputs, mode='tensor'))
+
+    def losses_and_outputs(
+        self,
+        model: Any,
+        once_more: AbstractContextManager[Any],
+        inputs: Tensor,
+        data_samples: list[Any],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        losses, logits = losses_and_logits(model, once_more, inputs, data_samples)
+        return summed(losses), logits
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.prediction.per_label:
+            return label_kl(student, teacher)
+        return normalized_kl(student, teacher, self.normalize)
+
+
+def summed(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Losses as MMEngine adds them up: a list of them, one for each level, is one."""
+    return {
+        name: torch.stack([one.mean() for one in loss]).sum() if isinstance(loss, list) else loss
+        for name, loss in losses.items()
+    }
+
+
+def with_task(
+    model: nn.Module, input_shape: Sequence[int], space: Mapping[str, Any], name: str | None
+) -> tuple[Supernet, type[Task]]:
+    """A model's supernet, with what its task has widths of its own for, and the task.
+
+    Args:
+        model: The model.
+        input_shape: Of one image.
+        space: Options of `SearchSpace`.
+        name: Of the task, in `TASKS`; by default detection for detectors of mmdet, else
+            classification.
+
+    Raises:
+        FieldError: If there is no task of that name.
+        TypeError: If it is no model of the task.
+    """
+    if name is None:
+        detects = any(kind.__name__ == 'BaseDetector' for kind in type(model).__mro__)
+        name = 'mmstp.Detection' if detects else 'mmstp.Classification'
+    task: type[Task] | None = TASKS.get(name) if isinstance(name, str) else None
+    if task is None:
+        raise FieldError(
+            f'model.task={name!r}: expected the name of a task that is registered in '
+            "mmstp.registry.TASKS, such as 'mmstp.Detection'"
+        )
+    options = {'parts': task.parts(model), **space}
+    return Supernet(model, torch.zeros(1, *input_shape), **options), task
