@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine import registry as mmengine
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
@@ -46,7 +47,7 @@ def build_model(config: Mapping[str, Any], scope: str | None = None) -> nn.Modul
     well, whatever the run's scope is. (What this project's types hold is another's: their scope
     stays the run's.) ``scope`` is that where neither the config nor the run has one.
     """
-    kind, config = config['type'], copy.deepcopy(dict(config))
+    kind, config = config['type'], ConfigDict(copy.deepcopy(dict(config)))  # as from a file
     if isinstance(kind, str) and '.' in kind and not kind.startswith('mmstp.'):
         scope = kind.partition('.')[0]
     with DefaultScope.overwrite_default_scope(scope):

@@ -158,7 +158,9 @@ def export(config: Config, args: argparse.Namespace) -> None:
     description = write_export(
         args.out, network, config, stp, architecture, args.checkpoint, dataset_meta
     )
-    difference = max_abs_difference(network, reload(args.out), stp.supernet.inputs[0].shape)
+    difference = max_abs_difference(
+        network, reload(args.out), stp.supernet.inputs[0].shape, stp.task.tensors
+    )
     logger().info(
         f'{args.out}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '
         f'{description["params_ratio"]:.2%} of the parameters; reloaded from its config and '

@@ -13,6 +13,7 @@ from ..config_fields import constructor_options
 from ..errors import CompactSpecError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
+from ..stp.detection import free_channels
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.swap import Role, swap
@@ -91,7 +92,9 @@ def CompactPart(
 
     ``options`` are further ones of the part: detectors hand ``train_cfg`` and ``test_cfg`` to it.
     """
-    return _cut(build_model({**part, **options}), plan, plan_part)
+    network = _cut(build_model({**part, **options}), plan, plan_part)
+    free_channels(network)
+    return network
 
 
 def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:

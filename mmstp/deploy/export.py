@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import initialize
-from torch import nn
+from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
@@ -241,12 +241,17 @@ def load_backbone(directory: str | Path) -> nn.Module:
 
 
 @torch.no_grad()
-def max_abs_difference(first: nn.Module, second: nn.Module, shape: Sequence[int]) -> float:
+def max_abs_difference(
+    first: nn.Module,
+    second: nn.Module,
+    shape: Sequence[int],
+    outputs_of: Callable[[Any, Tensor], Any] = nn.Module.__call__,
+) -> float:
     """The largest difference between two networks' outputs in eval mode, on random inputs."""
     images = torch.randn((2, *shape[1:]), generator=torch.Generator().manual_seed(0))
     outputs = []
     for network in (first, second):
         with eval_mode(network):
-            found = network(images.to(next(network.parameters()).device))
+            found = outputs_of(network, images.to(next(network.parameters()).device))
         outputs.append([x.cpu() for x in pytree.tree_leaves(found)])
     return max(float((x - y).abs().max()) for x, y in zip(*outputs, strict=True))

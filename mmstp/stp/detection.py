@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..analysis.eval_state import eval_mode
 from ..foreign import Convolution, pytree
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
+from ..subnets.swap import Role, swap
 from .tasks import summed
 
 
@@ -31,7 +33,10 @@ class Detection:
             self.outputs(supernet.model, supernet.inputs[0])
 
     @staticmethod
-    def parts(model: nn.Module) -> tuple[str, ...]:
+    def prepare(model: Any) -> tuple[str, ...]:
+        if getattr(model, 'with_roi_head', False):
+            swap(model, TwoStages(regions_of(model)))
+        free_channels(model)
         return tuple(
             name
             for name, part in model.named_children()
@@ -42,8 +47,15 @@ class Detection:
     def follow(self, model: nn.Module) -> None:
         """The heads are asked for by their paths."""
 
+    def tensors(self, model: Any, inputs: Tensor) -> Any:
+        if getattr(model, 'with_roi_head', False):
+            return two_stages(model, inputs, {'bbox': 1, 'mask': 1})
+        return model(inputs, mode='tensor')
+
     def outputs(self, model: Any, inputs: Tensor) -> list[Tensor]:
         """Of shape (channels, positions of all images and levels), for each kind of map."""
+        if getattr(model, 'with_roi_head', False):  # what is behind the proposals has its own
+            return list(by_channel(model.rpn_head.forward(model.extract_feat(inputs))))
         with caught(model, self.heads) as found:
             model(inputs, mode='tensor')
         return self._rows(found)
@@ -65,6 +77,85 @@ class Detection:
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         pairs = zip(student, teacher, strict=True)
         return torch.stack([correlation_distance(s, t) for s, t in pairs]).mean()
+
+
+@dataclass(frozen=True)
+class TwoStages(Role):
+    """A detector of two stages that can be traced: its tensors without a choice of regions.
+
+    Which regions the second stage looks at depends on what the first finds, which no trace can
+    follow. Here each is a summary of all feature maps, in as many copies as there are regions: the
+    same layers read the same channels, and cost the same.
+
+    Attributes:
+        regions: How many there are for each image, for boxes and masks.
+    """
+
+    regions: tuple[tuple[str, int], ...]
+
+    def members(self, base: Any) -> dict[str, Any]:
+        def forward(
+            self: Any, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor'
+        ) -> Any:
+            if mode != 'tensor' or data_samples is not None:
+                return base.forward(self, inputs, data_samples, mode)
+            return two_stages(self, inputs, dict(self.mmstp_role.regions))
+
+        return {'forward': forward}
+
+
+@dataclass(frozen=True)
+class AnyChannels(Role):
+    """What pools regions makes room for as many channels as the maps have, not as it was told."""
+
+    def members(self, base: Any) -> dict[str, Any]:
+        def forward(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
+            self.out_channels = feats[0].shape[1]
+            return base.forward(self, feats, *args, **kwargs)
+
+        return {'forward': forward}
+
+
+def free_channels(model: nn.Module) -> None:
+    """Has every extractor of regions take maps of any number of channels."""
+    for module in model.modules():
+        if hasattr(module, 'roi_layers') and hasattr(module, 'out_channels'):
+            swap(module, AnyChannels())
+
+
+def two_stages(model: Any, inputs: Tensor, regions: Mapping[str, int]) -> list[Any]:
+    """What all heads of a detector of two stages give; see `TwoStages`."""
+    maps = model.extract_feat(inputs)
+    found = [model.rpn_head.forward(maps)] if model.with_rpn else []
+    for kind, number in regions.items():
+        for head, extractor in _stages(model.roi_head, kind):
+            layers: Any = extractor.roi_layers
+            size = layers[0].output_size
+            pooled = torch.stack([F.adaptive_avg_pool2d(m, size) for m in maps[: len(layers)]])
+            found.append(head.forward(pooled.sum(dim=0).repeat(number, 1, 1, 1)))
+    return found
+
+
+def _stages(roi_head: Any, kind: str) -> list[tuple[Any, Any]]:
+    """The heads of boxes or masks with what pools their regions: several in a cascade."""
+    heads = getattr(roi_head, f'{kind}_head', None)
+    if heads is None:
+        return []
+    # masks may share the extractor of boxes
+    extractors = getattr(roi_head, f'{kind}_roi_extractor', None) or roi_head.bbox_roi_extractor
+    if isinstance(heads, nn.ModuleList):
+        return list(zip(heads, extractors, strict=True))
+    return [(heads, extractors)]
+
+
+def regions_of(model: Any) -> tuple[tuple[str, int], ...]:
+    """How many regions an image has in a test, for the heads of boxes and of masks."""
+    test = model.test_cfg or {}
+    proposals, kept = test.get('rpn') or {}, test.get('rcnn') or {}
+    return (
+        ('bbox', int(proposals.get('max_per_img', 1000))),
+        ('mask', int(kept.get('max_per_img', 100))),
+    )
 
 
 def correlation_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -31,14 +31,21 @@ class Task(Protocol):
     def __init__(self, supernet: Supernet, normalize: str) -> None: ...
 
     @staticmethod
-    def parts(model: nn.Module) -> tuple[str, ...]:
-        """Paths of what has widths of its own beside the backbone; see `SearchSpace.parts`.
+    def prepare(model: nn.Module) -> tuple[str, ...]:
+        """Readies a model to be traced.
 
-        Asked before the model is traced; a `TypeError` where it is no model of the task.
+        Returns:
+            Paths of what has widths of its own beside the backbone; see `SearchSpace.parts`.
+
+        Raises:
+            TypeError: If it is no model of the task.
         """
 
     def follow(self, model: nn.Module) -> None:
         """From here on it is ``model`` that is trained, the survivor."""
+
+    def tensors(self, model: Any, inputs: Tensor) -> Any:
+        """All that the model's layers give for images, as far as a trace can follow."""
 
     def outputs(self, model: Any, inputs: Tensor) -> Any:
         """What networks are compared by."""
@@ -76,7 +83,7 @@ class Classification:
         self.normalize = normalize
 
     @staticmethod
-    def parts(model: nn.Module) -> tuple[str, ...]:
+    def prepare(model: nn.Module) -> tuple[str, ...]:
         if not isinstance(getattr(model, 'head', None), nn.Module):
             raise TypeError(f'{type(model).__name__} has no head whose loss STP could take')
         return ()  # heads with hidden layers are stages by their resolution
@@ -84,8 +91,11 @@ class Classification:
     def follow(self, model: Any) -> None:
         self.prediction.head = model.head
 
+    def tensors(self, model: Any, inputs: Tensor) -> Any:
+        return model(inputs, mode='tensor')
+
     def outputs(self, model: Any, inputs: Tensor) -> Tensor:
-        return checked_logits(model, model(inputs, mode='tensor'))
+        return checked_logits(model, self.tensors(model, inputs))
 
     def losses_and_outputs(
         self,
@@ -136,5 +146,5 @@ def with_task(
             f'model.task={name!r}: expected the name of a task that is registered in '
             "mmstp.registry.TASKS, such as 'mmstp.Detection'"
         )
-    options = {'parts': task.parts(model), **space}
+    options = {'parts': task.prepare(model), **space}
     return Supernet(model, torch.zeros(1, *input_shape), **options), task
