@@ -5,10 +5,14 @@ import re
 
 import pytest
 import torch
+from mmengine.model import BaseModel
+from torch import nn
 
+from mmstp import STP
 from mmstp.analysis.operators.table import OPERATORS
 from mmstp.analysis.walk import NO_HANDLER
 from mmstp.cli.space_report import describe_space
+from mmstp.registry import TASKS
 from mmstp.search.budget import Budget
 from mmstp.subnets.attention import FORWARDS
 from mmstp.subnets.attributes import ATTRIBUTE_RULES
@@ -27,6 +31,7 @@ def registries():
     for registry, entries in before:
         registry.clear()
         registry.update(entries)
+    TASKS.module_dict.pop('Segmentation', None)
 
 
 def example(heading):
@@ -76,9 +81,43 @@ def test_module():
     assert prunes(supernet) < prunes(before)
 
 
+class Segmenter(BaseModel):
+    """As those of mmseg are called, and trained on all that is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+        self.decode_head = nn.Sequential(nn.Conv2d(32, 16, 1), nn.ReLU(), nn.Conv2d(16, 5, 1))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.decode_head(self.backbone(inputs))
+        if mode == 'tensor':
+            return maps
+        return {'loss_seg': nn.functional.cross_entropy(maps, torch.zeros(maps[:, 0].shape).long())}
+
+
+def test_task():
+    example('A task')
+    stp = STP(
+        Segmenter(), target=0.4, task='Segmentation', input_shape=(3, 12, 12), target_ce=2.0,
+        tolerance=0.2, space=dict(divisor=4), pool=dict(size=3, seed=0),
+    )  # fmt: skip
+    assert [stage.name for stage in stp.supernet.space.stages][-1] == 'decode_head'
+    images = torch.randn(2, 3, 12, 12)
+    losses = stp(images, [], mode='loss')
+    assert set(losses) == {'loss_seg', 'loss_target_ce', 'loss_target', 'loss_support'}
+    (target,) = [a for a, visits in stp.pool.visits.items() if visits]
+    network = stp.export(target)
+    own = network(images, mode='loss')['loss_seg']
+    torch.testing.assert_close(losses['loss_target_ce'], 2 * own)
+    student, teacher = (net(images).transpose(0, 1).flatten(1) for net in (network, stp.model))
+    both = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(student, teacher, strict=True)]
+    torch.testing.assert_close(losses['loss_target'], 1 - torch.stack(both).mean())
+
+
 def test_every_block_is_run():
     headings = re.findall(r'^## (.*)$', PAGE.read_text(), re.MULTILINE)
-    assert headings == ['An operator', 'A module']
+    assert headings == ['An operator', 'A module', 'A task']
     before_the_first = PAGE.read_text().partition('\n## ')[0]
     assert '```python' not in before_the_first
 
