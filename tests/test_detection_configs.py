@@ -99,3 +99,32 @@ def test_digits_detector_reads_its_backbone():
     detector.eval()
     with torch.no_grad():
         assert len(detector.extract_feat(torch.zeros(1, 3, 64, 96))) == 4
+
+
+WHOLE = sorted(path for path in ROOT.rglob('*-stp-25pct_*_coco.py') if path.parent.name != 'stp')
+
+
+def test_there_are_whole_detectors_of_every_kind_at_half_and_a_quarter():
+    names = {path.parent.name for path in WHOLE}
+    assert names == {'faster_rcnn', 'fcos', 'mask_rcnn', 'retinanet', 'rtmdet', 'yolox'}
+    for path in WHOLE:
+        half = path.with_name(path.name.replace('25pct', '50pct'))
+        assert Config.fromfile(half).model.target == 2 * Config.fromfile(path).model.target == 0.5
+
+
+@pytest.mark.parametrize('path', WHOLE, ids=lambda path: path.stem)
+def test_whole_detector_can_be_a_quarter(path):
+    """Small images and few regions: the same layers."""
+    options = {'model.input_shape': (3, 128, 128), 'model.pool.size': 2}
+    config = load_config(str(path), options)
+    dense = config.model.model
+    if 'rpn' in dense.test_cfg:
+        dense.test_cfg.rpn.max_per_img = 5
+    stp = build_stp(config)
+    heads = {'bbox_head'} if 'bbox_head' in dense else {'rpn_head', 'roi_head'}
+    assert {'neck', *heads} <= {stage.name for stage in stp.supernet.space.stages}
+    assert stp.alone is False
+    hooks = [hook.type for hook in config.custom_hooks]
+    assert hooks[-3:] == ['mmstp.PoolHook', 'mmstp.SubnetEvalHook', 'mmstp.EpochSeedHook']
+    assert config.train_cfg.max_epochs in (12, 300)
+    assert config.default_hooks.checkpoint.save_best == 'subnet/coco/bbox_mAP'

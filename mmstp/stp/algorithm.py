@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_world_size
+import torch
+from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .classifier_wrapper import ClassifierWrapper
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, not_finite, shared_seed
+from .options import check_options, check_ranges, not_finite
 from .pool import ArchitecturePool
 from .presets import preset_of
 from .step import search_losses, survivor_losses
@@ -140,7 +141,7 @@ class STP(ClassifierWrapper):
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
         if seed is None:
-            seed = shared_seed()
+            seed = _shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
         chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
         self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
@@ -288,3 +289,10 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
     SurvivorPhase.of(survivor)
     preset_of(fields.get('preset', default_of(STP, 'preset')))
+
+
+def _shared_seed() -> int:
+    """A seed that follows the run's, the same on all ranks."""
+    seed = torch.randint(2**31, ())
+    broadcast(seed)
+    return int(seed)

@@ -13,7 +13,7 @@ from mmstp.registry import build_model
 from tests import tiny
 
 mmdet = pytest.importorskip('mmdet')
-CONFIG = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim-stp-50pct_fpn_digits.py'
+CONFIG = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
 OPTIONS = {
     'train_dataloader.batch_size': 2,
     'train_dataloader.num_workers': 0,

@@ -1,0 +1,22 @@
+# YOLOX-s, the whole of it, at half of its multiply-adds, by mmdet's own schedule.
+# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT
+_base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
+
+custom_imports = dict(imports=['mmstp'], allow_failed_imports=False)
+
+model = dict(
+    _delete_=True,  # else the detector's fields would be STP's
+    type='mmstp.STP',
+    model=_base_.model,
+    input_shape=(3, 320, 320),  # shares of the costs are the same at every size
+    target=0.5,
+    preset='recommended',
+)
+
+default_hooks = dict(checkpoint=dict(save_best='subnet/coco/bbox_mAP', rule='greater'))
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmstp.PoolHook'),
+    dict(type='mmstp.SubnetEvalHook', num_images=1000),
+    dict(type='mmstp.EpochSeedHook'),
+]
