@@ -23,7 +23,6 @@ from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
-from .classifier_wrapper import ClassifierWrapper
 from .norm_modes import norms_behind_choices, refuse_eval_norms
 from .options import check_options, check_ranges, not_finite
 from .pool import ArchitecturePool
@@ -31,11 +30,12 @@ from .presets import preset_of
 from .step import search_losses, survivor_losses
 from .survivor import SurvivorPhase
 from .tasks import with_task
+from .wrapper import Wrapper
 
 
 @MODELS.register_module()
-class STP(ClassifierWrapper):
-    """Trains a classifier as the main network, with a target and a support subnet inside it.
+class STP(Wrapper):
+    """Trains a network as the main network, with a target and a support subnet inside it.
 
     One step is three passes over the same weights and one backward pass (Alg. 1)::
 
@@ -45,7 +45,7 @@ class STP(ClassifierWrapper):
     subnet is a random enlargement of it. `PoolHook` shrinks the pool until one is left.
 
     Args:
-        model: A classifier of mmpretrain, as a config or built.
+        model: A classifier of mmpretrain or a detector of mmdet, as a config or built.
         target: The budget: a fraction of the dense network's cost, or a number above 1. Required.
         metric: ``'macs'`` or ``'params'``.
         tolerance: Deviation accepted, relative to the target.
@@ -62,24 +62,24 @@ class STP(ClassifierWrapper):
             of several labels distil label by label (`label_kl`), without it.
         beta1: Weight of the target subnet's distillation (Eq. 4).
         beta2: Weight of the support subnet's distillation (Eq. 7); 0 leaves its pass out.
-        target_ce: Weight of a cross entropy of the target subnet; the paper has none (0). None, as
-            for the next two: the preset's.
+        target_ce: Weight of the target subnet's own loss, a classifier's cross entropy; the paper
+            has none (0). None, as for the next two: the preset's.
         warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
         survivor: How the last one is trained, options of `SurvivorPhase` (``{}``: its defaults):
             cut out of the main network in the same run, and alone from then on. False: as in the
             paper, where the main network is trained until the end.
-        pretrained: A checkpoint (file or address) of the dense classifier to start from. The
+        pretrained: A checkpoint (file or address) of the dense network to start from. The
             channels of every group are then ordered by importance, so that the first are the ones
             worth keeping.
-        data_preprocessor: The classifier's, where its config names none.
+        data_preprocessor: The model's, where its config names none.
         init_cfg: Of `mmengine.model.BaseModule`.
 
     Raises:
         FieldError: If an option of ``space`` or ``pool`` does not exist, or is of another kind.
         ValueError: If an option is out of range, or norms stay in eval mode in training.
-        TypeError: If the classifier has no head that gives logits of shape (batch, classes).
+        TypeError: If the model gives nothing that its task could compare.
         BudgetError: If no architecture meets the budget.
-        SpaceError: If nothing in the classifier can be pruned.
+        SpaceError: If nothing in the model can be pruned.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def check_options(
     """Raises a `FieldError` for an option of `STP` that is of another kind than it has to be."""
     if not isinstance(model, (Mapping, nn.Module)):
         raise FieldError(
-            f'model.model={model!r}: expected the config of a classifier (a dict) or a classifier'
+            f'model.model={model!r}: expected the config of a classifier or detector, or one'
         )
     if target is None:
         raise FieldError(

@@ -1,4 +1,4 @@
-"""A model around a classifier, in which hooks find what they look for in a classifier."""
+"""A model around another, in which hooks find what they look for in that one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from mmengine.model import BaseModel
 
 
-class ClassifierWrapper(BaseModel):
-    """Passes on what belongs to the classifier, ``model``: ``head``, ``backbone``, ``loss_module``.
+class Wrapper(BaseModel):
+    """Passes on what belongs to the model inside, ``model``: ``head``, ``bbox_head``, ``backbone``.
 
     Names that it has itself, and private ones, are its own.
     """
@@ -16,17 +16,17 @@ class ClassifierWrapper(BaseModel):
     _built = False
 
     def is_built(self) -> None:
-        """The constructor has set what it has to: other names can be the classifier's."""
+        """The constructor has set what it has to: other names can be those of the model inside."""
         self._built = True
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            classifier = vars(self).get('_modules', {}).get('model')
-            if classifier is None or name.startswith('_') or not hasattr(classifier, name):
+            inside = vars(self).get('_modules', {}).get('model')
+            if inside is None or name.startswith('_') or not hasattr(inside, name):
                 raise
-            return getattr(classifier, name)
+            return getattr(inside, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         here = name in vars(self) or name in vars(self).get('_modules', {})
@@ -37,6 +37,6 @@ class ClassifierWrapper(BaseModel):
             super().__setattr__(name, value)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """The depth of a parameter in the classifier, for layer-wise decay of the learning rate."""
+        """The depth of a parameter in the model, for layer-wise decay of the learning rate."""
         found: tuple[int, int] = self.model.get_layer_depth(param_name.removeprefix('model.'))
         return found
