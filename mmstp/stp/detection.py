@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,9 @@ class Detection:
         inputs: Tensor,
         data_samples: list[Any],
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        samples = copy.deepcopy(data_samples)  # some heads change what they are given
         with caught(model, self.heads) as found:
-            losses = model(inputs, data_samples, mode='loss')
+            losses = model(inputs, samples, mode='loss')
         return summed(losses), self._rows(found)
 
     def _rows(self, found: Mapping[str, list[Any]]) -> list[Tensor]:

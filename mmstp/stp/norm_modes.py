@@ -77,6 +77,6 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) 
         f'{frozen[0]}{more} in eval mode in training'
         f'{f" ({said})" if said else ""}: subnets would be trained on the running statistics of '
         'the main network, and evaluated on others. Set norm_eval=False and frozen_stages=-1 in '
-        "the classifier's backbone, or keep all that is in front of these norms whole and at full "
+        'the backbone, or keep all that is in front of these norms whole and at full '
         'depth (space.stages, space.fix)'
     )

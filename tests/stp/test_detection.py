@@ -108,6 +108,19 @@ def test_a_step_is_the_detectors_losses_and_the_distances(stp):
     stp.zero_grad()
 
 
+def test_a_batch_without_objects(stp):
+    stp.train()
+    empty = samples()
+    for sample in empty:
+        sample.gt_instances = sample.gt_instances[torch.zeros(1, dtype=torch.bool)]
+    before = copy.deepcopy(empty)
+    losses = stp(images(), empty, mode='loss')
+    assert all(torch.isfinite(loss).all() for loss in losses.values())
+    assert [len(s.gt_instances) for s in empty] == [len(s.gt_instances) for s in before] == [0, 0]
+    sum(loss.sum() for name, loss in losses.items() if 'loss' in name).backward()
+    stp.zero_grad()
+
+
 @pytest.mark.parametrize(('number', 'shape'), [(1, (SIZE, SIZE)), (3, (128, 64))])
 def test_subnets_are_their_exports_to_the_bit(stp, number, shape):
     stp.eval()

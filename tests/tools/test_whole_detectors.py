@@ -87,6 +87,13 @@ def test_resumed_in_and_after_the_search_equals_uninterrupted(
         assert torch.equal(tensor, second['state_dict'][key]), key
 
 
+def test_space_is_shown(call, config, capsys):
+    call('search_space.py', config)
+    lines = capsys.readouterr().out.splitlines()
+    assert {'neck', 'rpn_head', 'roi_head'} <= {line.split(' ')[0] for line in lines}
+    assert 'within 2.00%: can be met' in lines[-1]
+
+
 def test_what_is_logged(trained):
     lines = (trained / 'scalars.json').read_text().splitlines()
     train = [json.loads(line) for line in lines if 'loss_rpn_cls' in line]
