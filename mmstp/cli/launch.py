@@ -214,9 +214,13 @@ def require_whole(model: nn.Module, config: Config) -> None:
 
 
 def is_export(config: Config) -> bool:
-    """Whether it is the config of a compact classifier, as ``tools/export.py`` writes it."""
-    backbone = config.get('model', {}).get('backbone')
-    return isinstance(backbone, dict) and not is_detection(config) and _is_compact(backbone)
+    """Whether it is the config of a compact network, as ``tools/export.py`` writes it.
+
+    A detector of which nothing but the backbone is compact is another's.
+    """
+    model = config.get('model', {})
+    compact = {name for name, part in model.items() if isinstance(part, dict) and _is_compact(part)}
+    return bool(compact - {'backbone'} if is_detection(config) else 'backbone' in compact)
 
 
 def _is_compact(part: dict[str, Any]) -> bool:

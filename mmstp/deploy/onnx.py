@@ -12,6 +12,7 @@ from ..analysis.eval_state import eval_mode
 from ..atomic_files import whole_file
 from ..errors import ExportError
 from ..foreign import pytree
+from ..stp.detection import dense_part
 from .export import BACKBONE, load_backbone, read_description, reload
 
 TOLERANCE = 1e-5  # relative to the largest output
@@ -20,6 +21,7 @@ TOLERANCE = 1e-5  # relative to the largest output
 def write_onnx(directory: str | Path) -> dict[Path, float]:
     """Writes ``compact.onnx``, images to logits, and ``backbone.onnx``, images to feature maps.
 
+    Of a detector ``compact.onnx`` gives what its dense heads do: in two stages those of the first.
     Both take one image of the size that the network was pruned for.
 
     Args:
@@ -34,7 +36,7 @@ def write_onnx(directory: str | Path) -> dict[Path, float]:
         ExportError: If they differ by more than `TOLERANCE`, or the folder holds no export.
     """
     directory = Path(directory)
-    networks = {directory / 'compact.onnx': reload(directory)}
+    networks = {directory / 'compact.onnx': dense_part(reload(directory))}
     if (directory / BACKBONE).is_file():
         networks[directory / 'backbone.onnx'] = load_backbone(directory)
     image = torch.zeros(1, *read_description(directory)['input_shape'])

@@ -106,6 +106,23 @@ class TwoStages(Role):
         return {'forward': forward}
 
 
+class FirstStage(nn.Module):
+    """The first stage of a detector of two: images to the maps of its region proposals."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, inputs: Tensor) -> Any:
+        """See `two_stages`."""
+        return two_stages(self.detector, inputs, {})
+
+
+def dense_part(model: nn.Module) -> nn.Module:
+    """What a model does without a choice of regions: all of it, but for a second stage."""
+    return FirstStage(model) if getattr(model, 'with_roi_head', False) else model
+
+
 @dataclass(frozen=True)
 class AnyChannels(Role):
     """What pools regions makes room for as many channels as the maps have, not as it was told."""

@@ -162,3 +162,19 @@ def test_pretrained_detector_computes_what_it_did(config, tmp_path):
     torch.save({'state_dict': dense.backbone.state_dict()}, tmp_path / 'dense.pth')
     with pytest.raises(CheckpointError, match=r'model\.pretrained=.* does not fit MaskRCNN'):
         build_stp(cfg).init_weights()
+
+
+def test_onnx_has_the_maps_of_the_first_stage(call, exported, tmp_path):
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    shutil.copytree(exported, tmp_path / 'export')
+    call('export.py', tmp_path / 'export/compact.py', tmp_path / 'export/compact.pth',
+         '--out', tmp_path / 'export', '--onnx')  # fmt: skip
+    session = onnxruntime.InferenceSession(
+        tmp_path / 'export/compact.onnx', providers=['CPUExecutionProvider']
+    )
+    anchors, levels, boxes = 3, [24, 12, 6, 3], 4
+    assert [out.shape[1:] for out in session.get_outputs()] == [
+        *([anchors, side, side] for side in levels),
+        *([boxes * anchors, side, side] for side in levels),
+    ]
