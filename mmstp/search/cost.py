@@ -6,17 +6,21 @@ Counts are of one forward of the traced inputs (their batch included). The unit 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..analysis.analysis import ChannelGraph
+from ..analysis.blocks import is_within
 from ..analysis.groups import DimMap, LinearForm
 from ..analysis.records import Cost
 from ..architecture import Architecture
+from ..errors import SpaceError
 from .space import SearchSpace
 
 CONVENTIONS: Mapping[str, Mapping[str, int]] = {
@@ -45,7 +49,8 @@ class CostModel:
     def __init__(self, graph: ChannelGraph, space: SearchSpace) -> None:
         self._space = space
         self._tables = {
-            name: _Table(graph.costs, space, weights) for name, weights in CONVENTIONS.items()
+            name: _Table(costs_of_an_image(graph.costs, space.times), space, weights)
+            for name, weights in CONVENTIONS.items()
         }
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
 
@@ -96,6 +101,26 @@ def _several(architectures: Architecture | str | Sequence[Any]) -> Sequence[Any]
     first = next(iter(architectures), None)
     nested = isinstance(first, (list, tuple)) and isinstance(next(iter(first), None), int)
     return [architectures] if nested else architectures
+
+
+def costs_of_an_image(
+    costs: Sequence[Cost[DimMap]], times: Mapping[str, int]
+) -> list[Cost[DimMap]]:
+    """Costs of modules that run several times, as `SearchSpace.times` has it.
+
+    Raises:
+        SpaceError: If a path is of no module with a cost.
+    """
+    found, repeated = list[Cost[DimMap]](), set[str]()
+    for cost in costs:
+        here = [path for path in times if any(is_within(own, [path]) for own in cost.paths)]
+        repeated.update(here)
+        factor = cost.factor * math.prod(times[path] for path in here)
+        found.append(replace(cost, factor=factor))
+    for path in times:
+        if path not in repeated:
+            raise SpaceError(f'space.times: {path!r} is no module that costs anything')
+    return found
 
 
 class _Table:

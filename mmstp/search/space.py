@@ -41,6 +41,8 @@ class SearchSpace:
             whose channels layers normalise. Width is heads and hidden channels without it.
         parts: Paths of modules beside the backbone (a neck, a head): their layers outside blocks
             are an entry of their own, instead of joining the stage of their resolution.
+        times: How often the layers of a module run for one image, by its path, where the trace has
+            them run once: heads of a detector that look at one region after the other. For costs.
         cut: A network all of whose blocks are one chain, a ViT, is cut into this many stages, of
             lengths that differ by one at most (with fewer than two blocks for each, it is not).
 
@@ -59,9 +61,14 @@ class SearchSpace:
         stem: bool = False,
         embedding: bool = False,
         parts: Sequence[str] = (),
+        times: Mapping[str, int] | None = None,
         cut: int = CUT,
     ) -> None:
-        for name, value in {'divisor': divisor, 'cut': cut}.items():
+        if not isinstance(times, (Mapping, type(None))):
+            raise SpaceError(f'space.times={times!r}: expected a dict of numbers by path')
+        self.times = dict(times or {})
+        numbers = {f'times[{path!r}]': number for path, number in self.times.items()}
+        for name, value in {'divisor': divisor, 'cut': cut, **numbers}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpaceError(f'space.{name}={value!r}: expected a whole number of at least 1')
         for name, value in {'depths': depths, 'stem': stem, 'embedding': embedding}.items():

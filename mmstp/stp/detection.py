@@ -34,29 +34,32 @@ class Detection:
             self.outputs(supernet.model, supernet.inputs[0])
 
     @staticmethod
-    def prepare(model: Any) -> tuple[str, ...]:
+    def prepare(model: Any) -> dict[str, Any]:
+        times = {}
         if getattr(model, 'with_roi_head', False):
-            swap(model, TwoStages(regions_of(model)))
+            swap(model, TwoStages())
+            times = regions_of(model)
         free_channels(model)
-        return tuple(
+        parts = [
             name
             for name, part in model.named_children()
             if name != 'backbone'
             and any(isinstance(m, (Convolution, nn.Linear)) for m in part.modules())
-        )
+        ]
+        return {'parts': parts, 'times': times}
 
     def follow(self, model: nn.Module) -> None:
         """The heads are asked for by their paths."""
 
     def tensors(self, model: Any, inputs: Tensor) -> Any:
         if getattr(model, 'with_roi_head', False):
-            return two_stages(model, inputs, {'bbox': 1, 'mask': 1})
+            return two_stages(model, inputs)
         return model(inputs, mode='tensor')
 
     def outputs(self, model: Any, inputs: Tensor) -> list[Tensor]:
         """Of shape (channels, positions of all images and levels), for each kind of map."""
         if getattr(model, 'with_roi_head', False):  # what is behind the proposals has its own
-            return list(by_channel(model.rpn_head.forward(model.extract_feat(inputs))))
+            return list(by_channel(two_stages(model, inputs, second=False)[0]))
         with caught(model, self.heads) as found:
             model(inputs, mode='tensor')
         return self._rows(found)
@@ -86,14 +89,9 @@ class TwoStages(Role):
     """A detector of two stages that can be traced: its tensors without a choice of regions.
 
     Which regions the second stage looks at depends on what the first finds, which no trace can
-    follow. Here each is a summary of all feature maps, in as many copies as there are regions: the
-    same layers read the same channels, and cost the same.
-
-    Attributes:
-        regions: How many there are for each image, for boxes and masks.
+    follow. Here one summary of all feature maps stands for them: the same layers read the same
+    channels. How many there are is told to the costs (`regions_of`).
     """
-
-    regions: tuple[tuple[str, int], ...]
 
     def members(self, base: Any) -> dict[str, Any]:
         def forward(
@@ -101,9 +99,55 @@ class TwoStages(Role):
         ) -> Any:
             if mode != 'tensor' or data_samples is not None:
                 return base.forward(self, inputs, data_samples, mode)
-            return two_stages(self, inputs, dict(self.mmstp_role.regions))
+            return two_stages(self, inputs)
 
         return {'forward': forward}
+
+
+def two_stages(model: Any, inputs: Tensor, second: bool = True) -> list[Any]:
+    """What the heads of a detector of two stages give; see `TwoStages`."""
+    maps = model.extract_feat(inputs)
+    found = [model.rpn_head.forward(maps)] if model.with_rpn else []
+    for _, head, extractor in second_stage(model) if second else ():
+        layers: Any = extractor.roi_layers
+        size = layers[0].output_size
+        pooled = torch.stack([F.adaptive_avg_pool2d(m, size) for m in maps[: len(layers)]])
+        regions = pooled.sum(dim=0)
+        if model.roi_head.with_shared_head:
+            regions = model.roi_head.shared_head(regions)
+        found.append(head.forward(regions))
+    return found
+
+
+def second_stage(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The heads of boxes and of masks: path, head, and what pools their regions."""
+    for kind in ('bbox', 'mask'):
+        heads = getattr(model.roi_head, f'{kind}_head', None)
+        if heads is None:
+            continue
+        # masks may share the extractor of boxes
+        pools = getattr(model.roi_head, f'{kind}_roi_extractor', None)
+        pools = model.roi_head.bbox_roi_extractor if pools is None else pools
+        path = f'roi_head.{kind}_head'
+        if isinstance(heads, nn.ModuleList):  # a cascade
+            for i, (head, pool) in enumerate(zip(heads, pools, strict=True)):
+                yield f'{path}.{i}', head, pool
+        else:
+            yield path, heads, pools
+
+
+def regions_of(model: Any) -> dict[str, int]:
+    """How many regions of an image each head of the second stage has in a test, by its path."""
+    test = model.test_cfg or {}
+    proposals, kept = test.get('rpn') or {}, test.get('rcnn') or {}
+    number = {
+        'bbox_head': int(proposals.get('max_per_img', 1000)),
+        'mask_head': int(kept.get('max_per_img', 100)),
+    }
+    found = {path: number[path.split('.')[1]] for path, _, _ in second_stage(model)}
+    if model.roi_head.with_shared_head:
+        found['roi_head.shared_head'] = number['bbox_head']
+    return found
 
 
 class FirstStage(nn.Module):
@@ -115,7 +159,7 @@ class FirstStage(nn.Module):
 
     def forward(self, inputs: Tensor) -> Any:
         """See `two_stages`."""
-        return two_stages(self.detector, inputs, {})
+        return two_stages(self.detector, inputs, second=False)
 
 
 def dense_part(model: nn.Module) -> nn.Module:
@@ -140,41 +184,6 @@ def free_channels(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, 'roi_layers') and hasattr(module, 'out_channels'):
             swap(module, AnyChannels())
-
-
-def two_stages(model: Any, inputs: Tensor, regions: Mapping[str, int]) -> list[Any]:
-    """What all heads of a detector of two stages give; see `TwoStages`."""
-    maps = model.extract_feat(inputs)
-    found = [model.rpn_head.forward(maps)] if model.with_rpn else []
-    for kind, number in regions.items():
-        for head, extractor in _stages(model.roi_head, kind):
-            layers: Any = extractor.roi_layers
-            size = layers[0].output_size
-            pooled = torch.stack([F.adaptive_avg_pool2d(m, size) for m in maps[: len(layers)]])
-            found.append(head.forward(pooled.sum(dim=0).repeat(number, 1, 1, 1)))
-    return found
-
-
-def _stages(roi_head: Any, kind: str) -> list[tuple[Any, Any]]:
-    """The heads of boxes or masks with what pools their regions: several in a cascade."""
-    heads = getattr(roi_head, f'{kind}_head', None)
-    if heads is None:
-        return []
-    # masks may share the extractor of boxes
-    extractors = getattr(roi_head, f'{kind}_roi_extractor', None) or roi_head.bbox_roi_extractor
-    if isinstance(heads, nn.ModuleList):
-        return list(zip(heads, extractors, strict=True))
-    return [(heads, extractors)]
-
-
-def regions_of(model: Any) -> tuple[tuple[str, int], ...]:
-    """How many regions an image has in a test, for the heads of boxes and of masks."""
-    test = model.test_cfg or {}
-    proposals, kept = test.get('rpn') or {}, test.get('rcnn') or {}
-    return (
-        ('bbox', int(proposals.get('max_per_img', 1000))),
-        ('mask', int(kept.get('max_per_img', 100))),
-    )
 
 
 def correlation_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ class Task(Protocol):
     def __init__(self, supernet: Supernet, normalize: str) -> None: ...
 
     @staticmethod
-    def prepare(model: nn.Module) -> tuple[str, ...]:
+    def prepare(model: nn.Module) -> dict[str, Any]:
         """Readies a model to be traced.
 
         Returns:
-            Paths of what has widths of its own beside the backbone; see `SearchSpace.parts`.
+            Options of `SearchSpace` that a config need not name: ``parts``, ``times``.
 
         Raises:
             TypeError: If it is no model of the task.
@@ -83,10 +83,10 @@ class Classification:
         self.normalize = normalize
 
     @staticmethod
-    def prepare(model: nn.Module) -> tuple[str, ...]:
+    def prepare(model: nn.Module) -> dict[str, Any]:
         if not isinstance(getattr(model, 'head', None), nn.Module):
             raise TypeError(f'{type(model).__name__} has no head whose loss STP could take')
-        return ()  # heads with hidden layers are stages by their resolution
+        return {}  # heads with hidden layers are stages by their resolution
 
     def follow(self, model: Any) -> None:
         self.prediction.head = model.head
@@ -146,5 +146,5 @@ def with_task(
             f'model.task={name!r}: expected the name of a task that is registered in '
             "mmstp.registry.TASKS, such as 'mmstp.Detection'"
         )
-    options = {'parts': task.prepare(model), **space}
+    options = {**task.prepare(model), **space}
     return Supernet(model, torch.zeros(1, *input_shape), **options), task

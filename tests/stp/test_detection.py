@@ -144,24 +144,19 @@ def leaves(tree):
 
 
 def test_costs_are_the_counters(stp):
+    """Those of a head of the second stage as often as a test has regions for it."""
     space, cost = stp.supernet.space, stp.supernet.cost
+    times = {'roi_head.bbox_head': (4, 7), 'roi_head.mask_head': (2, 14)}
     for architecture in (space.largest, space.smallest):
         network = stp.export(architecture)
-        assert cost.macs([architecture])[0] == count_macs(network, stp.supernet.inputs)
+        expected = count_macs(network, stp.supernet.inputs)
+        for path, (number, side) in times.items() if hasattr(network, 'roi_head') else ():
+            head = network.get_submodule(path)
+            channels = network.neck.fpn_convs[0].conv.out_channels
+            once = count_macs(head, (torch.zeros(1, channels, side, side),))
+            expected += (number - 1) * once
+        assert cost.macs([architecture])[0] == expected
         assert cost.params([architecture])[0] == sum(p.numel() for p in network.parameters())
-
-
-def test_regions_count_as_often_as_a_test_has_them():
-    (more, fewer) = (detector('mask_rcnn') for _ in range(2))
-    more.test_cfg.rpn.max_per_img = 5
-    found = []
-    for config in (more, fewer):
-        model = dict(type='mmstp.STP', model=config, target=0.5, input_shape=(3, SIZE, SIZE))
-        stp = build_model({**model, 'pool': dict(size=1, seed=0)}, 'mmdet')
-        found.append(stp.supernet.cost.macs([stp.supernet.space.largest])[0])
-    head = build_model(fewer, 'mmdet').roi_head.bbox_head
-    channels, size = 64, 7
-    assert found[0] - found[1] == count_macs(head, (torch.zeros(1, channels, size, size),))
 
 
 def test_distance_is_one_minus_the_correlation():
@@ -231,6 +226,19 @@ def test_a_task_that_does_not_exist_is_named(name):
 def test_a_part_without_layers_is_named():
     with pytest.raises(ValueError, match=r"space\.parts: 'neck\.nothing' holds none"):
         stp_of('retinanet', space=dict(parts=['neck.nothing']))
+
+
+@pytest.mark.parametrize(
+    ('times', 'message'),
+    [
+        ({'nowhere': 2}, r"space\.times: 'nowhere' is no module that costs anything"),
+        ({'neck': 0}, r"space\.times\['neck'\]=0: expected a whole number"),
+        (3, r'space\.times=3: expected a dict'),
+    ],
+)
+def test_times_that_are_none_are_named(times, message):
+    with pytest.raises(ValueError, match=message):
+        stp_of('retinanet', space=dict(times=times))
 
 
 def test_parts_can_be_kept_whole():
