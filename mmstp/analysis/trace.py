@@ -144,6 +144,12 @@ def _failed(model: nn.Module, inputs: Sequence[Any], error: Exception) -> str:
             'can be followed: write it with operators on tensors (torch.where), or leave that part '
             'out of the model that is pruned'
         )
+    if 'data is not allocated yet' in str(error):
+        return (
+            f'{what}a compiled operator{place} says nothing to PyTorch of the shapes that it '
+            'returns (mmcv has such: deformable convolutions). Only operators that are registered '
+            'with torch.library and a fake implementation can be followed'
+        )
     return f'{what}{type(error).__name__}{place}: {error}'
 
 

@@ -60,7 +60,7 @@ class SearchSpace:
         fix: Sequence[str] = (),
         stem: bool = False,
         embedding: bool = False,
-        parts: Sequence[str] = (),
+        parts: Sequence[str] | None = None,
         times: Mapping[str, int] | None = None,
         cut: int = CUT,
     ) -> None:
@@ -77,6 +77,7 @@ class SearchSpace:
         self.graph = graph
         self.divisor = divisor
         free, self.fixed = free_groups(graph, fix, stem, embedding)
+        parts = parts or ()
         check_parts(graph, self.fixed, parts)
         found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut, parts)
         self.stages = tuple(with_choices(found, stages or {}))

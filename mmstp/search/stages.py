@@ -122,7 +122,9 @@ def check_parts(graph: ChannelGraph, fixed: Mapping[str, str], parts: Sequence[s
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         raise SpaceError(f'space.parts={parts!r}: expected a list of paths of modules')
     layers = {*fixed, *(maker for group in graph.groups for maker in group.makers)}
-    for part in parts:
+    for index, part in enumerate(parts):
+        if is_within(part, [*parts[:index], *parts[index + 1 :]]):
+            raise SpaceError(f'space.parts: {part!r} is there twice, or within another of {parts}')
         if not any(is_within(layer, [part]) for layer in layers):
             raise SpaceError(
                 f'space.parts: {part!r} holds none of the layers that make channels: '

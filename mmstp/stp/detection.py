@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
+from ..analysis.trace import first_keys
 from ..foreign import Convolution, pytree
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
@@ -29,6 +30,7 @@ class Detection:
     """
 
     def __init__(self, supernet: Supernet, normalize: str) -> None:
+        refuse_untraced(supernet)
         self.heads = heads_of(supernet.model, supernet.inputs)
         with eval_mode(supernet.model), torch.no_grad():
             self.outputs(supernet.model, supernet.inputs[0])
@@ -227,6 +229,28 @@ def by_channel(output: Any) -> Iterator[Tensor]:
             yield torch.cat(rows, dim=1)
         else:
             yield from rows
+
+
+def refuse_untraced(supernet: Supernet) -> None:
+    """Raises a `TypeError` for a layer that the trace does not reach: it could not be narrowed.
+
+    Where it runs in training alone, or behind a choice of regions, what it reads would be narrower
+    than it takes.
+    """
+    traced, first = supernet.graph.traced[0].trace, first_keys(supernet.model)
+    inputs = (node for node in traced.module.graph.nodes if node.op == 'placeholder')
+    keys = (key for key, _ in traced.lifted(supernet.model))
+    used = {key for key, node in zip(keys, inputs, strict=False) if node.users}
+    for path, module in supernet.model.named_modules():
+        if not isinstance(module, (Convolution, nn.Linear)):
+            continue
+        own = {first[f'{path}.{name}'] for name, _ in module.named_parameters()}
+        if own.isdisjoint(used):
+            raise TypeError(
+                f'{type(supernet.model).__name__}: {path} ({type(module).__name__}) does not run '
+                'where the maps of the heads are worked out, so it is unknown what it reads, and a '
+                'subnet could not be trained. Detectors are accepted all of whose layers run then'
+            )
 
 
 def heads_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmengine.dist import broadcast
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
@@ -77,7 +78,10 @@ def begin_alone(runner: Runner) -> None:
             CosineAnnealingLR(optimizer, T_max=left, end=left, by_epoch=False)
         ]
         runner.logger.info(f'survivor: {stp.pool.best} is trained alone from here on')
-    if stp.teacher is None:
+    if stp.teacher is not None:
+        for buffer in stp.teacher.buffers():  # every rank had norm statistics of its own
+            broadcast(buffer)
+    else:
         stp.supernet.model.to('meta')  # what is still asked for are shapes
     scalars = runner.message_hub.log_scalars  # the logger would go on with what is there
     for name in [name for name in scalars if name.startswith('train/loss')]:

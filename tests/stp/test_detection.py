@@ -217,15 +217,31 @@ def test_what_cannot_be_compared_is_refused():
         MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
 
 
+def test_a_layer_that_the_trace_does_not_reach_is_named():
+    network = build_model(detector('mask_rcnn'), 'mmdet')
+    network.roi_head.mask_iou_head = nn.Conv2d(64, 8, 1)
+    with pytest.raises(TypeError, match=r'roi_head\.mask_iou_head \(Conv2d\) does not run where'):
+        MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
+
+
 @pytest.mark.parametrize('name', ['mmstp.Segmentation', 3])
 def test_a_task_that_does_not_exist_is_named(name):
     with pytest.raises(FieldError, match=r'model\.task=.*registered in mmstp\.registry\.TASKS'):
         stp_of('retinanet', task=name)
 
 
-def test_a_part_without_layers_is_named():
-    with pytest.raises(ValueError, match=r"space\.parts: 'neck\.nothing' holds none"):
-        stp_of('retinanet', space=dict(parts=['neck.nothing']))
+@pytest.mark.parametrize(
+    ('parts', 'message'),
+    [
+        (['neck.nothing'], r"'neck\.nothing' holds none of the layers"),
+        (['neck', 'neck'], r"'neck' is there twice"),
+        (['bbox_head', 'bbox_head.cls_convs'], r"'bbox_head\.cls_convs' is there twice, or within"),
+        ('neck', 'expected a list'),
+    ],
+)
+def test_parts_that_are_none_are_named(parts, message):
+    with pytest.raises(ValueError, match=rf'space\.parts.*{message}'):
+        stp_of('retinanet', space=dict(parts=parts))
 
 
 @pytest.mark.parametrize(

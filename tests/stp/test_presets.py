@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from mmengine.runner import Runner
 
 from mmstp import PoolHook
 from mmstp.stp.hooks.pool import STATE
@@ -79,6 +80,16 @@ def test_the_pool_is_cut_to_what_can_be_visited_and_a_resumed_run_keeps_it(tmp_p
         for run in (whole, resumed)
     )
     assert found == expected
+
+
+def test_a_search_too_short_for_two_is_warned_of(tmp_path):
+    runner = Runner.from_cfg(config(tmp_path))  # of 16 iterations
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    warnings = []
+    runner.logger.warning = warnings.append
+    PoolHook().before_train(runner)
+    assert 'there is no search: its 1 iterations are too few' in warnings[0]
+    assert len(stp_of(runner).pool) == 1
 
 
 @pytest.mark.parametrize('visits', [0, 1.5, True, 'ten'])

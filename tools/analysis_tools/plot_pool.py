@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+METRICS = ('accuracy/top1', 'coco/bbox_mAP')  # the first that a run has
+
 
 def read_scalars(work_dir: Path) -> list[dict[str, Any]]:
     """The lines that LocalVisBackend wrote, those of a resumed run behind those of the first.
@@ -38,7 +40,8 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     lines = read_scalars(work_dir)
     every = [line for line in lines if 'pool_size' in line]
     train = [line for line in every if 'loss_target' in line]  # the search
-    val = [line for line in lines if 'subnet/accuracy/top1' in line]
+    metric = next((m for m in METRICS if any(f'subnet/{m}' in line for line in lines)), METRICS[0])
+    val = [line for line in lines if f'subnet/{metric}' in line]
     per_epoch = max((t['step'] for t in every), default=1) / max(
         (t.get('epoch', 1) for t in every), default=1
     )
@@ -61,6 +64,7 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     middle.plot(
         [line['step'] for line in scored], [line['best_score'] for line in scored],
         color='tab:blue', label="best architecture's score",
+        marker='o' if len(scored) < 3 else None,
     )  # fmt: skip
     middle.plot(
         steps, [line['loss_target'] for line in train], color='0.6', lw=0.8, zorder=0,
@@ -71,8 +75,8 @@ def plot_pool(work_dir: Path, out: Path) -> None:
 
     end = steps[-1] if steps else 0
     curves = {
-        'main network': [(v['step'] * per_epoch, v['accuracy/top1']) for v in val],
-        'best subnet': [(v['step'] * per_epoch, v['subnet/accuracy/top1']) for v in val],
+        'main network': [(v['step'] * per_epoch, v[metric]) for v in val],
+        'best subnet': [(v['step'] * per_epoch, v[f'subnet/{metric}']) for v in val],
     }
     if len(train) < len(every):
         right.axvline(end, color='0.6', ls='--', lw=1, label='trained alone from here on')
@@ -80,8 +84,9 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     for name, points in curves.items():
         if points:
             right.plot(*zip(*points, strict=True), 'o-', label=name)
-    right.legend(frameon=False, loc='lower right')
-    right.set(xlabel='iteration', ylabel='top-1 (%)', title='Accuracy')
+    if val:
+        right.legend(frameon=False, loc='lower right')
+    right.set(xlabel='iteration', ylabel=metric, title='Validation')
     for axis in (left, middle, right):
         axis.spines['top'].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -53,8 +53,9 @@ class PoolHook(Hook):
         ValueError: If an argument is out of range.
     """
 
-    # before `EMAHook`, which averages the network that a checkpoint may have put there
-    priority = 'ABOVE_NORMAL'
+    # before `RuntimeInfoHook`, which notes the learning rate, and `EMAHook`, which averages the
+    # network that a checkpoint may have put there
+    priority = 'HIGHEST'
 
     def __init__(
         self,
@@ -96,14 +97,21 @@ class PoolHook(Hook):
     def _cut(self, runner: Runner, stp: STP, end: int) -> int:
         """The size of the pool, after what cannot be visited often enough has left it."""
         wanted = stp.preset.visits if self.visits is None else self.visits
+        drawn = len(stp.pool)
         if wanted is not None:
-            stp.pool.shrink(len(stp.pool) - max(1, end // wanted))
+            stp.pool.shrink(drawn - max(1, end // wanted))
         size = len(stp.pool)
         runner.logger.info(
             f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '
             'the search'
         )
-        if wanted is None and size > 1 and end / size < 5:
+        if size == 1 < drawn:
+            runner.logger.warning(
+                f'there is no search: its {end} iterations are too few to visit two architectures '
+                f'{wanted} times, so one of {drawn} was drawn at random. Train longer, or give '
+                'PoolHook a later end or fewer visits'
+            )
+        elif wanted is None and size > 1 and end / size < 5:
             runner.logger.warning(
                 f'the pool has {size} architectures and shrinks within {end} iterations: '
                 f'{end / size:.1f} visits each, fewer than the 5 that scores need to mean '
