@@ -300,17 +300,19 @@ def test_bad_options_are_named(options, error, message):
 
 def _rank(rank: int, port: int, out: str) -> None:
     with one_of_two(rank, port):
-        cfg = config(Path(out) / 'run')
+        cfg = config(Path(out) / 'run', model__survivor={'teacher': 'main'})
         cfg.launcher = 'pytorch'
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
             find_unused_parameters=False,
         )  # fmt: skip
         stp = stp_of(train(cfg))
-        torch.save([stp.alone, [p.detach() for p in stp.parameters()]], f'{out}/{rank}.pth')
+        tensors = [*(p.detach() for p in stp.parameters()), *stp.teacher.buffers()]
+        torch.save([stp.alone, tensors], f'{out}/{rank}.pth')
 
 
 def test_two_ranks_agree(tmp_path):
+    """Also on the teacher, whose norm statistics were of the images of one rank."""
     mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     (alone, first), (_, second) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert alone
