@@ -38,6 +38,7 @@ from training import Trial, logits_of  # noqa: E402
 
 from mmstp import Architecture  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
+from mmstp.search.budget import unevenness  # noqa: E402
 from mmstp.stp.losses import normalized_kl  # noqa: E402
 
 LOGS = HERE / 'ranking'
@@ -184,17 +185,20 @@ SCORES: dict[str, Score] = {
     'surrogate, no older losses weighed down': surrogate(half_life=1e9),
     'surrogate, each architecture alone': surrogate(ridge=1e9),
     'at random': lambda steps, pool: np.random.default_rng(len(steps)).random(len(pool)),
-    'uniform: unevenness': rule(lambda a: float(np.std(a.widths) + np.std(a.depths))),
     'deepest': rule(lambda a: -float(sum(a.depths))),
     'widest': rule(lambda a: -float(sum(a.widths))),
 }
 
 
-def params(content: Mapping[str, Any], pool: list[Architecture]) -> Any:
-    """Of each."""
+def rules_of_the_space(content: Mapping[str, Any], pool: list[Architecture]) -> dict[str, Any]:
+    """Scores that look at no loss, and need the space or its costs."""
     of = content['data'], content['network']
     trial = Trial(Setting('ranking', 'even', *of, 0.15, 1.0, 'epochs', 0), Path())
-    return trial.supernet(trial.dense()).cost.params(pool)
+    supernet = trial.supernet(trial.dense())
+    return {
+        'uniform: unevenness': unevenness(supernet.space, pool),
+        'fewest parameters': supernet.cost.params(pool),
+    }
 
 
 def trained_alone(data: str, network: str) -> Scores:
@@ -224,7 +228,7 @@ def correlations(content: dict[str, Any], alone: Scores) -> dict[tuple[str, str,
         pool = list(map(Architecture.parse, at['loss']))
         steps = [(Architecture.parse(a), *losses) for a, *losses in content['steps'][: at['step']]]
         scores = {name: score(steps, pool) for name, score in SCORES.items()}
-        scores['fewest parameters'] = params(content, pool)
+        scores |= rules_of_the_space(content, pool)
         scores['held-out batches, the same for all'] = np.array([*at['loss'].values()])
         for name, values in scores.items():
             own = dict(zip(map(str, pool), values, strict=True))

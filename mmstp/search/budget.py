@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +95,21 @@ def feasible_rows(
 def most_uniform(space: SearchSpace, rows: NDArray[np.int64]) -> Architecture:
     """Of some architectures, the one whose depths and widths are most alike across the stages.
 
-    Depths are taken as parts of the dense network's. It is what one would choose without a search.
+    It is what one would choose without a search.
     """
-    largest = space.largest
     chosen = [space.decode(row) for row in rows]
-    depths = np.array([a.depths for a in chosen]) / largest.depths
-    widths = np.array([a.widths for a in chosen])
-    return chosen[int((depths.std(axis=1) + widths.std(axis=1)).argmin())]
+    return chosen[int(unevenness(space, chosen).argmin())]
+
+
+def unevenness(space: SearchSpace, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+    """How far depths and widths differ across the stages: the sum of standard deviations.
+
+    Depths are taken as parts of the dense network's.
+    """
+    depths = np.array([a.depths for a in architectures]) / space.largest.depths
+    widths = np.array([a.widths for a in architectures])
+    found: NDArray[np.float64] = depths.std(axis=1) + widths.std(axis=1)
+    return found
 
 
 def _walk_to_budget(
