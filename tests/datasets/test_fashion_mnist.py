@@ -46,7 +46,8 @@ def test_training_and_test_images_are_those_of_their_files(root):
     for name, part in (('train_dataloader', 'train'), ('test_dataloader', 't10k')):
         images = np.fromfile(root / f'{part}-images-idx3-ubyte', 'u1')[16:].reshape(-1, 28, 28)
         pipeline = [dict(type='PackInputs')]
-        dataset = DATASETS.build({**cfg[name].dataset, 'pipeline': pipeline})
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset = DATASETS.build({**cfg[name].dataset, 'pipeline': pipeline})
         assert len(dataset) == len(images)
         for index, image in enumerate(images):
             sample = dataset[index]

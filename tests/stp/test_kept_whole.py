@@ -98,16 +98,21 @@ def test_what_belongs_to_the_classifier_is_set_there():
 
 
 class Spoil(Hook):
-    """Puts a NaN into the weights behind a step."""
-
-    priority = 'VERY_HIGH'
+    """Has a step put a NaN into the weights."""
 
     def __init__(self, step):
         self.step = step
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.step:
-            runner.model.model.head.fc.bias.data[0] = float('nan')
+    def before_train(self, runner):
+        own = runner.model.train_step
+
+        def train_step(*args, **kwargs):
+            found = own(*args, **kwargs)
+            if runner.iter + 1 == self.step:
+                runner.model.model.head.fc.bias.data[0] = float('nan')
+            return found
+
+        runner.model.train_step = train_step
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
