@@ -203,7 +203,11 @@ def pictures(rows: Sequence[Row], folder: Path) -> list[str]:
     ):
         for keys, own in grouped(rows, *others).items():
             own = [row for row in own if row['method'] != 'dense' or along == 'length']
-            if len({row[along] for row in own}) < 2:
+            values = {name: set[float]() for name in map(named, own)}
+            for row in own:
+                values[named(row)].add(row[along])
+            own = [row for row in own if len(values[named(row)]) > 1]  # a point is no curve
+            if not own:
                 continue
             name = '_'.join(['compare', along, *(f'{key:g}' if isinstance(key, float) else key
                                                  for key in keys)]).replace('.', '')  # fmt: skip
