@@ -49,9 +49,8 @@ NEVER = 10**9  # iterations between two drops
 EPOCHS = 13  # 1,200 steps of 64 images of 6,000
 
 Scores = dict[str, float]  # by architecture; the lower the better
-Step = tuple[
-    Any, float, float, float
-]  # target, its distance, its cross entropy, the main network's
+# a step: the target, its distance, its cross entropy, the main network's
+Step = tuple[Any, float, float, float]
 
 
 # --- collecting -----------------------------------------------------------------------------------
