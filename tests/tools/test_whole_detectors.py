@@ -49,6 +49,7 @@ def config(call, tmp_path_factory):
     annotations = f'{scenes}/annotations/instances_val2017.json'
     cfg.val_evaluator.ann_file = cfg.test_evaluator.ann_file = annotations
     cfg.model.model.rpn_head.anchor_generator.scales = [8]
+    cfg.visualizer.name = 'whole'  # else it is that of the runs before, which writes to theirs
     cfg.dump(folder / 'whole.py')
     return folder / 'whole.py'
 
