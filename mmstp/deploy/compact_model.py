@@ -13,7 +13,7 @@ from ..config_fields import constructor_options
 from ..errors import CompactSpecError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
-from ..stp.detection import free_channels
+from ..stp.two_stages import free_channels
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.swap import Role, swap

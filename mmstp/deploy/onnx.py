@@ -12,7 +12,7 @@ from ..analysis.eval_state import eval_mode
 from ..atomic_files import whole_file
 from ..errors import ExportError
 from ..foreign import pytree
-from ..stp.detection import dense_part
+from ..stp.two_stages import dense_part
 from .export import BACKBONE, load_backbone, read_description, reload
 
 TOLERANCE = 1e-5  # relative to the largest output

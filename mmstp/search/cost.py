@@ -48,9 +48,9 @@ class CostModel:
 
     def __init__(self, graph: ChannelGraph, space: SearchSpace) -> None:
         self._space = space
+        costs = costs_of_an_image(graph.costs, space.times)
         self._tables = {
-            name: _Table(costs_of_an_image(graph.costs, space.times), space, weights)
-            for name, weights in CONVENTIONS.items()
+            name: _Table(costs, space, weights) for name, weights in CONVENTIONS.items()
         }
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
 
