@@ -309,6 +309,31 @@ def stp(trial: Trial, preset: str) -> Found:
     return found
 
 
+AFTER_DENSE = {
+    'after-30': 0.3,
+    'after-50': 0.5,
+    'after-50-taught': 0.5,
+    'after-70': 0.7,
+}  # the share of the allowance that the dense network has before the search
+
+
+@method('stp', *AFTER_DENSE)
+def stp_after_dense(trial: Trial, preset: str) -> Found:
+    """The recommended preset from a dense network that was trained before, on this account."""
+    share, history = AFTER_DENSE[preset], PoolHistory()
+    network = dense_network(trial, share)
+    taught = dict(survivor=dict(teacher='main')) if preset.endswith('-taught') else {}
+    model = search(
+        trial,
+        preset='recommended',
+        share=1 - share,
+        hooks=[history],
+        start=lambda: copy.deepcopy(network),
+        **taught,
+    )
+    return survivor_of(trial, model, history)
+
+
 def last_of(trial: Trial, model: STP, history: PoolHistory) -> dict[str, float]:
     """What was in the pool before it shrank below `LAST`, with the accuracies under the weights."""
     pool = next(reversed([pool for pool in history.entries.values() if len(pool) >= LAST]), [])
