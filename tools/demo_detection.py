@@ -89,10 +89,13 @@ def detector_configs(out: Path, dense_weights: str, args: argparse.Namespace) ->
 
 
 def average_precision(runner: Runner) -> dict[str, float]:
-    """Of the last validation, for boxes and masks, in percent."""
+    """Of the last validation, for boxes and, where there are any, for masks, in percent."""
+    kinds = {kind: f'val/coco/{kind}_mAP' for kind in ('bbox', 'segm')}
+    hub = runner.message_hub
     return {
-        kind: 100 * float(runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current())
-        for kind in ('bbox', 'segm')
+        kind: 100 * float(hub.get_scalar(key).current())
+        for kind, key in kinds.items()
+        if key in hub.log_scalars
     }
 
 

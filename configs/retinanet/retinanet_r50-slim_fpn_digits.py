@@ -21,11 +21,19 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         init_cfg=None,
     ),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, add_extra_convs=False, num_outs=3),
+    # norms in neck and head: without them eight epochs are too few (6 AP instead of 56)
+    neck=dict(
+        in_channels=[64, 128, 256, 512],
+        out_channels=64,
+        add_extra_convs=False,
+        num_outs=3,
+        norm_cfg=dict(type='BN'),
+    ),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,
         feat_channels=64,
+        norm_cfg=dict(type='BN'),
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
     ),
     test_cfg=dict(nms_pre=300, max_per_img=20),

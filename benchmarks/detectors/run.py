@@ -1,0 +1,351 @@
+"""What accuracy is left of whole detectors, beside what a user would do otherwise.
+
+The objects are digits. The dense detector begins with the digits' classifier as its backbone and is
+trained for its schedule (8 epochs); that is where pruning begins, with as much time again. Time is
+counted in steps of the dense detector, measured side by side with those of the others:
+
+- ``dense``: the dense detector, trained for both;
+- ``stp``: `mmstp.STP` from the trained detector, preset ``recommended``;
+- ``backbone``: the same, with neck and heads kept whole;
+- ``uniform``: the trained detector cut to the most uniform architecture of the budget by the norms
+  of its channels, then trained;
+- ``scratch``: that architecture from random weights, trained for both.
+
+``python benchmarks/detectors/run.py --minutes 60`` runs what is not in ``rows.jsonl`` yet, pauses
+at the end of an epoch when the time is up, and goes on from there the next time; ``report.py`` makes
+the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE.parent), str(ROOT / 'tools')]
+
+import torch  # noqa: E402
+from dataset_converters.digits_to_coco import write_data_set  # noqa: E402
+from demo import plain, set_epochs  # noqa: E402
+from demo_detection import CLASSIFIER, SCENES, average_precision  # noqa: E402
+from measure import interleave, ratios  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.runner import Runner, set_random_seed  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mmstp import STP, Supernet  # noqa: E402
+from mmstp.atomic_files import write_json  # noqa: E402
+from mmstp.cli.launch import load_config  # noqa: E402
+from mmstp.registry import MODELS  # noqa: E402
+from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
+from mmstp.stp.tasks import with_task  # noqa: E402
+
+ROWS = HERE / 'rows.jsonl'
+DETECTORS = {
+    'mask_rcnn': 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py',
+    'retinanet': 'configs/retinanet/retinanet_r50-slim_fpn_digits.py',
+}
+INPUT_SHAPE = (3, 160, 160)
+TOLERANCE = 0.02
+BUDGETS = (0.5, 0.25)
+METHODS = ('dense', 'stp', 'uniform', 'scratch', 'backbone')
+
+
+class PausedError(Exception):
+    """The time of this call is up; the run goes on with the next call."""
+
+
+@dataclass
+class Study:
+    """A detector and a seed: what all methods share, and where it lies.
+
+    Attributes:
+        detector: A name in `DETECTORS`.
+        seed: Of weights, batches and searches.
+        work: The folder of all runs.
+        until: When to pause, by `time.monotonic`.
+    """
+
+    detector: str
+    seed: int
+    work: Path
+    until: float
+
+    @cached_property
+    def config(self) -> Config:
+        """Of the dense detector, on the scenes."""
+        scenes = self.work / 'scenes'
+        if not (scenes / 'annotations/instances_val2017.json').is_file():
+            write_data_set(scenes, SCENES, 0)
+        config = load_config(str(ROOT / DETECTORS[self.detector]))
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[field].dataset.data_root = f'{scenes}/'
+            config[field].num_workers = 0
+        annotations = str(scenes / 'annotations/instances_val2017.json')
+        config.val_evaluator.ann_file = config.test_evaluator.ann_file = annotations
+        config.model.backbone.init_cfg = dict(
+            type='Pretrained', checkpoint=self.classifier(), prefix='backbone.'
+        )
+        return config
+
+    @property
+    def epochs(self) -> int:
+        """Of the dense detector's schedule."""
+        return int(self.config.train_cfg.max_epochs)
+
+    def classifier(self) -> str:
+        """The checkpoint of the digits' classifier, trained once for all detectors."""
+        digits = load_config(str(CLASSIFIER))
+        digits.work_dir = str(self.work / 'classifier' / str(self.seed) / 'dense')
+        digits = plain(digits, digits.model.model.to_dict(), 'dense')
+        checkpoint = Path(digits.work_dir) / f'epoch_{digits.train_cfg.max_epochs}.pth'
+        if not checkpoint.is_file():
+            digits.randomness = dict(seed=self.seed)
+            digits.log_level = 'ERROR'
+            Runner.from_cfg(digits).train()
+        return str(checkpoint)
+
+    def dense(self) -> nn.Module:
+        """The dense detector as it begins."""
+        set_random_seed(self.seed)
+        network: nn.Module = MODELS.build(copy.deepcopy(self.config.model))
+        network.init_weights()
+        return network
+
+    def trained_dense(self) -> nn.Module:
+        """The dense detector after its schedule: where pruning begins."""
+        return self.trained('dense', self.dense(), self.epochs)[0].model
+
+    def supernet(self, network: nn.Module) -> Supernet:
+        """The subnets of a detector."""
+        return with_task(network, INPUT_SHAPE, {}, None)[0]
+
+    def trained(
+        self, name: str, network: nn.Module, epochs: int, hooks: list[Any] | None = None
+    ) -> tuple[Runner, dict[str, float]]:
+        """A run of training, begun, gone on with, or read back; with the accuracy at its end."""
+        folder = self.work / self.detector / str(self.seed) / name
+        config = copy.deepcopy(self.config)
+        set_epochs(config, epochs)
+        runner = Runner(
+            network,
+            str(folder),
+            **{
+                field: config[field]
+                for field in (
+                    'train_dataloader', 'val_dataloader', 'val_evaluator', 'val_cfg',
+                    'optim_wrapper', 'param_scheduler',
+                )
+            },
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
+            default_hooks=dict(
+                logger=None, checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+            ),
+            custom_hooks=[*(hooks or []), dict(type='mmstp.EpochSeedHook'), Pause(self.until)],
+            resume=True,
+            randomness=dict(seed=self.seed),
+            default_scope='mmdet',
+            log_level='ERROR',
+            experiment_name=f'{folder}',
+            cfg=dict(visualizer=None),
+        )  # fmt: skip
+        ended = folder / 'ended.json'
+        with redirect_stdout(io.StringIO()):  # pycocotools prints a page per evaluation
+            if ended.is_file():
+                runner.load_or_resume()
+            else:
+                runner.train()
+                write_json(ended, average_precision(runner))
+        return runner, json.loads(ended.read_text())
+
+    def cost(self, build: Callable[[], nn.Module]) -> float:
+        """What a step of a network's training takes, in steps of the dense detector's."""
+        loader = Runner.build_dataloader(copy.deepcopy(self.config.train_dataloader), seed=0)
+        batch = next(iter(loader))
+        steps = {'own': stepper(build(), batch), 'dense': stepper(self.dense(), batch)}
+        return statistics.median(ratios(*interleave(steps, 7).values()))
+
+    def planned(
+        self, name: str, allowance: float, parts: dict[float, Callable[[], nn.Module]]
+    ) -> int:
+        """How many epochs an allowance of dense ones is, decided once.
+
+        Args:
+            name: Of the run.
+            allowance: In epochs of the dense detector.
+            parts: What makes the network as it is then, by the share of the iterations.
+        """
+        path = self.work / self.detector / str(self.seed) / f'{name}.json'
+        if not path.is_file():
+            cost = sum(share * self.cost(build) for share, build in parts.items())
+            write_json(path, {'cost': cost, 'epochs': max(1, round(allowance / cost))})
+        return int(json.loads(path.read_text())['epochs'])
+
+
+class Pause(Hook):
+    """Ends this call after an epoch, when its checkpoint is written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if time.monotonic() > self.until and runner.epoch + 1 < runner.max_epochs:
+            raise PausedError
+
+
+def stepper(network: Any, batch: Any) -> Callable[[], object]:
+    """A step of training on a batch, without the data's pipeline."""
+    network.train()
+    if isinstance(network, STP):
+        network.driver, network.warmup = network, 0.0  # nothing shrinks this pool: it is only timed
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+
+    def step() -> None:
+        data = network.data_preprocessor(copy.deepcopy(batch), True)
+        loss, _ = network.parse_losses(network(**data, mode='loss'))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def stp(study: Study, budget: float, **options: Any) -> dict[str, Any]:
+    """`mmstp.STP` from the trained detector, preset ``recommended``."""
+    name = f'{"backbone" if options else "stp"}-{budget:g}'
+
+    def build() -> STP:
+        set_random_seed(study.seed)
+        return STP(
+            study.trained_dense(), target=budget, tolerance=TOLERANCE, input_shape=INPUT_SHAPE,
+            preset='recommended', pool=dict(seed=study.seed), **options,
+        )  # fmt: skip
+
+    def alone() -> STP:
+        found = build()
+        found.go_alone()
+        return found
+
+    model = build()
+    end = model.preset.end
+    epochs = study.planned(name, study.epochs, {end: build, 1 - end: alone})
+    model.supernet.order_channels()
+    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook')])
+    best = runner.model.pool.best
+    return accuracy | described(runner.model.supernet, best) | {'epochs': epochs}
+
+
+def backbone(study: Study, budget: float) -> dict[str, Any]:
+    """The same, with neck and heads kept whole: as small as the backbone makes it."""
+    return stp(study, budget, space=dict(fix=['^neck', '_head']))
+
+
+def uniform(study: Study, budget: float) -> dict[str, Any]:
+    """The trained detector, cut to the uniform architecture by norms, then trained."""
+    name = f'uniform-{budget:g}'
+    supernet = study.supernet(study.trained_dense())
+    supernet.order_channels()
+    architecture = uniform_of(supernet, budget)
+    epochs = study.planned(name, study.epochs, {1.0: lambda: supernet.export(architecture)})
+    _, accuracy = study.trained(name, supernet.export(architecture), epochs)
+    return accuracy | described(supernet, architecture) | {'epochs': epochs}
+
+
+def scratch(study: Study, budget: float) -> dict[str, Any]:
+    """The uniform architecture from random weights, for both schedules."""
+    name = f'scratch-{budget:g}'
+    config = copy.deepcopy(study.config.model)
+    config.backbone.init_cfg = None
+    set_random_seed(study.seed)
+    network = MODELS.build(config)
+    network.init_weights()
+    supernet = study.supernet(network)
+    architecture = uniform_of(supernet, budget)
+    epochs = study.planned(name, 2 * study.epochs, {1.0: lambda: supernet.export(architecture)})
+    _, accuracy = study.trained(name, supernet.export(architecture), epochs)
+    return accuracy | described(supernet, architecture) | {'epochs': epochs}
+
+
+def dense(study: Study, budget: float) -> dict[str, Any]:
+    """The dense detector, trained for both schedules: its own, and the same again."""
+    supernet = study.supernet(study.dense())
+    _, first = study.trained('dense', study.dense(), study.epochs)
+    _, accuracy = study.trained('dense-again', study.trained_dense(), study.epochs)
+    given = {f'given_{name}': value for name, value in first.items()}
+    epochs = {'epochs': 2 * study.epochs}
+    return accuracy | given | described(supernet, supernet.space.largest) | epochs
+
+
+def uniform_of(supernet: Supernet, budget: float) -> Any:
+    """The most uniform architecture of a budget."""
+    space, cost = supernet.space, supernet.cost
+    meets = Budget.of(budget, 'macs', TOLERANCE, space, cost)
+    return most_uniform(space, feasible_rows(space, cost, meets, 1000))
+
+
+def described(supernet: Supernet, architecture: Any) -> dict[str, Any]:
+    """Columns of a row."""
+    found = supernet.describe(architecture)
+    return {name: found[name] for name in ('architecture', 'macs_ratio', 'params_ratio')}
+
+
+RUN = {'dense': dense, 'stp': stp, 'uniform': uniform, 'scratch': scratch, 'backbone': backbone}
+
+
+def main() -> None:
+    """Runs what is missing, detector by detector and seed by seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--detectors', nargs='+', choices=DETECTORS, default=list(DETECTORS))
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    parser.add_argument('--budgets', nargs='+', type=float, default=list(BUDGETS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--minutes', type=float, default=60)
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/detectors')
+    parser.add_argument('--rows', type=Path, default=ROWS)
+    args = parser.parse_args()
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    until = time.monotonic() + 60 * args.minutes
+    rows = args.rows.read_text().splitlines() if args.rows.is_file() else []
+    there = {tuple(json.loads(row)['run']) for row in rows}
+    for seed in args.seeds:
+        for detector in args.detectors:
+            for method in args.methods:
+                for budget in args.budgets if method != 'dense' else [1.0]:
+                    run = (detector, method, budget, seed)
+                    if run in there:
+                        continue
+                    try:
+                        found = RUN[method](
+                            Study(detector, seed, args.work_dir.absolute(), until), budget
+                        )
+                    except PausedError:
+                        return
+                    row = {'run': run, **found, 'torch': torch.__version__}
+                    with args.rows.open('a') as file:
+                        file.write(json.dumps(row) + '\n')
+                    print(json.dumps(row), flush=True)
+
+
+if __name__ == '__main__':
+    main()
