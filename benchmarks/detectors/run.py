@@ -12,8 +12,8 @@ counted in steps of the dense detector, measured side by side with those of the 
 - ``scratch``: that architecture from random weights, trained for both.
 
 ``python benchmarks/detectors/run.py --minutes 60`` runs what is not in ``rows.jsonl`` yet, pauses
-at the end of an epoch when the time is up, and goes on from there the next time; ``report.py`` makes
-the table.
+at the end of an epoch when the time is up, and goes on from there the next time; ``report.py``
+makes the table.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Study:
         """What a step of a network's training takes, in steps of the dense detector's."""
         loader = Runner.build_dataloader(copy.deepcopy(self.config.train_dataloader), seed=0)
         batch = next(iter(loader))
-        steps = {'own': stepper(build(), batch), 'dense': stepper(self.dense(), batch)}
+        steps = {'own': step_of(build(), batch), 'dense': step_of(self.dense(), batch)}
         return statistics.median(ratios(*interleave(steps, 7).values()))
 
     def planned(
@@ -210,11 +210,11 @@ class Pause(Hook):
             raise PausedError
 
 
-def stepper(network: Any, batch: Any) -> Callable[[], object]:
+def step_of(network: Any, batch: Any) -> Callable[[], object]:
     """A step of training on a batch, without the data's pipeline."""
     network.train()
     if isinstance(network, STP):
-        network.driver, network.warmup = network, 0.0  # nothing shrinks this pool: it is only timed
+        network.driver, network.warmup = step_of, 0.0  # nothing shrinks this pool: it is only timed
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
 
     def step() -> None:
@@ -240,6 +240,7 @@ def stp(study: Study, budget: float, **options: Any) -> dict[str, Any]:
 
     def alone() -> STP:
         found = build()
+        found.pool.shrink(len(found.pool) - 1)
         found.go_alone()
         return found
 
