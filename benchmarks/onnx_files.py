@@ -43,7 +43,7 @@ def main() -> None:
         for name, module in (('classifier', network), ('backbone', backbone)):
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / 'network.onnx'
-                difference = export_onnx(path, module, images)
+                difference = export_onnx(path, module, images).difference
                 size = path.stat().st_size / 2**20
             sizes.setdefault(name, size)
             row += [f'{size:.1f} MiB ({size / sizes[name]:.0%})', f'{difference:.0e}']

@@ -99,9 +99,11 @@ def main() -> None:
         for detector in args.detector:
             write_detector(args.out, detector)
     if args.onnx:
-        for path, difference in write_onnx(args.out).items():
-            size = path.stat().st_size / 2**20
-            logger().info(f'{path}: {size:.1f} MiB, differs from PyTorch by {difference:.1e}')
+        for path, file in write_onnx(args.out).items():
+            logger().info(
+                f'{path}: {path.stat().st_size / 2**20:.1f} MiB, differs from PyTorch by '
+                f'{file.difference:.1e}; free: {", ".join(file.free) or "none"}'
+            )
 
 
 def check_same_folder(args: argparse.Namespace) -> None:

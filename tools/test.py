@@ -1,11 +1,13 @@
 """Tests a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``.
 
 For the config of an STP run it reports the main network and the best subnet (``subnet/…``); for the
-configs that ``tools/export.py`` writes, the compact network and detectors that have it.
+configs that ``tools/export.py`` writes, the compact network and detectors that have it. There
+``compact.onnx`` is taken, too: ONNX Runtime then does what the file holds.
 """
 
 import argparse
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
@@ -17,6 +19,7 @@ from mmstp.cli.launch import (
     add_common_arguments,
     check_data,
     is_detection,
+    is_export,
     is_stp,
     leave_processes,
     load_config,
@@ -25,11 +28,14 @@ from mmstp.cli.launch import (
 )
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.deploy.dynamic_backbone import CalibrationHook
+from mmstp.deploy.export import WEIGHTS, read_description
+from mmstp.deploy.onnx import run_in_onnx
 from mmstp.errors import LaunchError
 from mmstp.registry import HOOKS, type_of
 from mmstp.stp.hooks.evaluation import SubnetEvalHook
 from mmstp.stp.of_runner import unwrapped
 
+ONNX = '.onnx'
 _CLASSIFICATION_TTA = dict(type='mmpretrain.AverageClsScoreTTA')
 _DETECTION_TTA = dict(
     type='DetTTAModel',  # mmdet has it in MMEngine's registry
@@ -68,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 def merge_args(config: Config, args: argparse.Namespace) -> None:
     """Merges the flags into the config."""
     prepare(config, args)
-    config.load_from = args.checkpoint
+    config.load_from = weights_for(config, args.checkpoint)
     if args.amp:
         config.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
@@ -84,6 +90,18 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
         )
     if args.tta:
         _use_tta(config)
+
+
+def weights_for(config: Config, path: str) -> str:
+    """The checkpoint: where an ONNX file is tested, that of its export, for what it lacks."""
+    if not path.endswith(ONNX):
+        return path
+    if not is_export(config) or not Path(path).is_file():
+        raise LaunchError(
+            f'{path}: expected the compact.onnx that tools/export.py --onnx wrote, and the config '
+            'of that export, compact.py beside it'
+        )
+    return str(Path(path).with_name(WEIGHTS))
 
 
 def _use_tta(config: Config) -> None:
@@ -119,7 +137,11 @@ def test(config: Config, args: argparse.Namespace) -> dict[str, float]:
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if not is_stp(config) and isinstance(runner, Runner):  # STP is strict itself
         model = unwrapped(runner)
-        require_whole(*((model.module, model_config(config)) if args.tta else (model, config)))
+        network = model.module if args.tta else model
+        require_whole(network, model_config(config) if args.tta else config)
+        if args.checkpoint.endswith(ONNX):
+            shape = read_description(Path(args.checkpoint).parent)['input_shape']
+            run_in_onnx(network, args.checkpoint, shape)
     if args.out and args.out_item != 'metrics':
         dump = 'mmdet.DumpDetResults' if is_detection(config) else 'mmengine.DumpResults'
         runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
@@ -141,7 +163,7 @@ def main() -> None:
     # a subnet's statistics are estimated on training images
     train = ['train_dataloader'] if {SubnetEvalHook, CalibrationHook} & {*hooks} else []
     check_data(config, 'test_dataloader', *train)
-    check_checkpoint(config, args.checkpoint)
+    check_checkpoint(config, config.load_from)
     with plain_loading():
         metrics = test(config, args)
     if args.out and args.out_item == 'metrics':

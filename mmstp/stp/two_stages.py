@@ -85,15 +85,20 @@ def regions_of(model: Any) -> dict[str, int]:
 
 
 class FirstStage(nn.Module):
-    """The first stage of a detector of two: images to the maps of its region proposals."""
+    """The first stage of a detector of two: images to feature maps and what the RPN's head gives.
+
+    The second stage needs both.
+    """
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, inputs: Tensor) -> Any:
-        """See `two_stages`."""
-        return two_stages(self.detector, inputs, second=False)
+        """Lists of maps by level; the head gives one of each kind."""
+        detector: Any = self.detector
+        maps = detector.extract_feat(inputs)
+        return maps, detector.rpn_head.forward(maps)
 
 
 def dense_part(model: nn.Module) -> nn.Module:

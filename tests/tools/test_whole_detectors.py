@@ -1,5 +1,6 @@
 """Whole detectors with the tools: pruned, resumed, exported, tested, trained on, used in mmdet."""
 
+import copy
 import json
 import shutil
 
@@ -8,12 +9,17 @@ import torch
 from mmengine.config import Config
 
 from mmstp.cli.launch import build_stp, load_config, load_search
-from mmstp.errors import CheckpointError
+from mmstp.deploy.export import reload
+from mmstp.deploy.onnx import run_in_onnx, session_of
+from mmstp.errors import CheckpointError, ExportError
 from mmstp.registry import build_model
 from tests import tiny
 
 mmdet = pytest.importorskip('mmdet')
+from mmdet.structures import DetDataSample  # noqa: E402
+
 CONFIG = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
+META = dict(img_shape=(96, 128), ori_shape=(96, 128), scale_factor=(1.0, 1.0))
 OPTIONS = {
     'train_dataloader.batch_size': 2,
     'train_dataloader.num_workers': 0,
@@ -165,17 +171,62 @@ def test_pretrained_detector_computes_what_it_did(config, tmp_path):
         build_stp(cfg).init_weights()
 
 
-def test_onnx_has_the_maps_of_the_first_stage(call, exported, tmp_path):
+@pytest.fixture(scope='module')
+def in_onnx(call, exported, tmp_path_factory):
+    """The export with its ONNX file, and what running that gives for a batch of other images."""
     pytest.importorskip('onnxscript')
-    onnxruntime = pytest.importorskip('onnxruntime')
-    shutil.copytree(exported, tmp_path / 'export')
-    call('export.py', tmp_path / 'export/compact.py', tmp_path / 'export/compact.pth',
-         '--out', tmp_path / 'export', '--onnx')  # fmt: skip
-    session = onnxruntime.InferenceSession(
-        tmp_path / 'export/compact.onnx', providers=['CPUExecutionProvider']
-    )
-    anchors, levels, boxes = 3, [24, 12, 6, 3], 4
-    assert [out.shape[1:] for out in session.get_outputs()] == [
-        *([anchors, side, side] for side in levels),
-        *([boxes * anchors, side, side] for side in levels),
+    folder = tmp_path_factory.mktemp('onnx') / 'export'
+    shutil.copytree(exported, folder)
+    call('export.py', folder / 'compact.py', folder / 'compact.pth', '--out', folder, '--onnx')
+    return folder
+
+
+def test_onnx_has_the_maps_of_the_first_stage(in_onnx):
+    outputs = session_of(str(in_onnx / 'compact.onnx'))(torch.randn(3, 3, 96, 128))
+    anchors, boxes, sizes = 3, 4, [(24, 32), (12, 16), (6, 8), (3, 4)]
+    features, rest = outputs[:4], outputs[4:]
+    assert [x.shape[2:] for x in features] == sizes
+    assert [x.shape for x in rest] == [
+        *((3, anchors, *size) for size in sizes),
+        *((3, boxes * anchors, *size) for size in sizes),
     ]
+
+
+def test_detections_with_onnx_are_those_of_pytorch(in_onnx):
+    """At another size than the export was traced at, with as many images as come."""
+    network = reload(in_onnx).eval()
+    network.roi_head.test_cfg.score_thr = 0.0  # three epochs make it sure of nothing
+    samples = [DetDataSample(metainfo=META) for _ in range(3)]
+    images = torch.randn(3, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(images, copy.deepcopy(samples), mode='predict')
+        run_in_onnx(network, in_onnx / 'compact.onnx', (3, 96, 96))
+        for part in (network.backbone, network.neck, network.rpn_head):
+            for parameter in part.parameters():
+                parameter.zero_()  # the file has them
+        found = network(images, samples, mode='predict')
+    for own, other in zip(found, expected, strict=True):
+        assert len(other.pred_instances)
+        torch.testing.assert_close(own.pred_instances.scores, other.pred_instances.scores,
+                                   rtol=1e-3, atol=1e-4)  # fmt: skip
+        torch.testing.assert_close(own.pred_instances.bboxes, other.pred_instances.bboxes,
+                                   rtol=1e-3, atol=1e-2)  # fmt: skip
+
+
+def test_onnx_is_tested_by_the_tool(call, in_onnx, tmp_path):
+    metrics = []
+    for weights in ('compact.pth', 'compact.onnx'):
+        out = tmp_path / f'{weights}.json'
+        call('test.py', in_onnx / 'compact.py', in_onnx / weights, '--work-dir', tmp_path / 'test',
+             '--out', out, '--out-item', 'metrics')  # fmt: skip
+        metrics.append(json.loads(out.read_text()))
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        assert metrics[1][name] == pytest.approx(value, abs=1e-3), name
+
+
+def test_onnx_of_another_export_is_refused(in_onnx):
+    network = reload(in_onnx)
+    network.rpn_head.rpn_cls = torch.nn.Conv2d(network.rpn_head.rpn_cls.in_channels, 6, 1)
+    with pytest.raises(ExportError, match=r'compact\.onnx gives outputs of shapes .* of another'):
+        run_in_onnx(network, in_onnx / 'compact.onnx', (3, 96, 96))
