@@ -51,7 +51,7 @@ from torch import nn  # noqa: E402
 from mmstp import STP, Supernet  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import load_config  # noqa: E402
-from mmstp.registry import MODELS  # noqa: E402
+from mmstp.registry import build_model  # noqa: E402
 from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
 from mmstp.stp.tasks import with_task  # noqa: E402
 
@@ -59,6 +59,7 @@ ROWS = HERE / 'rows.jsonl'
 DETECTORS = {
     'mask_rcnn': 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py',
     'retinanet': 'configs/retinanet/retinanet_r50-slim_fpn_digits.py',
+    'rtmdet': 'configs/rtmdet/rtmdet_r50-slim_digits.py',
 }
 INPUT_SHAPE = (3, 160, 160)
 TOLERANCE = 0.02
@@ -122,10 +123,10 @@ class Study:
             Runner.from_cfg(digits).train()
         return str(checkpoint)
 
-    def dense(self) -> nn.Module:
+    def dense(self) -> Any:
         """The dense detector as it begins."""
         set_random_seed(self.seed)
-        network: nn.Module = MODELS.build(copy.deepcopy(self.config.model))
+        network: Any = build_model(self.config.model.to_dict(), 'mmdet')
         network.init_weights()
         return network
 
@@ -229,7 +230,16 @@ def step_of(network: Any, batch: Any) -> Callable[[], object]:
     return step
 
 
-def stp(study: Study, budget: float, **options: Any) -> dict[str, Any]:
+@dataclass
+class Found:
+    """What a method ends with: the detector, how good it is, and further columns of its row."""
+
+    network: nn.Module
+    accuracy: dict[str, float]
+    more: dict[str, Any]
+
+
+def stp(study: Study, budget: float, **options: Any) -> Found:
     """`mmstp.STP` from the trained detector, preset ``recommended``."""
     name = f'{"backbone" if options else "stp"}-{budget:g}'
 
@@ -251,56 +261,53 @@ def stp(study: Study, budget: float, **options: Any) -> dict[str, Any]:
     epochs = study.planned(name, study.epochs, {end: build, 1 - end: alone})
     model.supernet.order_channels()
     runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook')])
-    best = runner.model.pool.best
-    return accuracy | described(runner.model.supernet, best) | {'epochs': epochs}
+    found: Any = runner.model
+    more = described(found.supernet, found.pool.best) | {'epochs': epochs}
+    return Found(found.export(), accuracy, more)
 
 
-def backbone(study: Study, budget: float) -> dict[str, Any]:
+def backbone(study: Study, budget: float) -> Found:
     """The same, with neck and heads kept whole: as small as the backbone makes it."""
     return stp(study, budget, space=dict(fix=['^neck', '_head']))
 
 
-def uniform(study: Study, budget: float) -> dict[str, Any]:
+def uniform(study: Study, budget: float) -> Found:
     """The trained detector, cut to the uniform architecture by norms, then trained."""
-    name = f'uniform-{budget:g}'
     supernet = study.supernet(study.trained_dense())
     supernet.order_channels()
-    architecture = uniform_of(supernet, budget)
-    epochs = study.planned(name, study.epochs, {1.0: lambda: supernet.export(architecture)})
-    _, accuracy = study.trained(name, supernet.export(architecture), epochs)
-    return accuracy | described(supernet, architecture) | {'epochs': epochs}
+    return cut(study, f'uniform-{budget:g}', supernet, budget, study.epochs)
 
 
-def scratch(study: Study, budget: float) -> dict[str, Any]:
+def scratch(study: Study, budget: float) -> Found:
     """The uniform architecture from random weights, for both schedules."""
-    name = f'scratch-{budget:g}'
-    config = copy.deepcopy(study.config.model)
-    config.backbone.init_cfg = None
+    config = study.config.model.to_dict()
+    config['backbone']['init_cfg'] = None
     set_random_seed(study.seed)
-    network = MODELS.build(config)
+    network: Any = build_model(config, 'mmdet')
     network.init_weights()
     supernet = study.supernet(network)
-    architecture = uniform_of(supernet, budget)
-    epochs = study.planned(name, 2 * study.epochs, {1.0: lambda: supernet.export(architecture)})
-    _, accuracy = study.trained(name, supernet.export(architecture), epochs)
-    return accuracy | described(supernet, architecture) | {'epochs': epochs}
+    return cut(study, f'scratch-{budget:g}', supernet, budget, 2 * study.epochs)
 
 
-def dense(study: Study, budget: float) -> dict[str, Any]:
+def cut(study: Study, name: str, supernet: Supernet, budget: float, allowance: int) -> Found:
+    """The most uniform architecture of a budget, cut out and trained."""
+    space, cost = supernet.space, supernet.cost
+    meets = Budget.of(budget, 'macs', TOLERANCE, space, cost)
+    architecture = most_uniform(space, feasible_rows(space, cost, meets, 1000))
+    epochs = study.planned(name, allowance, {1.0: lambda: supernet.export(architecture)})
+    runner, accuracy = study.trained(name, supernet.export(architecture), epochs)
+    more = described(supernet, architecture) | {'epochs': epochs}
+    return Found(runner.model, accuracy, more)
+
+
+def dense(study: Study, budget: float) -> Found:
     """The dense detector, trained for both schedules: its own, and the same again."""
     supernet = study.supernet(study.dense())
     _, first = study.trained('dense', study.dense(), study.epochs)
-    _, accuracy = study.trained('dense-again', study.trained_dense(), study.epochs)
+    runner, accuracy = study.trained('dense-again', study.trained_dense(), study.epochs)
     given = {f'given_{name}': value for name, value in first.items()}
-    epochs = {'epochs': 2 * study.epochs}
-    return accuracy | given | described(supernet, supernet.space.largest) | epochs
-
-
-def uniform_of(supernet: Supernet, budget: float) -> Any:
-    """The most uniform architecture of a budget."""
-    space, cost = supernet.space, supernet.cost
-    meets = Budget.of(budget, 'macs', TOLERANCE, space, cost)
-    return most_uniform(space, feasible_rows(space, cost, meets, 1000))
+    more = described(supernet, supernet.space.largest) | {'epochs': 2 * study.epochs}
+    return Found(runner.model, accuracy, given | more)
 
 
 def described(supernet: Supernet, architecture: Any) -> dict[str, Any]:
@@ -310,6 +317,13 @@ def described(supernet: Supernet, architecture: Any) -> dict[str, Any]:
 
 
 RUN = {'dense': dense, 'stp': stp, 'uniform': uniform, 'scratch': scratch, 'backbone': backbone}
+
+
+def quiet() -> None:
+    """One thread, and nothing of what MMEngine tells of every run."""
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
 
 
 def main() -> None:
@@ -325,9 +339,7 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/detectors')
     parser.add_argument('--rows', type=Path, default=ROWS)
     args = parser.parse_args()
-    warnings.filterwarnings('ignore')
-    logging.disable(logging.INFO)
-    torch.set_num_threads(1)
+    quiet()
     until = time.monotonic() + 60 * args.minutes
     rows = args.rows.read_text().splitlines() if args.rows.is_file() else []
     there = {tuple(json.loads(row)['run']) for row in rows}
@@ -344,7 +356,7 @@ def main() -> None:
                         )
                     except PausedError:
                         return
-                    row = {'run': run, **found, 'torch': torch.__version__}
+                    row = {'run': run, **found.accuracy, **found.more, 'torch': torch.__version__}
                     with args.rows.open('a') as file:
                         file.write(json.dumps(row) + '\n')
                     print(json.dumps(row), flush=True)

@@ -111,8 +111,12 @@ def random_images(shape: Sequence[int], number: int) -> Tensor:
     return torch.randn((number, *shape), generator=torch.Generator().manual_seed(0))
 
 
-def session_of(content: bytes | str) -> Callable[[Tensor], list[Tensor]]:
+def session_of(content: bytes | str, threads: int = 0) -> Callable[[Tensor], list[Tensor]]:
     """Runs a file, or what one holds, on the CPU: images to all of its outputs.
+
+    Args:
+        content: The path of a file, or its bytes.
+        threads: Of an operator; 0: one for each core.
 
     Raises:
         ImportError: If onnxruntime is missing.
@@ -129,6 +133,7 @@ def session_of(content: bytes | str) -> Callable[[Tensor], list[Tensor]]:
             raise ExportError(f'{source}: {error}') from error
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what it logs is in the error that it raises
     providers = ['CPUExecutionProvider']
     session = checked(lambda: onnxruntime.InferenceSession(content, options, providers=providers))

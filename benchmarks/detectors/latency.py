@@ -1,0 +1,79 @@
+"""How fast the detectors of ``rows.jsonl`` are, beside the dense ones: writes ``latencies.json``.
+
+One image of 160x160, one thread, in turns: the dense part in ONNX Runtime (images to the maps of
+the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The trained
+networks are read from the folder of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleave, ratios
+from mmengine.runner import Runner
+from run import INPUT_SHAPE, ROOT, ROWS, RUN, Study, quiet
+
+from mmstp.atomic_files import write_json
+from mmstp.deploy.onnx import export_onnx, session_of
+from mmstp.stp.two_stages import dense_part
+
+LATENCIES = ROWS.with_name('latencies.json')
+
+
+def functions_of(study: Study, method: str, budget: float) -> dict[str, Callable[[], object]]:
+    """What is timed of a detector."""
+    network: Any = RUN[method](study, budget).network.eval()
+    image = torch.zeros(1, *INPUT_SHAPE)
+    batch = next(iter(Runner.build_dataloader(study.config.val_dataloader)))
+    one = {name: values[:1] for name, values in batch.items()}
+
+    def whole() -> object:
+        with torch.no_grad():
+            return network.test_step(one)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'dense.onnx'
+        export_onnx(path, dense_part(network), image)
+        run = session_of(str(path), threads=1)
+    return {'onnx': lambda: run(image), 'whole': whole}
+
+
+def main() -> None:
+    """Measures a detector after the other, those of one seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/detectors')
+    args = parser.parse_args()
+    quiet()
+    runs = [tuple(json.loads(row)['run']) for row in ROWS.read_text().splitlines()]
+    found = json.loads(LATENCIES.read_text()) if LATENCIES.is_file() else {}
+    for detector in dict.fromkeys(run[0] for run in runs):
+        study = Study(detector, args.seed, args.work_dir.absolute(), math.inf)
+        own = [run[1:3] for run in runs if (run[0], run[3]) == (detector, args.seed)]
+        timed = {
+            (run, engine): function
+            for run in own
+            for engine, function in functions_of(study, *run).items()
+        }
+        seconds = interleave(timed, args.repeats, warmup=3)
+        for (method, budget), engine in timed:
+            faster = ratios(seconds[('dense', 1.0), engine], seconds[(method, budget), engine])
+            entry = found.setdefault(f'{detector} {method} {budget:g}', {})
+            entry[engine] = statistics.median(faster)
+            entry[f'{engine}_ms'] = 1000 * statistics.median(seconds[(method, budget), engine])
+    write_json(LATENCIES, found)
+
+
+if __name__ == '__main__':
+    main()
