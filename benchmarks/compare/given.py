@@ -24,7 +24,11 @@ from methods import (
     untrained,
 )
 from torch import nn
-from training import Trial
+from training import TOLERANCE, Trial
+
+from mmstp import STP
+from mmstp.stp.hooks.statistics import calibrate_on
+from mmstp.stp.screening import screen
 
 SEARCHES: dict[str, dict[str, Any]] = {
     'stp-15': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
@@ -59,6 +63,27 @@ def magnitude(trial: Trial, preset: str) -> Found:
     supernet.order_channels()
     architecture = chosen(trial, supernet, 'uniform')
     return Found(tune(trial, supernet.export(architecture), 1.0), architecture)
+
+
+SCREENED = {'screened': 200, 'screened-20': 20}  # candidates
+
+
+@method('given', *SCREENED)
+def screened(trial: Trial, preset: str) -> Found:
+    """Cut to the one of many that keeps most of the given network on two batches, then taught."""
+    network = given_network(trial)
+    stp = STP(
+        network,
+        target=trial.setting.budget,
+        tolerance=TOLERANCE,
+        input_shape=trial.data.input_shape,
+        space=dict(trial.network.space),
+        pool=dict(size=SCREENED[preset], seed=trial.setting.seed),
+    )
+    stp.supernet.order_channels()
+    batch = trial.data.train_dataloader.batch_size
+    calibrate_on(network, trial.training_images(), 2 * batch, partial(screen, stp))
+    return Found(tune(trial, stp.export(), 1.0), stp.pool.best)
 
 
 @method('given', 'scratch')

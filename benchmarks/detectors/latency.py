@@ -1,8 +1,8 @@
 """How fast the detectors of ``rows.jsonl`` are, beside the dense ones: writes ``latencies.json``.
 
 One image of 160x160, one thread, in turns: the dense part in ONNX Runtime (images to the maps of
-the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The trained
-networks are read from the folder of the runs.
+the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The
+trained networks are read from the folder of the runs.
 """
 
 from __future__ import annotations

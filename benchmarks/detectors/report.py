@@ -22,7 +22,8 @@ METHODS = {
     'dense': 'dense, trained on',
     'stp': 'STP',
     'uniform': 'cut uniformly by norms, trained on',
-    'scratch': 'the same from random weights',
+    'screened': 'cut to what keeps most, trained on',
+    'scratch': 'uniform, from random weights',
     'backbone': 'STP of the backbone alone',
 }
 
