@@ -52,6 +52,11 @@ def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
 
 def positive(field: str, value: Any) -> int:
     """A whole number of at least 1; else a `ValueError` that names the field."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{field}={value!r}: expected a whole number, at least 1')
+    return at_least(1, field, value)
+
+
+def at_least(least: int, field: str, value: Any) -> int:
+    """A whole number that is not below another; else a `ValueError` that names the field."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'{field}={value!r}: expected a whole number, at least {least}')
     return value

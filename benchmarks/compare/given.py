@@ -27,10 +27,13 @@ from torch import nn
 from training import TOLERANCE, Trial
 
 from mmstp import STP
-from mmstp.stp.hooks.statistics import calibrate_on
+from mmstp.stp.hooks.statistics import on_images
 from mmstp.stp.screening import screen
 
 SEARCHES: dict[str, dict[str, Any]] = {
+    'stp': dict(preset='recommended', screen=2),  # as users have it with `model.pretrained`
+    'stp-taught': dict(preset='recommended', screen=2, survivor=dict(teacher='main')),
+    'stp-unscreened': dict(preset='recommended'),
     'stp-15': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
     'stp-30': ALONE | dict(end=0.3, survivor=dict(teacher='main')),
     'stp-15-untaught': ALONE | dict(end=0.15),
@@ -82,7 +85,7 @@ def screened(trial: Trial, preset: str) -> Found:
     )
     stp.supernet.order_channels()
     batch = trial.data.train_dataloader.batch_size
-    calibrate_on(network, trial.training_images(), 2 * batch, partial(screen, stp))
+    on_images(network, trial.training_images(), 2 * batch, partial(screen, stp))
     return Found(tune(trial, stp.export(), 1.0), stp.pool.best)
 
 

@@ -27,6 +27,7 @@ from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 from mmstp import STP, Architecture, Supernet
 from mmstp.search.budget import most_uniform
 from mmstp.stp.presets import PRESETS as PRESETS_OF_STP
+from mmstp.stp.screening import SCREENED
 
 
 @dataclass
@@ -352,6 +353,7 @@ def search(
     interval: int | None = None,
     hooks: Sequence[Hook] = (),
     annealed: bool = False,
+    screen: int = 0,
     start: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> STP:
@@ -368,6 +370,7 @@ def search(
         interval: Iterations between two drops; an epoch by default.
         hooks: Further ones.
         annealed: Whether the learning rate falls to 0 within the search.
+        screen: Batches on which four candidates for each iteration of the search are screened.
         start: Makes the main network; with the seed's weights by default. The channels of another
             are ordered by importance.
         options: Of `STP`.
@@ -392,7 +395,8 @@ def search(
         parts = {'search': (1.0, build)}
     else:
         parts = {'search': (part, build), 'survivor': (1 - part, lambda: alone(build()))}
-    epochs = trial.plan('stp', parts, share, of='epochs' if end is None else 'time')
+    of = 'epochs' if end is None else 'time'
+    epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED)
     if end is None:
         size = DRAWN
     else:
@@ -400,7 +404,7 @@ def search(
             end = epochs['search'] / sum(epochs.values())
         iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
         size = size or max(8, min(DRAWN, int(iterations / VISITS)))
-    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval)
+    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen)
     model: Any = trial.trained(
         'stp',
         lambda: build(size),

@@ -135,6 +135,7 @@ class Trial:
         share: float = 1.0,
         common: bool = False,
         of: str = 'time',
+        screened: int = 0,
     ) -> dict[str, int]:
         """How many epochs the parts of a phase have; decided once.
 
@@ -145,6 +146,8 @@ class Trial:
             share: Of the run's allowance.
             common: Whether other methods begin with the same phase.
             of: What the parts have shares of: the phase's ``'time'`` or its ``'epochs'``.
+            screened: Forward passes of subnets before the first step, for each step of the first
+                part; one is taken for a third of a step of the last part.
         """
         base = self._allowed(share)
         folder = self._folder(name, share, common)
@@ -155,6 +158,8 @@ class Trial:
                 costs = {part: 1.0 if free else self.cost(build) for part, (_, build) in
                          parts.items()}  # fmt: skip
                 shares = {part: its for part, (its, _) in parts.items()}
+                names = list(parts)
+                costs[names[0]] += screened * costs[names[-1]] / 3
                 if of == 'epochs':
                     mean = sum(its * costs[part] for part, its in shares.items())
                     costs = dict.fromkeys(parts, mean)
@@ -379,6 +384,13 @@ class Spent(Hook):
             return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()
+
+    def before_run(self, runner: Runner) -> None:
+        self._start = self._now()
+
+    def before_train(self, runner: Runner) -> None:
+        if not runner.iter:  # a pool may be screened
+            self.seconds += self._now() - self._start
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._start = self._now()

@@ -55,7 +55,7 @@ from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import load_config  # noqa: E402
 from mmstp.registry import build_model  # noqa: E402
 from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
-from mmstp.stp.hooks.statistics import calibrate_on  # noqa: E402
+from mmstp.stp.hooks.statistics import on_images  # noqa: E402
 from mmstp.stp.screening import screen  # noqa: E402
 from mmstp.stp.tasks import with_task  # noqa: E402
 
@@ -290,7 +290,7 @@ def screened(study: Study, budget: float) -> Found:
     )  # fmt: skip
     stp.supernet.order_channels()
     loader = Runner.build_dataloader(copy.deepcopy(study.config.train_dataloader), seed=0)
-    calibrate_on(stp.model, loader, 8, functools.partial(screen, stp))
+    on_images(stp.model, loader, 8, functools.partial(screen, stp))
     name = f'screened-{budget:g}'
     return cut(study, name, stp.supernet, stp.pool.best, study.epochs)
 

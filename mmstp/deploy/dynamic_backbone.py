@@ -19,7 +19,7 @@ from ..config_fields import options_of, positive, refuse_unknown
 from ..errors import StatisticsError
 from ..registry import HOOKS, MODELS, build_model
 from ..search.space import SearchSpace
-from ..stp.hooks.statistics import calibrate_on
+from ..stp.hooks.statistics import on_images
 from ..stp.of_runner import unwrapped
 from ..subnets.modules import DynamicMixin
 from ..subnets.norm_statistics import norms_with_statistics
@@ -66,7 +66,7 @@ class CalibrationHook(Hook):
             runner.logger.info(
                 f'{path}: estimating statistics of the subnet {architecture} on {number} images'
             )
-            calibrate_on(unwrapped(runner), dataloader, self.num_images, backbone.calibrate)
+            on_images(unwrapped(runner), dataloader, self.num_images, backbone.calibrate)
 
     before_test = before_val
 

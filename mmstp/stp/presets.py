@@ -15,6 +15,7 @@ class Preset:
     Attributes:
         end: Of `PoolHook`: the part of the iterations that the search takes.
         visits: Of `PoolHook`: how often each member of the pool is to be visited.
+        screen: Of `PoolHook`, where the main network is trained already: batches for a first score.
         target_ce: Of `STP`, like the next two.
         warmup: See there.
         survivor: See there.
@@ -22,6 +23,7 @@ class Preset:
 
     end: float
     visits: int | None
+    screen: int
     target_ce: float
     warmup: float
     survivor: SurvivorPhase | None
@@ -29,10 +31,10 @@ class Preset:
 
 PRESETS = {
     # the paper's, for its schedules of 200 to 500 epochs
-    'paper': Preset(end=0.6, visits=None, target_ce=0.0, warmup=0.0, survivor=None),
+    'paper': Preset(end=0.6, visits=None, screen=0, target_ce=0.0, warmup=0.0, survivor=None),
     # most for the time, from random weights or from a trained network
     'recommended': Preset(
-        end=0.05, visits=10, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
+        end=0.05, visits=10, screen=2, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
     ),
 }
 

@@ -1,30 +1,80 @@
-"""A first score for every candidate of the pool, before any of them is trained."""
+"""Which candidates a search begins with: as many as it can visit, the best by a screening."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.runner import Runner
 from torch import Tensor
+
+from .hooks.statistics import batch_size_of, on_images
+
+SCREENED = 4  # candidates for each iteration of the search: a few hundredths of what it costs
+
+
+def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches: int) -> int:
+    """Cuts the pool to what can be visited often enough, and says what is left of it.
+
+    Args:
+        runner: About to train.
+        stp: Its `STP`.
+        end: Iterations of the search.
+        visits: How often each candidate is to be visited on average; None: the pool stays as it is.
+        batches: On which candidates are screened; 0: those that stay are random.
+
+    Returns:
+        The size of the pool.
+    """
+    drawn = len(stp.pool)
+    if batches and drawn > 1:
+        stp.pool.shrink(drawn - SCREENED * end)
+        images = batches * batch_size_of(runner.train_dataloader)
+        on_images(stp.model, runner.train_dataloader, images, partial(screen, stp))
+        scores = sorted(stp.pool.scores.values())
+        runner.logger.info(
+            f'screened: {len(scores)} of {drawn} architectures on {images} images; distances to '
+            f'the main network from {scores[0]:.4f} to {scores[-1]:.4f}'
+        )
+    if visits is not None:
+        stp.pool.shrink(len(stp.pool) - max(1, end // visits))
+    size = len(stp.pool)
+    runner.logger.info(
+        f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '
+        'the search'
+    )
+    if size == 1 < drawn and not batches:
+        runner.logger.warning(
+            f'there is no search: its {end} iterations are too few to visit two architectures '
+            f'{visits} times, so one of {drawn} was drawn at random. Train longer, or give '
+            'PoolHook a later end or fewer visits'
+        )
+    elif visits is None and size > 1 and end / size < 5:
+        runner.logger.warning(
+            f'the pool has {size} architectures and shrinks within {end} iterations: '
+            f'{end / size:.1f} visits each, fewer than the 5 that scores need to mean '
+            'anything; use PoolHook.visits=10, or train longer'
+        )
+    return size
 
 
 @torch.no_grad()
 def screen(stp: Any, batches: Iterable[Tensor]) -> None:
     """Scores all candidates by their distance to the main network on the same images (Eq. 8).
 
-    It says something where the main network has been trained: how much of it a candidate keeps.
-    Weights and norm statistics stay as they are.
+    It says how much of a trained network a candidate keeps. Weights and norm statistics stay as
+    they are.
 
     Args:
-        stp: An `STP`; the distances go into its pool, as a first visit each.
+        stp: An `STP`; the distances go into its pool, as a first visit of each.
         batches: Images of shape (batch, channels, height, width).
     """
     supernet, task = stp.supernet, stp.task
-    candidates = list(stp.pool.scores)
+    candidates, count, mode = list(stp.pool.scores), 0, stp.training
     distances = torch.zeros(len(candidates), dtype=torch.float64)
-    mode = stp.training
     stp.train()  # norms normalise by the batch, as they will in the search
     for images in batches:
         with supernet.activate(supernet.space.largest):
@@ -32,7 +82,8 @@ def screen(stp: Any, batches: Iterable[Tensor]) -> None:
         for i, candidate in enumerate(candidates):
             with supernet.activate(candidate):
                 distances[i] += float(task.distance(task.outputs(stp.model, images), teacher))
+        count += 1
     stp.train(mode)
     all_reduce(distances, 'mean')  # over the ranks
-    for candidate, distance in zip(candidates, distances.tolist(), strict=True):
+    for candidate, distance in zip(candidates, (distances / count).tolist(), strict=True):
         stp.pool.update(candidate, distance)

@@ -12,13 +12,14 @@ from mmengine.runner import Runner
 
 from ...architecture import Architecture
 from ...atomic_files import write_json
-from ...config_fields import options_of, positive, refuse_unknown
+from ...config_fields import at_least, options_of, positive, refuse_unknown
 from ...errors import CheckpointError
 from ...registry import HOOKS
 from ..algorithm import STP
 from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..pool import ShrinkSchedule
+from ..screening import begin_search
 from ..search_state import read_search
 from ..survivor import begin_alone
 
@@ -47,6 +48,9 @@ class PoolHook(Hook):
             as for ``visits``: the preset's (`STP.preset`).
         visits: How often each of the pool is to be visited until then, on average: a pool that is
             too large for that is cut to as many at the start.
+        screen: Batches of training images on which candidates get a first score, before any is
+            trained, so that the best stay when the pool is cut; for main networks that are trained
+            already. By default the preset's where there is `STP.pretrained`, else 0.
 
     Raises:
         FieldError: If an option does not exist.
@@ -62,6 +66,7 @@ class PoolHook(Hook):
         interval: int | None = None,
         end: float | None = None,
         visits: int | None = None,
+        screen: int | None = None,
         **unknown: Any,
     ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
@@ -69,6 +74,7 @@ class PoolHook(Hook):
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
+        self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
@@ -86,38 +92,17 @@ class PoolHook(Hook):
         part = stp.preset.end if self.end is None else self.end
         end = max(1, round(part * runner.max_iters))
         if self._size is None:
-            self._size = self._cut(runner, stp, end)
+            visits = stp.preset.visits if self.visits is None else self.visits
+            # it says something of a trained network alone
+            own = stp.preset.screen if stp.pretrained else 0
+            screen = own if self.screen is None else self.screen
+            self._size = begin_search(runner, stp, end, visits, screen)
         self._schedule = ShrinkSchedule(self._size, interval, end)
         if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
             raise ValueError(
                 f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
-
-    def _cut(self, runner: Runner, stp: STP, end: int) -> int:
-        """The size of the pool, after what cannot be visited often enough has left it."""
-        wanted = stp.preset.visits if self.visits is None else self.visits
-        drawn = len(stp.pool)
-        if wanted is not None:
-            stp.pool.shrink(drawn - max(1, end // wanted))
-        size = len(stp.pool)
-        runner.logger.info(
-            f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '
-            'the search'
-        )
-        if size == 1 < drawn:
-            runner.logger.warning(
-                f'there is no search: its {end} iterations are too few to visit two architectures '
-                f'{wanted} times, so one of {drawn} was drawn at random. Train longer, or give '
-                'PoolHook a later end or fewer visits'
-            )
-        elif wanted is None and size > 1 and end / size < 5:
-            runner.logger.warning(
-                f'the pool has {size} architectures and shrinks within {end} iterations: '
-                f'{end / size:.1f} visits each, fewer than the 5 that scores need to mean '
-                'anything; use PoolHook.visits=10, or train longer'
-            )
-        return size
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)

@@ -1,4 +1,4 @@
-"""Statistics of subnets, estimated on the images of a run."""
+"""What is estimated on images of a run beside its training, such as statistics of subnets."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from ...analysis.scratch import random_state_kept
 from ...subnets.norm_statistics import calibrate, norms_with_statistics
 
 
-def calibrate_on(
+def calibrate_on(network: Any, dataloader: DataLoader, num_images: int) -> None:
+    """Gives a compact network norm statistics of its own, by `on_images`."""
+    on_images(network, dataloader, num_images, partial(_calibrate, network))
+
+
+def on_images(
     network: Any,
     dataloader: DataLoader,
     num_images: int,
-    estimate: Callable[[Iterable[Tensor]], Any] | None = None,
+    function: Callable[[Iterable[Tensor]], Any],
 ) -> None:
-    """Estimates statistics on images of a dataloader's dataset.
+    """Calls a function with batches of images of a dataloader's dataset, as a network takes them.
 
     The same images with the same augmentation are drawn every time and on every rank, and the
-    random state is left as it was. ``estimate`` takes the batches of images; by default it is that
-    of a compact classifier.
+    random state is left as it was.
     """
-    if estimate is None:
-        estimate = partial(_calibrate, network)
     dataset: Any = dataloader.dataset
     chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
     batches = DataLoader(
         Subset(dataset, chosen),
-        batch_size=min(_batch_size(dataloader), len(chosen)),
+        batch_size=min(batch_size_of(dataloader), len(chosen)),
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
     with random_state_kept(seed=0):
-        estimate(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
+        function(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
 
 
 def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:
@@ -59,6 +61,7 @@ def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:
             norm.track_running_stats = True
 
 
-def _batch_size(dataloader: DataLoader) -> int:
+def batch_size_of(dataloader: DataLoader) -> int:
+    """Images in a batch."""
     sampler: Any = dataloader.batch_sampler  # MMDetection's, by aspect ratio, hides it from torch
     return int(dataloader.batch_size or sampler.batch_size)
