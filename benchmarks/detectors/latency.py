@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from measure import interleave, ratios
-from mmengine.runner import Runner
 from run import INPUT_SHAPE, ROOT, ROWS, RUN, Study, quiet
 
 from mmstp.atomic_files import write_json
@@ -32,7 +31,7 @@ def functions_of(study: Study, method: str, budget: float) -> dict[str, Callable
     """What is timed of a detector."""
     network: Any = RUN[method](study, budget).network.eval()
     image = torch.zeros(1, *INPUT_SHAPE)
-    batch = next(iter(Runner.build_dataloader(study.config.val_dataloader)))
+    batch = next(iter(study.dataloader('val')))
     one = {name: values[:1] for name, values in batch.items()}
 
     def whole() -> object:

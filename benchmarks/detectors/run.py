@@ -47,6 +47,7 @@ from demo_detection import CLASSIFIER, SCENES, average_precision  # noqa: E402
 from measure import interleave, ratios  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.runner import Runner, set_random_seed  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -180,10 +181,14 @@ class Study:
                 write_json(ended, average_precision(runner))
         return runner, json.loads(ended.read_text())
 
+    def dataloader(self, part: str) -> Any:
+        """Of ``'train'`` or ``'val'``."""
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            return Runner.build_dataloader(self.config[f'{part}_dataloader'].to_dict(), seed=0)
+
     def cost(self, build: Callable[[], nn.Module]) -> float:
         """What a step of a network's training takes, in steps of the dense detector's."""
-        loader = Runner.build_dataloader(copy.deepcopy(self.config.train_dataloader), seed=0)
-        batch = next(iter(loader))
+        batch = next(iter(self.dataloader('train')))
         steps = {'own': step_of(build(), batch), 'dense': step_of(self.dense(), batch)}
         return statistics.median(ratios(*interleave(steps, 7).values()))
 
@@ -264,7 +269,7 @@ def stp(study: Study, budget: float, **options: Any) -> Found:
     end = model.preset.end
     epochs = study.planned(name, study.epochs, {end: build, 1 - end: alone})
     model.supernet.order_channels()
-    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook')])
+    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook', screen=2)])
     found: Any = runner.model
     more = described(found.supernet, found.pool.best) | {'epochs': epochs}
     return Found(found.export(), accuracy, more)
@@ -289,8 +294,7 @@ def screened(study: Study, budget: float) -> Found:
         pool=dict(size=100, seed=study.seed),
     )  # fmt: skip
     stp.supernet.order_channels()
-    loader = Runner.build_dataloader(copy.deepcopy(study.config.train_dataloader), seed=0)
-    on_images(stp.model, loader, 8, functools.partial(screen, stp))
+    on_images(stp.model, study.dataloader('train'), 8, functools.partial(screen, stp))
     name = f'screened-{budget:g}'
     return cut(study, name, stp.supernet, stp.pool.best, study.epochs)
 

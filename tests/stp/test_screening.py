@@ -1,0 +1,107 @@
+"""Which candidates a search begins with."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmstp import PoolHook
+from mmstp.stp.hooks import pool as pool_hook
+from mmstp.stp.hooks.pool import STATE
+from mmstp.stp.hooks.statistics import on_images
+from mmstp.stp.of_runner import stp_of
+from mmstp.stp.presets import PRESETS
+from mmstp.stp.screening import SCREENED, begin_search, screen
+from tests import tiny
+from tests.runs import train
+
+BATCHES = [torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+
+
+def test_scores_are_the_distances_of_exports_and_nothing_else_changes():
+    stp = tiny.stp()
+    before = copy.deepcopy(stp.state_dict())
+    screen(stp, iter(BATCHES))
+    for key, tensor in stp.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    main = copy.deepcopy(stp.model).train()
+    for candidate, score in stp.pool.scores.items():
+        subnet = stp.supernet.export(candidate).train()
+        with torch.no_grad():
+            distances = [stp.task.distance(subnet(x), main(x)).item() for x in BATCHES]
+        assert score == pytest.approx(sum(distances) / 2, rel=1e-5)
+    assert set(stp.pool.visits.values()) == {1}
+
+
+@pytest.fixture(scope='module')
+def dense(tmp_path_factory):
+    """Weights of the dense network."""
+    path = tmp_path_factory.mktemp('dense') / 'dense.pth'
+    torch.save({'state_dict': tiny.stp().model.state_dict()}, path)
+    return str(path)
+
+
+def config(work_dir, **options):
+    return tiny.config(work_dir, model__pool__size=40, model__tolerance=0.2, **options)
+
+
+def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path):
+    runner = Runner.from_cfg(config(tmp_path, model__pretrained=dense))
+    stp = stp_of(runner)
+    stp.init_weights()
+    drawn, end, batches = list(stp.pool.scores), 6, 2
+    assert len(drawn) > SCREENED * end
+    other = copy.deepcopy(stp)
+    assert begin_search(runner, stp, end, visits=2, batches=batches) == end // 2 == len(stp.pool)
+
+    other.pool.shrink(len(drawn) - SCREENED * end)
+    assert list(other.pool.scores) == drawn[: SCREENED * end]
+    images = batches * runner.train_dataloader.batch_size
+    on_images(other.model, runner.train_dataloader, images, lambda found: screen(other, found))
+    best = sorted(other.pool.scores.items(), key=lambda item: item[1])[: end // 2]
+    assert dict(stp.pool.scores) == dict(best)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'pretrained', 'batches'),
+    [
+        ({}, True, PRESETS['recommended'].screen),
+        ({}, False, 0),  # distances to an untrained network mean nothing
+        (dict(screen=0), True, 0),
+        (dict(screen=3), False, 3),
+    ],
+)
+def test_when_candidates_are_screened(hook, pretrained, batches, dense, tmp_path, monkeypatch):
+    options = dict(model__pretrained=dense) if pretrained else {}
+    runner = Runner.from_cfg(config(tmp_path, model__preset='recommended', **options))
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    given = []
+    monkeypatch.setattr(pool_hook, 'begin_search', lambda *args: given.append(args) or 1)
+    PoolHook(end=0.5, **hook).before_train(runner)
+    ((_, stp, end, visits, found),) = given
+    assert (stp, end, visits, found) == (stp_of(runner), 4, 10, batches)
+
+
+def test_a_resumed_run_does_not_screen_again(dense, tmp_path, monkeypatch):
+    cfg = config(tmp_path / 'whole', model__pretrained=dense)
+    cfg.custom_hooks[0] = dict(type='mmstp.PoolHook', interval=2, end=0.75, visits=2, screen=1)
+    whole = train(cfg)
+    monkeypatch.setattr('mmstp.stp.screening.screen', None)
+    cfg.work_dir, cfg.resume = str(tmp_path / 'resumed'), True
+    cfg.load_from = f'{whole.work_dir}/epoch_1.pth'
+    resumed = train(cfg)
+    first, second = (
+        torch.load(f'{run.work_dir}/epoch_2.pth', weights_only=False)[STATE]
+        for run in (whole, resumed)
+    )
+    assert first == second
+    assert first['pool_size'] == 3
+
+
+@pytest.mark.parametrize('screen', [-1, 1.5, True, 'two'])
+def test_screen_is_a_whole_number(screen):
+    with pytest.raises(
+        ValueError, match=r'PoolHook\.screen=.*: expected a whole number, at least 0'
+    ):
+        PoolHook(screen=screen)
