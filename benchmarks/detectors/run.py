@@ -57,7 +57,7 @@ from mmstp.cli.launch import load_config  # noqa: E402
 from mmstp.registry import build_model  # noqa: E402
 from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
 from mmstp.stp.hooks.statistics import on_images  # noqa: E402
-from mmstp.stp.screening import screen  # noqa: E402
+from mmstp.stp.screening import SCREENED, screen  # noqa: E402
 from mmstp.stp.tasks import with_task  # noqa: E402
 
 ROWS = HERE / 'rows.jsonl'
@@ -193,7 +193,11 @@ class Study:
         return statistics.median(ratios(*interleave(steps, 7).values()))
 
     def planned(
-        self, name: str, allowance: float, parts: dict[float, Callable[[], nn.Module]]
+        self,
+        name: str,
+        allowance: float,
+        parts: dict[float, Callable[[], nn.Module]],
+        screened: float = 0.0,
     ) -> int:
         """How many epochs an allowance of dense ones is, decided once.
 
@@ -201,10 +205,14 @@ class Study:
             name: Of the run.
             allowance: In epochs of the dense detector.
             parts: What makes the network as it is then, by the share of the iterations.
+            screened: Forward passes before the first step, for each step; one is taken for a third
+                of a step of the last part.
         """
         path = self.work / self.detector / str(self.seed) / f'{name}.json'
         if not path.is_file():
-            cost = sum(share * self.cost(build) for share, build in parts.items())
+            costs = {share: self.cost(build) for share, build in parts.items()}
+            cost = sum(share * its for share, its in costs.items())
+            cost += screened * costs[list(parts)[-1]] / 3
             write_json(path, {'cost': cost, 'epochs': max(1, round(allowance / cost))})
         return int(json.loads(path.read_text())['epochs'])
 
@@ -267,9 +275,10 @@ def stp(study: Study, budget: float, **options: Any) -> Found:
 
     model = build()
     end = model.preset.end
-    epochs = study.planned(name, study.epochs, {end: build, 1 - end: alone})
+    parts = {end: build, 1 - end: alone}
+    epochs = study.planned(name, study.epochs, parts, screened=end * SCREENED)
     model.supernet.order_channels()
-    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook', screen=2)])
+    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook', screen=1)])
     found: Any = runner.model
     more = described(found.supernet, found.pool.best) | {'epochs': epochs}
     return Found(found.export(), accuracy, more)

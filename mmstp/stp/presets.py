@@ -34,7 +34,7 @@ PRESETS = {
     'paper': Preset(end=0.6, visits=None, screen=0, target_ce=0.0, warmup=0.0, survivor=None),
     # most for the time, from random weights or from a trained network
     'recommended': Preset(
-        end=0.05, visits=10, screen=2, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
+        end=0.05, visits=10, screen=1, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
     ),
 }
 
