@@ -3,7 +3,9 @@
 Of every folder of mmdet's configs the one with ResNet-50 and the shortest name (where there is
 none, of all) is given to `mmstp.detection.write_detector` for a ResNet-50 of about 35 % of its
 multiply-adds with random weights: its backbone is replaced, loaded and compared with the export,
-and the detector looks at an image. Every config has a process of its own and two minutes.
+and the detector looks at an image. The same detector is then pruned as a whole: it is converted, a
+step is trained, and a subnet is exported and compared. Every config has a process of its own and
+two minutes for either.
 """
 
 from __future__ import annotations
@@ -19,8 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.structures import InstanceData
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -31,10 +38,13 @@ from mmstp.cli.launch import build_stp, load_config
 from mmstp.deploy.detector_config import UNTRIED, write_detector
 from mmstp.deploy.export import write_export
 from mmstp.errors import DetectorError
+from mmstp.foreign import pytree
+from mmstp.registry import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 SECONDS = 120.0
+SIDE = 160  # of the images that whole detectors are pruned for
 
 
 def detectors() -> list[str]:
@@ -68,6 +78,81 @@ def steps(detector: str, export: Path) -> Iterator[dict[str, Any]]:
     }
 
 
+def whole_steps(detector: str) -> Iterator[dict[str, Any]]:
+    """What becomes of a detector that is pruned as a whole, with random weights."""
+    logging.disable(logging.WARNING)
+    config = Config.fromfile(CONFIGS / detector.removeprefix('mmdet::'))
+    if 'model' not in config:
+        return  # a part for other configs
+    model = without_init_cfg(config.model.to_dict())
+    for field, value in (('frozen_stages', -1), ('norm_eval', False)):  # as the docs ask for
+        if isinstance(model.get('backbone'), dict) and field in model['backbone']:
+            model['backbone'][field] = value
+    torch.manual_seed(0)
+    fields = dict(target=0.6, tolerance=0.5, pool=dict(size=2, seed=0), target_ce=1.0)
+    stp: Any = build_model(
+        dict(type='mmstp.STP', model=model, input_shape=(3, SIDE, SIDE), **fields), 'mmdet'
+    )
+    supernet = stp.supernet
+    smallest, largest = supernet.cost.macs([supernet.space.smallest, supernet.space.largest])
+    yield {'whole': f'converts, {smallest / largest:.0%} to 100%', 'step': 'fails'}
+    stp.init_weights()
+    stp.train()
+    stp.driver = stp.pool  # nothing shrinks it
+    images = torch.randn(2, 3, SIDE, SIDE)
+    masks = 'with_mask' in str(config.get('train_pipeline'))
+    losses = stp(images, [sample(masks) for _ in images], mode='loss')
+    stp.parse_losses(losses)[0].backward()
+    yield {'step': 'trained', 'export': 'differs'}
+    stp.eval()
+    with torch.no_grad(), supernet.activate(stp.pool.best):
+        own = pytree.tree_leaves(stp.task.tensors(stp.model, images))
+    with torch.no_grad():
+        cut = pytree.tree_leaves(stp.task.tensors(stp.export().eval(), images))
+    if all(torch.equal(a, b) for a, b in zip(own, cut, strict=True)):
+        yield {'export': 'equal'}
+
+
+def without_init_cfg(config: Any) -> Any:
+    """A model's config without weights that would be downloaded."""
+    if isinstance(config, dict):
+        return {k: without_init_cfg(v) for k, v in config.items() if k != 'init_cfg'}
+    return [without_init_cfg(v) for v in config] if isinstance(config, list) else config
+
+
+def sample(masks: bool) -> DetDataSample:
+    """An image with one object."""
+    shape = (SIDE, SIDE)
+    found = DetDataSample(
+        metainfo=dict(
+            img_shape=shape, batch_input_shape=shape, pad_shape=shape, ori_shape=shape,
+            scale_factor=(1.0, 1.0), img_id=0,
+        )
+    )  # fmt: skip
+    found.gt_instances = InstanceData(
+        bboxes=torch.tensor([[10.0, 10.0, 90.0, 90.0]]), labels=torch.tensor([0])
+    )
+    if masks:
+        mask = np.zeros((1, *shape), np.uint8)
+        mask[0, 10:90, 10:90] = 1
+        found.gt_instances.masks = BitmapMasks(mask, *shape)
+    return found
+
+
+def as_a_whole(detector: str) -> str:
+    """The table's words for it."""
+    found = in_process(functools.partial(whole_steps, detector), SECONDS)
+    stages = [found[name] for name in ('whole', 'step', 'export') if name in found]
+    error = [one_line(found['error'])] if 'error' in found else []
+    return ', '.join([*stages, *error])
+
+
+def one_line(text: str) -> str:
+    """What a cell of a table can hold."""
+    text = re.sub(r'\s+', ' ', text).replace('|', '\\|')
+    return re.sub(r'(?<![\w.])/(?:[\w.+-]+/)+', '', text)[:220]  # folders of this machine
+
+
 def main() -> None:
     """Exports the network and tries the detectors."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,7 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(str(ROOT / 'configs/stp/r50_35pct.py'), {'model.pool.seed': 0})
     stp = build_stp(config)
-    rows, counts = [], dict.fromkeys(('runs', 'written, not tried', 'refused'), 0)
+    wholes, rows, counts = 0, [], dict.fromkeys(('runs', 'written, not tried', 'refused'), 0)
     with tempfile.TemporaryDirectory() as folder:
         write_export(folder, stp.export(), config, stp, stp.pool.best)
         for detector in detectors():
@@ -85,17 +170,17 @@ def main() -> None:
             found = in_process(functools.partial(steps, detector, Path(folder)), SECONDS)
             outcome = found.get('outcome', 'refused')
             counts[outcome] += 1
-            why = re.sub(r'\s+', ' ', found.get('why') or found.get('error', '')).replace(
-                '|', '\\|'
-            )
-            why = re.sub(r'(?<![\w.])/(?:[\w.+-]+/)+', '', why)  # folders of this machine
-            rows.append([detector[7:], outcome, found.get('in_channels', ''), why[:220]])
+            why = one_line(found.get('why') or found.get('error', ''))
+            whole = as_a_whole(detector)
+            wholes += 'equal' in whole
+            rows.append([detector[7:], outcome, found.get('in_channels', ''), why, whole])
             print(*rows[-1], sep=' | ', flush=True)
     text = (
         f'{environment("mmdetection")}\n\nBackbone {stp.pool.best}; '
         + ', '.join(f'{outcome}: {count}' for outcome, count in counts.items())
-        + f'; {len(rows)} in all.\n\n'
-        + table(('config', 'outcome', "the neck's in_channels", 'why'), rows)
+        + f'; {len(rows)} in all. As a whole {wholes} are converted, trained for a step and '
+        'exported, equal to the bit.\n\n'
+        + table(('config', 'backbone', "the neck's in_channels", 'why', 'whole'), rows)
     )
     print(text)
     if args.out:
