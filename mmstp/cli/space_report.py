@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.cost import METRICS
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
@@ -40,11 +41,13 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     lines += [
         '',
         f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
-        f'smallest {space.smallest}: {smallest["macs"]:,} MACs, {smallest["params"]:,} parameters',
-        f'largest  {space.largest}: {smallest["macs_dense"]:,} MACs, '
-        f'{smallest["params_dense"]:,} parameters',
-        f'         (the smallest has {smallest["macs_ratio"]:.2%} of the MACs, '
-        f'{smallest["params_ratio"]:.2%} of the parameters)',
+        f'smallest {space.smallest}: '
+        + ', '.join(f'{smallest[metric]:,} {metric}' for metric in METRICS),
+        f'largest  {space.largest}: '
+        + ', '.join(f'{smallest[f"{metric}_dense"]:,} {metric}' for metric in METRICS),
+        '         (the smallest has '
+        + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in METRICS)
+        + ')',
     ]
     dense = smallest[f'{budget.metric}_dense']
     target = (

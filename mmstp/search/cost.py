@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of many architectures at once, in closed form from the trace.
+"""Multiply-adds, parameters, activations of many architectures at once, in closed form.
 
 Counts are of one forward of the traced inputs (their batch included). The unit is the multiply-add
 (MAC) unless another convention is named: `torch.utils.flop_counter` counts two per multiply-add.
@@ -29,7 +29,7 @@ CONVENTIONS: Mapping[str, Mapping[str, int]] = {
     # ptflops' way, by which the paper's Table 8 (rows 3 and 4) comes out exactly
     'ptflops': {'matmul': 1, 'bias': 1, 'norm': 2, 'activation': 1, 'add': 1, 'pool': 1},
 }
-METRICS = ('macs', 'params')
+METRICS = ('macs', 'params', 'activations')
 # rows evaluated at once; the intermediate arrays stay within a core's cache
 _CHUNK = 4096
 
@@ -53,6 +53,7 @@ class CostModel:
             name: _Table(costs, space, weights) for name, weights in CONVENTIONS.items()
         }
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
+        self._tables['activations'] = _Table(costs, space, {'output': 1})
 
     def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.
@@ -75,8 +76,16 @@ class CostModel:
         """Parameters of each architecture, one or several; shape (architectures,)."""
         return self._count(architectures, 'params')
 
+    def activations(self, architectures: Architectures) -> Rows:
+        """Elements that convolutions, linear layers and matrix products write, for each.
+
+        Shape (architectures,). As fvcore's activation count, with the scores of attention whether
+        an operator keeps them in memory or not.
+        """
+        return self._count(architectures, 'activations')
+
     def count(self, architectures: Architectures, metric: str) -> Rows:
-        """`macs` or `params`, by name."""
+        """`macs`, `params` or `activations`, by name."""
         if metric not in METRICS:
             raise ValueError(f'metric={metric!r}: expected one of {METRICS}')
         return self._count(architectures, metric)
