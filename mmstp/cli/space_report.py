@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
-from ..search.cost import METRICS
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
@@ -37,29 +36,31 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         lines.append(f'    the size of the input: {supernet.one_size}')
     if supernet.one_batch:
         lines.append(f'    the size of a batch: {supernet.one_batch}')
-    smallest = supernet.describe(space.smallest)
+    smallest, metrics = supernet.describe(space.smallest), supernet.cost.metrics
     lines += [
         '',
         f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
         f'smallest {space.smallest}: '
-        + ', '.join(f'{smallest[metric]:,} {metric}' for metric in METRICS),
+        + ', '.join(f'{smallest[metric]:,} {metric}' for metric in metrics),
         f'largest  {space.largest}: '
-        + ', '.join(f'{smallest[f"{metric}_dense"]:,} {metric}' for metric in METRICS),
+        + ', '.join(f'{smallest[f"{metric}_dense"]:,} {metric}' for metric in metrics),
         '         (the smallest has '
-        + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in METRICS)
+        + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in metrics)
         + ')',
     ]
-    dense = smallest[f'{budget.metric}_dense']
-    target = (
-        f'target   {budget.target:,.0f} {budget.metric} ({budget.target / dense:.2%} of the dense '
-        f'network) within {budget.tolerance:.2%}: '
-    )
+    target = f'target   {budget} within {budget.tolerance:.2%}: '
     try:
-        met = len(feasible_rows(space, supernet.cost, budget, _SAMPLED))
+        met = feasible_rows(space, supernet.cost, budget, _SAMPLED)
     except BudgetError as error:
         return '\n'.join([*lines, '', f'{target}{NOT_MET}', f'         {error}']), False
     if space.size <= ENUMERABLE:
-        found = f'{MET} {met:,} architectures ({met / space.size:.2%} of the space)'
+        found = f'{MET} {len(met):,} architectures ({len(met) / space.size:.2%} of the space)'
     else:
-        found = f'can be met; a random search found {met:,} architectures'
-    return '\n'.join([*lines, '', target + found]), True
+        found = f'can be met; a random search found {len(met):,} architectures'
+    lines += ['', target + found]
+    for limit in budget.limits if len(budget.limits) > 1 else ():
+        costs = supernet.cost.count(met, limit.metric) / limit.target
+        lines.append(
+            f'         they use {costs.min():.1%} to {costs.max():.1%} of the {limit.metric}'
+        )
+    return '\n'.join(lines), True

@@ -55,6 +55,11 @@ class CostModel:
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
         self._tables['activations'] = _Table(costs, space, {'output': 1})
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names that `count` takes."""
+        return METRICS
+
     def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.
 
@@ -86,8 +91,8 @@ class CostModel:
 
     def count(self, architectures: Architectures, metric: str) -> Rows:
         """`macs`, `params` or `activations`, by name."""
-        if metric not in METRICS:
-            raise ValueError(f'metric={metric!r}: expected one of {METRICS}')
+        if metric not in self.metrics:
+            raise ValueError(f'metric={metric!r}: expected one of {self.metrics}')
         return self._count(architectures, metric)
 
     def _count(self, architectures: Architectures, table: str) -> Rows:

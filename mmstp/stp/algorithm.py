@@ -47,7 +47,8 @@ class STP(Wrapper):
     Args:
         model: A classifier of mmpretrain or a detector of mmdet, as a config or built.
         target: The budget: a fraction of the dense network's cost, or a number above 1. Required.
-        metric: ``'macs'`` or ``'params'``.
+            Several limits by metric, ``dict(macs=0.35, params=0.4)``: see `mmstp.Budget`.
+        metric: What a single one counts: ``'macs'``, ``'params'`` or ``'activations'``.
         tolerance: Deviation accepted, relative to the target.
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
         preset: What the run is for, a name of `mmstp.stp.presets.PRESETS`: values of
@@ -85,7 +86,7 @@ class STP(Wrapper):
     def __init__(
         self,
         model: Mapping[str, Any] | nn.Module,
-        target: float | None = None,
+        target: float | Mapping[str, float] | None = None,
         metric: str = 'macs',
         tolerance: float = 0.02,
         input_shape: Sequence[int] = (3, 224, 224),
@@ -154,7 +155,7 @@ class STP(Wrapper):
         MMLogger.get_current_instance().info(
             f'STP: {choices.size:,} architectures, {len(rows):,} of them '
             f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} '
-            f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, '
+            f'{self.budget} within {tolerance:.1%}, '
             f'{len(self.pool)} in the pool'
         )
 

@@ -24,8 +24,8 @@ def check_options(
         )
     if target is None:
         raise FieldError(
-            'model.target is missing: a fraction of the dense network (0.15), or a number of '
-            'multiply-adds or parameters above 1'
+            'model.target is missing: a fraction of the dense network (0.15), a number of '
+            'multiply-adds or parameters above 1, or several by metric'
         )
     sizes = input_shape if isinstance(input_shape, (list, tuple)) else ()
     if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):

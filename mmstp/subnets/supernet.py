@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
 from ..foreign import pytree
-from ..search.cost import METRICS, CostModel
+from ..search.cost import CostModel
 from ..search.space import SearchSpace
 from .compact_spec import CompactSpec, stage_shapes
 from .convert import convert
@@ -238,7 +238,7 @@ class Supernet:
         """What a subnet costs, in plain types: of every metric the number and its ratio."""
         architecture = self.space.check(architecture)
         found: dict[str, Any] = {'architecture': str(architecture)}
-        for metric in METRICS:
+        for metric in self.cost.metrics:
             own, dense = self.cost.count([architecture, self.space.largest], metric).tolist()
             found |= {metric: own, f'{metric}_dense': dense, f'{metric}_ratio': own / dense}
         return found
