@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.cost import amount
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
@@ -41,9 +42,9 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         '',
         f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
         f'smallest {space.smallest}: '
-        + ', '.join(f'{smallest[metric]:,} {metric}' for metric in metrics),
+        + ', '.join(amount(metric, smallest[metric]) for metric in metrics),
         f'largest  {space.largest}: '
-        + ', '.join(f'{smallest[f"{metric}_dense"]:,} {metric}' for metric in metrics),
+        + ', '.join(amount(metric, smallest[f'{metric}_dense']) for metric in metrics),
         '         (the smallest has '
         + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in metrics)
         + ')',
@@ -58,6 +59,8 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     else:
         found = f'can be met; a random search found {len(met):,} architectures'
     lines += ['', target + found]
+    if supernet.cost.latency_fit is not None:
+        lines.append(f'latency  {supernet.cost.latency_fit}')
     for limit in budget.limits if len(budget.limits) > 1 else ():
         costs = supernet.cost.count(met, limit.metric) / limit.target
         lines.append(

@@ -48,13 +48,10 @@ def export_onnx(path: Path, network: nn.Module, like: Tensor) -> float:
     """Writes a static network that takes inputs ``like`` this one; as `write_onnx`, of any."""
     import onnxruntime
 
-    with eval_mode(network), warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
-        program = torch.onnx.export(network, (like,), dynamo=True, verbose=False)
-        assert program is not None
+    content = as_onnx(network, like)
+    with eval_mode(network):
         images = torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
         expected = [x for x in pytree.tree_leaves(network(images)) if isinstance(x, Tensor)]
-    content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     difference = max(
@@ -69,3 +66,14 @@ def export_onnx(path: Path, network: nn.Module, like: Tensor) -> float:
     with whole_file(path) as file:
         file.write(content)
     return difference
+
+
+@torch.no_grad()
+def as_onnx(network: nn.Module, like: Tensor) -> bytes:
+    """The content of the ONNX file of a static network that takes inputs ``like`` this one."""
+    with eval_mode(network), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
+        program = torch.onnx.export(network, (like,), dynamo=True, verbose=False)
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content

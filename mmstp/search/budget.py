@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..architecture import Architecture
 from ..errors import BudgetError
-from .cost import Architectures, CostModel
+from .cost import LATENCY, METRICS, Architectures, CostModel, amount
 from .space import SearchSpace
 
 # spaces up to this size are enumerated, larger ones searched at random
@@ -35,7 +35,7 @@ class Limit:
 
     def __str__(self) -> str:
         share = self.target / self.dense
-        return f'{self.target:,.0f} {self.metric} ({share:.2%} of the dense network)'
+        return f'{amount(self.metric, self.target)} ({share:.2%} of the dense network)'
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,17 @@ class Budget:
         """A budget from a config.
 
         Args:
-            target: A fraction of the dense network's cost if at most 1, else a number; of several
-                limits one by metric: ``dict(macs=0.35, params=0.4)``.
-            metric: What a single one counts, one of `CostModel.metrics`; a dict names its own.
+            target: A fraction of the dense network's cost if at most 1, else a number (of
+                milliseconds for ``'latency'``); of several limits one by metric:
+                ``dict(macs=0.35, params=0.4)``.
+            metric: What a single one counts, a name that `CostModel.count` takes; a dict names
+                its own.
             tolerance: Relative to the target.
             space: The search space.
             cost: Its cost model.
 
         Raises:
-            BudgetError: If a value is out of range.
+            BudgetError: If a value is out of range, or there is no table of the latency.
         """
         several = isinstance(target, Mapping)
         targets = dict(target) if isinstance(target, Mapping) else {metric: target}
@@ -81,9 +83,9 @@ class Budget:
         limits = []
         for name, value in targets.items():
             field = f'target[{name!r}]' if several else 'target'
-            if name not in cost.metrics:
+            if name not in (*METRICS, LATENCY):
                 at = field if several else f'metric={name!r}'
-                raise BudgetError(f'{at}: expected one of {cost.metrics}')
+                raise BudgetError(f'{at}: expected one of {(*METRICS, LATENCY)}')
             if type(value) not in (int, float) or not 0 < value < np.inf:
                 raise BudgetError(
                     f'{field}={value!r}: expected a fraction in (0, 1] or a number above'
@@ -134,11 +136,10 @@ def feasible_rows(
     for limit in budget.limits:
         costs = cost.count(np.stack([space.encode(space.smallest), nearest]), limit.metric)
         low, own = costs.tolist()
-        ranges.append(
-            f'{low:,} to {limit.dense:,} {limit.metric} ({low / limit.dense:.2%} to 100%)'
-        )
-        at.append(f'{own:,} {limit.metric} ({own / limit.dense:.2%})')
-    percent = any(1 < limit.target <= 100 for limit in budget.limits)
+        low_to_dense = f'{amount(limit.metric, low)} to {amount(limit.metric, limit.dense)}'
+        ranges.append(f'{low_to_dense} ({low / limit.dense:.2%} to 100%)')
+        at.append(f'{amount(limit.metric, own)} ({own / limit.dense:.2%})')
+    percent = any(1 < limit.target <= 100 < limit.dense / 100 for limit in budget.limits)
     hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
     raise BudgetError(
         f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '
