@@ -59,11 +59,11 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     else:
         found = f'can be met; a random search found {len(met):,} architectures'
     lines += ['', target + found]
-    if supernet.cost.latency_fit is not None:
-        lines.append(f'latency  {supernet.cost.latency_fit}')
     for limit in budget.limits if len(budget.limits) > 1 else ():
         costs = supernet.cost.count(met, limit.metric) / limit.target
         lines.append(
             f'         they use {costs.min():.1%} to {costs.max():.1%} of the {limit.metric}'
         )
+    if supernet.cost.latency_fit is not None:
+        lines.append(f'latency  {supernet.cost.latency_fit}')
     return '\n'.join(lines), True

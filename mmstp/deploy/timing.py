@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Setting:
         compile: Whether `torch.compile` makes the network faster; of ``'torch'`` alone.
 
     Raises:
-        LatencyError: If the backend is unknown or does not run so.
+        LatencyError: If the backend is unknown, is not installed or does not run so.
     """
 
     backend: str = 'torch'
@@ -55,6 +55,8 @@ class Setting:
             raise LatencyError("device 'cuda': PyTorch finds no GPU")
         if self.backend != 'torch' and (self.half or self.compile):
             raise LatencyError(f'backend {self.backend}: half and compile are options of torch')
+        if importlib.util.find_spec(self.backend) is None:
+            raise LatencyError(f'backend {self.backend} is not installed: pip install it')
 
     def described(self) -> dict[str, Any]:
         """With the processor and the versions of what runs the network, in plain types."""
@@ -62,15 +64,11 @@ class Setting:
         return {
             **asdict(self),
             'processor': torch.cuda.get_device_name() if cuda else _processor(),
-            'versions': {self.backend: version(self.backend)},
+            'versions': {self.backend: importlib.import_module(self.backend).__version__},
         }
 
     def runner(self, network: nn.Module, images: Tensor) -> Run:
-        """A function that runs the network once; the network may be changed.
-
-        Raises:
-            ImportError: If the backend is not installed.
-        """
+        """A function that runs the network once; the network may be changed."""
         return BACKENDS[self.backend](self, network, images)
 
     def seconds(self, runs: Sequence[Run], rounds: int, warmup: int = 2) -> NDArray[np.float64]:

@@ -136,10 +136,11 @@ def feasible_rows(
     for limit in budget.limits:
         costs = cost.count(np.stack([space.encode(space.smallest), nearest]), limit.metric)
         low, own = costs.tolist()
-        low_to_dense = f'{amount(limit.metric, low)} to {amount(limit.metric, limit.dense)}'
-        ranges.append(f'{low_to_dense} ({low / limit.dense:.2%} to 100%)')
+        reached = amount(limit.metric, low, limit.dense)
+        ranges.append(f'{reached} ({low / limit.dense:.2%} to 100%)')
         at.append(f'{amount(limit.metric, own)} ({own / limit.dense:.2%})')
-    percent = any(1 < limit.target <= 100 < limit.dense / 100 for limit in budget.limits)
+    numbers = [limit.target for limit in budget.limits if limit.metric != LATENCY]
+    percent = any(1 < number <= 100 for number in numbers)
     hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
     raise BudgetError(
         f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '

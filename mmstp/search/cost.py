@@ -164,9 +164,10 @@ class CostModel:
         return costs
 
 
-def amount(metric: str, cost: float) -> str:
-    """A cost as people read it: ``'1,234 macs'``, ``'12.3 ms'``."""
-    return f'{cost:.3g} ms' if metric == LATENCY else f'{cost:,.0f} {metric}'
+def amount(metric: str, *costs: float) -> str:
+    """A cost, or a range, as people read it: ``'1,234 macs'``, ``'3.21 to 12.3 ms'``."""
+    form, unit = ('.3g', 'ms') if metric == LATENCY else (',.0f', metric)
+    return ' to '.join(format(cost, form) for cost in costs) + f' {unit}'
 
 
 def _several(architectures: Architecture | str | Sequence[Any]) -> Sequence[Any]:

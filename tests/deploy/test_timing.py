@@ -59,8 +59,14 @@ def test_what_does_not_run_is_refused(options, message):
         Setting(**options)
 
 
+def test_a_backend_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(LatencyError, match='backend onnxruntime is not installed'):
+        Setting('onnxruntime')
+
+
 def test_a_setting_says_what_ran():
     found = Setting('torch', threads=2).described()
-    assert found['versions'] == {'torch': torch.__version__.partition('+')[0]}
+    assert found['versions'] == {'torch': torch.__version__}
     assert found['threads'] == 2
     assert found['processor']

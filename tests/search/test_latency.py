@@ -134,7 +134,7 @@ def test_unreachable_latency_names_range_and_nearest(supernet):
     low, high = cost.latency([space.smallest, space.largest])
     with pytest.raises(BudgetError) as error:
         feasible_rows(space, cost, Budget.of(1.01 * float(high), 'latency', 0.0, space, cost), 10)
-    assert f'reaches {low:.3g} ms to {high:.3g} ms' in str(error.value)
+    assert f'reaches {low:.3g} to {high:.3g} ms' in str(error.value)
     assert f'the nearest is {high:.3g} ms (100.00%)' in str(error.value)
     assert 'above 1 it is a number' not in str(error.value)
 
