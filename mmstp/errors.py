@@ -12,6 +12,7 @@ __all__ = [
     'ExportError',
     'FeatureError',
     'FieldError',
+    'LatencyError',
     'LaunchError',
     'MmstpError',
     'OperatorError',
@@ -40,6 +41,10 @@ class SpaceError(MmstpError, ValueError):
 
 class BudgetError(MmstpError, ValueError):
     """A target that no architecture of the space meets."""
+
+
+class LatencyError(BudgetError):
+    """A latency table that cannot be read, or is of another space or device."""
 
 
 class FieldError(MmstpError, TypeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mmstp import Architecture, CompactSpec, SearchSpace, Supernet
 from mmstp.analysis.eval_state import eval_mode
@@ -316,13 +317,15 @@ def load(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def costs_are_those_of_the_export(case: Case) -> None:
-    """The table, a counter that runs it, and a count of its parameters; each subnet has its own."""
+    """The table, counters that run it, and a count of its parameters; each subnet has its own."""
     supernet = case.supernet
     subnets = [*case.exports, (supernet.space.largest, case.dense())]
     architectures = [architecture for architecture, _ in subnets]
     macs = [counted(network, *supernet.inputs) for _, network in subnets]
     params = [sum(p.numel() for p in network.parameters()) for _, network in subnets]
+    activations = [written(network, *supernet.inputs) for _, network in subnets]
     assert supernet.cost.macs(architectures).tolist() == macs
+    assert supernet.cost.activations(architectures).tolist() == activations
     assert supernet.cost.params(architectures).tolist() == params
     assert [count_parameters(network) for _, network in subnets] == params
     assert count_macs(subnets[0][1], supernet.inputs) == macs[0]
@@ -332,18 +335,28 @@ def costs_are_those_of_the_export(case: Case) -> None:
 
 def counted(network: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one forward, by running it with operators that the counter knows."""
+    return run_with(FlopCounterMode(display=False), network, inputs) // 2
+
+
+def written(network: nn.Module, *inputs: Tensor) -> int:
+    """Elements of the results of the same operators."""
+
+    def elements(*args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+        return math.prod(out_shape)
+
+    mapping = dict.fromkeys(flop_registry, elements)
+    return run_with(FlopCounterMode(display=False, custom_mapping=mapping), network, inputs)
+
+
+def run_with(counter: FlopCounterMode, network: nn.Module, inputs: Sequence[Tensor]) -> int:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with (
-            FlopCounterMode(display=False) as counter,
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             network(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops())
 
 
 def architecture_is_read_off_shapes(case: Case) -> None:

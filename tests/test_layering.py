@@ -28,6 +28,8 @@ LOCAL = {
     ('datasets.sklearn_digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
     ('deploy.detector_check', 'mmdet.structures'): 'an optional dependency, of detectors',
     ('deploy.onnx', 'onnxruntime'): 'an optional dependency, of one file format',
+    ('deploy.timing', 'onnxruntime'): 'an optional dependency, of one backend',
+    ('deploy.timing', 'openvino'): 'an optional dependency, of one backend',
 }
 MODULES = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts): path

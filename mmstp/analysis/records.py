@@ -22,10 +22,10 @@ E = TypeVar('E')
 class Cost(Generic[D]):
     """The cost of an operator or the size of a parameter: ``factor`` times the sizes of ``dims``.
 
-    ``kind`` is ``'matmul'``, ``'bias'``, ``'norm'``, ``'activation'``, ``'add'`` or ``'pool'``, in
-    elements or multiply-adds of one forward of the traced inputs; or ``'parameter'``. ``factor`` is
-    the product of the sizes that hold no channels. ``paths`` are the modules in whose forward it
-    arises (that have the parameter), outermost first.
+    ``kind`` is ``'matmul'``, ``'output'`` (elements of its result), ``'bias'``, ``'norm'``,
+    ``'activation'``, ``'add'`` or ``'pool'``, in elements or multiply-adds of one forward of the
+    traced inputs; or ``'parameter'``. ``factor`` is the product of the sizes that hold no channels.
+    ``paths`` are the modules in whose forward it arises (that have the parameter), outermost first.
     """
 
     kind: str

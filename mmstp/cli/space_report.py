@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.cost import amount
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
 
@@ -36,27 +37,33 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         lines.append(f'    the size of the input: {supernet.one_size}')
     if supernet.one_batch:
         lines.append(f'    the size of a batch: {supernet.one_batch}')
-    smallest = supernet.describe(space.smallest)
+    smallest, metrics = supernet.describe(space.smallest), supernet.cost.metrics
     lines += [
         '',
         f'size     {space.size:,} architectures, each ((blocks per stage), (widths per stage))',
-        f'smallest {space.smallest}: {smallest["macs"]:,} MACs, {smallest["params"]:,} parameters',
-        f'largest  {space.largest}: {smallest["macs_dense"]:,} MACs, '
-        f'{smallest["params_dense"]:,} parameters',
-        f'         (the smallest has {smallest["macs_ratio"]:.2%} of the MACs, '
-        f'{smallest["params_ratio"]:.2%} of the parameters)',
+        f'smallest {space.smallest}: '
+        + ', '.join(amount(metric, smallest[metric]) for metric in metrics),
+        f'largest  {space.largest}: '
+        + ', '.join(amount(metric, smallest[f'{metric}_dense']) for metric in metrics),
+        '         (the smallest has '
+        + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in metrics)
+        + ')',
     ]
-    dense = smallest[f'{budget.metric}_dense']
-    target = (
-        f'target   {budget.target:,.0f} {budget.metric} ({budget.target / dense:.2%} of the dense '
-        f'network) within {budget.tolerance:.2%}: '
-    )
+    target = f'target   {budget} within {budget.tolerance:.2%}: '
     try:
-        met = len(feasible_rows(space, supernet.cost, budget, _SAMPLED))
+        met = feasible_rows(space, supernet.cost, budget, _SAMPLED)
     except BudgetError as error:
         return '\n'.join([*lines, '', f'{target}{NOT_MET}', f'         {error}']), False
     if space.size <= ENUMERABLE:
-        found = f'{MET} {met:,} architectures ({met / space.size:.2%} of the space)'
+        found = f'{MET} {len(met):,} architectures ({len(met) / space.size:.2%} of the space)'
     else:
-        found = f'can be met; a random search found {met:,} architectures'
-    return '\n'.join([*lines, '', target + found]), True
+        found = f'can be met; a random search found {len(met):,} architectures'
+    lines += ['', target + found]
+    for limit in budget.limits if len(budget.limits) > 1 else ():
+        costs = supernet.cost.count(met, limit.metric) / limit.target
+        lines.append(
+            f'         they use {costs.min():.1%} to {costs.max():.1%} of the {limit.metric}'
+        )
+    if supernet.cost.latency_fit is not None:
+        lines.append(f'latency  {supernet.cost.latency_fit}')
+    return '\n'.join(lines), True

@@ -125,8 +125,10 @@ def _without_search(config: Config) -> Config:
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:
     """What an export is: costs, their convention, and the channels of every layer."""
+    fit = stp.supernet.cost.latency_fit
     return {
         **stp.supernet.describe(architecture),
+        **({} if fit is None else {'latency_table': str(fit)}),
         'stages': [stage.name for stage in stp.supernet.space.stages],
         'macs_convention': CONVENTION,
         'input_shape': list(stp.supernet.inputs[0].shape[1:]),

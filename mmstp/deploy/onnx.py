@@ -70,15 +70,10 @@ def export_onnx(path: Path, network: nn.Module, like: Tensor, sizes: bool = True
         like: One image, of the size that is tried.
         sizes: Whether it may take images of other sizes.
     """
-    with eval_mode(network), warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
+    with eval_mode(network):
         for free in (tuple(AXES), (0,), ()) if sizes else ((0,), ()):
             images = random_images(like.shape[1:], 2 if 0 in free else 1)  # 1 stays a constant
-            program: Any = torch.onnx.export(
-                network, (images,), dynamo=True, verbose=False,
-                dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),),
-            )  # fmt: skip
-            content = program.model_proto.SerializeToString()
+            content = as_onnx(network, images, free)
             run = session_of(content)
             difference = difference_of(run(images), network(images))
             if not difference <= TOLERANCE:
@@ -92,6 +87,25 @@ def export_onnx(path: Path, network: nn.Module, like: Tensor, sizes: bool = True
     with whole_file(path) as file:
         file.write(content)
     return OnnxFile(difference, tuple(AXES[axis] for axis in free))
+
+
+@torch.no_grad()
+def as_onnx(network: nn.Module, images: Tensor, free: Sequence[int] = ()) -> bytes:
+    """The content of the ONNX file of a network that takes inputs like these images.
+
+    Args:
+        network: Takes images.
+        images: Shape (batch, channels, height, width).
+        free: Axes that may have another size, as far as PyTorch can follow them.
+    """
+    with eval_mode(network), warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
+        program: Any = torch.onnx.export(
+            network, (images,), dynamo=True, verbose=False,
+            dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),) if free else None,
+        )  # fmt: skip
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 def _runs_at_other_sizes(

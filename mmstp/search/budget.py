@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,55 +10,106 @@ from numpy.typing import NDArray
 
 from ..architecture import Architecture
 from ..errors import BudgetError
-from .cost import METRICS, CostModel
+from .cost import LATENCY, METRICS, Architectures, CostModel, amount
 from .space import SearchSpace
 
 # spaces up to this size are enumerated, larger ones searched at random
 ENUMERABLE = 1_000_000
+# relative: what a division rounds off is no deviation from a target
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a subnet may cost.
+class Limit:
+    """What a subnet may cost by one metric.
 
     Attributes:
-        metric: ``'macs'`` or ``'params'``.
-        target: The cost wanted, as a number of multiply-adds or parameters.
-        tolerance: The largest deviation accepted, relative to ``target``.
+        metric: One of `CostModel.metrics`.
+        target: The cost, as a number.
+        dense: The dense network's.
     """
 
     metric: str
     target: float
+    dense: float
+
+    def __str__(self) -> str:
+        share = self.target / self.dense
+        return f'{amount(self.metric, self.target)} ({share:.2%} of the dense network)'
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a subnet may cost: it uses one limit fully, and exceeds none.
+
+    Attributes:
+        limits: One or several, each of another metric.
+        tolerance: The largest deviation accepted, relative to a target.
+    """
+
+    limits: tuple[Limit, ...]
     tolerance: float
 
     @classmethod
     def of(
-        cls, target: float, metric: str, tolerance: float, space: SearchSpace, cost: CostModel
+        cls,
+        target: float | Mapping[str, float],
+        metric: str,
+        tolerance: float,
+        space: SearchSpace,
+        cost: CostModel,
     ) -> Budget:
         """A budget from a config.
 
         Args:
-            target: A fraction of the dense network's cost if at most 1, else a number.
-            metric: ``'macs'`` or ``'params'``.
+            target: A fraction of the dense network's cost if at most 1, else a number (of
+                milliseconds for ``'latency'``); of several limits one by metric:
+                ``dict(macs=0.35, params=0.4)``.
+            metric: What a single one counts, a name that `CostModel.count` takes; a dict names
+                its own.
             tolerance: Relative to the target.
             space: The search space.
             cost: Its cost model.
 
         Raises:
-            BudgetError: If a value is out of range.
+            BudgetError: If a value is out of range, or there is no table of the latency.
         """
-        if metric not in METRICS:
-            raise BudgetError(f'metric={metric!r}: expected one of {METRICS}')
-        if type(target) not in (int, float) or not 0 < target < np.inf:
-            raise BudgetError(f'target={target!r}: expected a fraction in (0, 1] or a number above')
+        several = isinstance(target, Mapping)
+        targets = dict(target) if isinstance(target, Mapping) else {metric: target}
+        if not targets:
+            raise BudgetError(f'target={target!r}: expected a number for at least one metric')
         if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
             raise BudgetError(f'tolerance={tolerance!r}: expected a fraction in [0, 1)')
-        dense = int(cost.count([space.largest], metric)[0])
-        return cls(metric, target * dense if target <= 1 else float(target), tolerance)
+        limits = []
+        for name, value in targets.items():
+            field = f'target[{name!r}]' if several else 'target'
+            if name not in (*METRICS, LATENCY):
+                at = field if several else f'metric={name!r}'
+                raise BudgetError(f'{at}: expected one of {(*METRICS, LATENCY)}')
+            if type(value) not in (int, float) or not 0 < value < np.inf:
+                raise BudgetError(
+                    f'{field}={value!r}: expected a fraction in (0, 1] or a number above'
+                )
+            (dense,) = cost.count(space.largest, name).tolist()
+            number = value * dense if value <= 1 else float(value)
+            limits.append(Limit(name, number, dense))
+        return cls(tuple(limits), tolerance)
 
-    def meets(self, costs: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which costs lie within the tolerance."""
-        return np.abs(costs - self.target) <= self.tolerance * self.target
+    def used(self, cost: CostModel, architectures: Architectures) -> NDArray[np.float64]:
+        """The part of the budget that each architecture uses, shape (architectures,).
+
+        Of several limits that of which it uses the largest part counts.
+        """
+        parts = [cost.count(architectures, limit.metric) / limit.target for limit in self.limits]
+        found: NDArray[np.float64] = np.max(parts, axis=0)
+        return found
+
+    def meets(self, used: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which parts lie within the tolerance of the whole budget."""
+        return np.abs(used - 1) <= self.tolerance + _ROUNDING
+
+    def __str__(self) -> str:
+        return ' and '.join(map(str, self.limits))
 
 
 def feasible_rows(
@@ -76,19 +127,25 @@ def feasible_rows(
         rows = space.all_rows()
     else:
         rows = _walk_to_budget(space, cost, budget, wanted, seed)
-    costs = cost.count(rows, budget.metric)
-    met = rows[budget.meets(costs)]
+    used = budget.used(cost, rows)
+    met = rows[budget.meets(used)]
     if len(met):
         return met
-    low, dense = (int(c) for c in cost.count([space.smallest, space.largest], budget.metric))
-    nearest = costs[np.abs(costs - budget.target).argsort(kind='stable')][:1]
-    hint = '' if budget.target > 100 else ' (above 1 it is a number; 15 % is target=0.15)'
+    nearest = rows[np.abs(used - 1).argmin()]
+    ranges, at = [], []
+    for limit in budget.limits:
+        costs = cost.count(np.stack([space.encode(space.smallest), nearest]), limit.metric)
+        low, own = costs.tolist()
+        reached = amount(limit.metric, low, limit.dense)
+        ranges.append(f'{reached} ({low / limit.dense:.2%} to 100%)')
+        at.append(f'{amount(limit.metric, own)} ({own / limit.dense:.2%})')
+    numbers = [limit.target for limit in budget.limits if limit.metric != LATENCY]
+    percent = any(1 < number <= 100 for number in numbers)
+    hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
     raise BudgetError(
-        f'no architecture meets target={budget.target:,.0f} {budget.metric}{hint} '
-        f'({budget.target / dense:.2%} of the dense network) within {budget.tolerance:.2%}: '
-        f'this space reaches {low:,} to {dense:,} {budget.metric} ({low / dense:.2%} to 100%), the '
-        f'nearest is {int(nearest[0]):,} ({nearest[0] / dense:.2%}). Change target, tolerance or '
-        'space (more widths, a smaller divisor)'
+        f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '
+        f'reaches {" and ".join(ranges)}, the nearest is {" and ".join(at)}. Change target, '
+        'tolerance or space (more widths, a smaller divisor)'
     )
 
 
@@ -121,15 +178,15 @@ def _walk_to_budget(
     for _ in range(20):
         rows = rng.integers(0, sizes, size=(max(2 * wanted, 1000), len(sizes)))
         for _ in range(3 * int(sizes.sum())):
-            costs = cost.count(rows, budget.metric)
-            outside = np.flatnonzero(~budget.meets(costs))
+            used = budget.used(cost, rows)
+            outside = np.flatnonzero(~budget.meets(used))
             if not len(outside):
                 break
             # one random choice of each gets a step smaller or larger, as the budget asks
             at = rng.integers(0, len(sizes), size=len(outside))
-            step = np.where(costs[outside] > budget.target, -1, 1)
+            step = np.where(used[outside] > 1, -1, 1)
             rows[outside, at] = np.clip(rows[outside, at] + step, 0, sizes[at] - 1)
         found = np.unique(np.concatenate([found, rows]), axis=0)
-        if budget.meets(cost.count(found, budget.metric)).sum() >= wanted:
+        if budget.meets(budget.used(cost, found)).sum() >= wanted:
             break
     return found

@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of many architectures at once, in closed form from the trace.
+"""Multiply-adds, parameters, activations, latency of many architectures at once, in closed form.
 
 Counts are of one forward of the traced inputs (their batch included). The unit is the multiply-add
 (MAC) unless another convention is named: `torch.utils.flop_counter` counts two per multiply-add.
@@ -20,7 +20,9 @@ from ..analysis.blocks import is_within
 from ..analysis.groups import DimMap, LinearForm
 from ..analysis.records import Cost
 from ..architecture import Architecture
-from ..errors import SpaceError
+from ..errors import LatencyError, SpaceError
+from .latency_fit import LatencyFit
+from .latency_table import LatencyTable, refuse_other
 from .space import SearchSpace
 
 CONVENTIONS: Mapping[str, Mapping[str, int]] = {
@@ -29,7 +31,10 @@ CONVENTIONS: Mapping[str, Mapping[str, int]] = {
     # ptflops' way, by which the paper's Table 8 (rows 3 and 4) comes out exactly
     'ptflops': {'matmul': 1, 'bias': 1, 'norm': 2, 'activation': 1, 'add': 1, 'pool': 1},
 }
-METRICS = ('macs', 'params')
+METRICS = ('macs', 'params', 'activations')
+LATENCY = 'latency'  # a metric where there is a table of it
+# channels that processors work on at once: of AVX-512, and of a GPU's matrix units
+_VECTORS = (16, 64)
 # rows evaluated at once; the intermediate arrays stay within a core's cache
 _CHUNK = 4096
 
@@ -39,11 +44,14 @@ Architectures = Architecture | str | Sequence[Any] | Rows
 
 
 class CostModel:
-    """The costs of a space's architectures, exact integers held in float64.
+    """The costs of a space's architectures: exact integers held in float64, and latency.
 
     Args:
         graph: The analysis of the model.
         space: Its search space.
+
+    Attributes:
+        latency_fit: What `use_latency` made of a table; None without one.
     """
 
     def __init__(self, graph: ChannelGraph, space: SearchSpace) -> None:
@@ -53,6 +61,44 @@ class CostModel:
             name: _Table(costs, space, weights) for name, weights in CONVENTIONS.items()
         }
         self._tables['params'] = _Table(graph.costs, space, {'parameter': 1})
+        self._tables['activations'] = _Table(costs, space, {'output': 1})
+        one_each = [replace(cost, factor=1, dims=()) for cost in costs]
+        self._tables['layers'] = _Table(one_each, space, {'output': 1})
+        for vector in _VECTORS:
+            self._tables[f'vectors of {vector}'] = _Table(costs, space, {'matmul': 1}, vector)
+        self.latency_fit: LatencyFit | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names that `count` takes."""
+        return METRICS if self.latency_fit is None else (*METRICS, LATENCY)
+
+    def use_latency(self, table: LatencyTable) -> None:
+        """Adds the metric ``'latency'``, in milliseconds, from measured members.
+
+        Raises:
+            LatencyError: If they are of another network or space, or too few.
+        """
+        refuse_other('space', table.space, self.described())
+        self.latency_fit = LatencyFit(table, self._space, self._features)
+
+    def described(self) -> dict[str, Any]:
+        """What tells the space and its network from others, in plain types."""
+        space = self._space
+        choices = {stage.name: [list(stage.depths), list(stage.widths)] for stage in space.stages}
+        ends = {'smallest': space.smallest, 'largest': space.largest}
+        costs = {
+            f'{metric} of the {end}': int(self.count(architecture, metric)[0])
+            for metric in METRICS
+            for end, architecture in ends.items()
+        }
+        return {'depths and widths': choices, **costs}
+
+    def _features(self, rows: Rows) -> NDArray[np.float64]:
+        """What latency is a weighted sum of, shape (architectures, features)."""
+        names = [name for name in self._tables if name != 'ptflops']
+        counts = [self._count(rows, name) for name in names]
+        return np.stack([np.ones(len(rows)), *counts], axis=1)
 
     def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.
@@ -75,23 +121,53 @@ class CostModel:
         """Parameters of each architecture, one or several; shape (architectures,)."""
         return self._count(architectures, 'params')
 
-    def count(self, architectures: Architectures, metric: str) -> Rows:
-        """`macs` or `params`, by name."""
+    def activations(self, architectures: Architectures) -> Rows:
+        """Elements that convolutions, linear layers and matrix products write, for each.
+
+        Shape (architectures,). As fvcore's activation count, with the scores of attention whether
+        an operator keeps them in memory or not.
+        """
+        return self._count(architectures, 'activations')
+
+    def latency(self, architectures: Architectures) -> NDArray[np.float64]:
+        """Milliseconds of each architecture on the device of the table, shape (architectures,).
+
+        Raises:
+            LatencyError: Without a table (`use_latency`).
+        """
+        if self.latency_fit is None:
+            raise LatencyError(
+                "metric='latency' needs a table of measured networks: "
+                "model.latency='latency.json', written by tools/latency_table.py"
+            )
+        return self.latency_fit(self._rows(architectures))
+
+    def count(self, architectures: Architectures, metric: str) -> Rows | NDArray[np.float64]:
+        """`macs`, `params`, `activations` or `latency`, by name."""
+        if metric == LATENCY:
+            return self.latency(architectures)
         if metric not in METRICS:
-            raise ValueError(f'metric={metric!r}: expected one of {METRICS}')
+            raise ValueError(f'metric={metric!r}: expected one of {(*METRICS, LATENCY)}')
         return self._count(architectures, metric)
 
+    def _rows(self, architectures: Architectures) -> Rows:
+        if not isinstance(architectures, np.ndarray):
+            architectures = np.array([self._space.encode(a) for a in _several(architectures)])
+        return architectures.reshape(-1, len(self._space.sizes))
+
     def _count(self, architectures: Architectures, table: str) -> Rows:
-        if isinstance(architectures, np.ndarray):
-            rows = architectures.reshape(-1, len(self._space.sizes))
-        else:
-            encoded = [self._space.encode(one) for one in _several(architectures)]
-            rows = np.array(encoded).reshape(-1, len(self._space.sizes))
+        rows = self._rows(architectures)
         costs = np.empty(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             costs[chunk] = self._tables[table](rows[chunk])
         return costs
+
+
+def amount(metric: str, *costs: float) -> str:
+    """A cost, or a range, as people read it: ``'1,234 macs'``, ``'3.21 to 12.3 ms'``."""
+    form, unit = ('.3g', 'ms') if metric == LATENCY else (',.0f', metric)
+    return ' to '.join(format(cost, form) for cost in costs) + f' {unit}'
 
 
 def _several(architectures: Architecture | str | Sequence[Any]) -> Sequence[Any]:
@@ -124,12 +200,19 @@ def costs_of_an_image(
 
 
 class _Table:
-    """Products of linear forms over the units kept, summed; each within at most one block."""
+    """Products of linear forms over the units kept, summed; each within at most one block.
+
+    Of channels whole multiples of ``vector`` are counted.
+    """
 
     def __init__(
-        self, costs: Iterable[Cost[DimMap]], space: SearchSpace, weights: Mapping[str, int]
+        self,
+        costs: Iterable[Cost[DimMap]],
+        space: SearchSpace,
+        weights: Mapping[str, int],
+        vector: int = 1,
     ) -> None:
-        self._space = space
+        self._space, self._vector = space, vector
         min_depth = space.min_depth()
         forms: dict[LinearForm, int] = {}
         # by stage and the least depth that counts: products of forms, with their factors
@@ -156,7 +239,7 @@ class _Table:
 
     def __call__(self, rows: Rows) -> Rows:
         sizes = self._space.group_units(rows) @ self._weights + self._constants
-        columns = np.ascontiguousarray(sizes.T)
+        columns = np.ascontiguousarray(np.ceil(sizes / self._vector).T * self._vector)
         total = np.zeros(len(rows))
         for (stage, depth), products in self._blocks:
             block = np.zeros(len(rows))

@@ -19,6 +19,8 @@ from .stages import check_parts, find_stages, free_groups, nothing, read_widths,
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
+# choices that leave no part of a processor's vectors empty: fractions, and the multiple they have
+FAST = {'cpu': ((0.25, 0.5, 0.75, 1.0), 16), 'gpu': ((0.25, 0.5, 0.75, 1.0), 32)}
 CUT = 3
 
 
@@ -27,7 +29,9 @@ class SearchSpace:
 
     Args:
         graph: The analysis of the model.
-        widths: Fractions of the channels to choose from; 1 is always among them.
+        widths: Fractions of the channels to choose from; 1 is always among them. By the name of
+            what is to run them fast, ``'cpu'`` or ``'gpu'``: quarters, of which channels are
+            rounded up to multiples of 16 and 32 at least, whatever ``divisor`` says.
         divisor: Channels are rounded up to a multiple of it (or stay whole); heads, and groups of
             a convolution, to whole ones.
         depths: Whether blocks may be skipped.
@@ -53,7 +57,7 @@ class SearchSpace:
     def __init__(
         self,
         graph: ChannelGraph,
-        widths: Sequence[float] = WIDTHS,
+        widths: Sequence[float] | str = WIDTHS,
         divisor: int = DIVISOR,
         depths: bool = True,
         stages: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
@@ -74,6 +78,14 @@ class SearchSpace:
         for name, value in {'depths': depths, 'stem': stem, 'embedding': embedding}.items():
             if not isinstance(value, bool):
                 raise SpaceError(f'space.{name}={value!r}: expected True or False')
+        if isinstance(widths, str):
+            if widths not in FAST:
+                raise SpaceError(
+                    f'space.widths={widths!r}: expected a list of fractions in (0, 1], or one of '
+                    f'{", ".join(map(repr, FAST))}'
+                )
+            widths, multiple = FAST[widths]
+            divisor = math.lcm(divisor, multiple)
         self.graph = graph
         self.divisor = divisor
         free, self.fixed = free_groups(graph, fix, stem, embedding)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from mmengine.dist import broadcast, get_world_size
+from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -21,10 +20,11 @@ from ..config_fields import default_of, options_of, positive, refuse_unknown
 from ..errors import ArchitectureError, CheckpointError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.latency_table import LatencyTable
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, not_finite
+from .options import check_options, check_ranges, not_finite, shared_seed
 from .pool import ArchitecturePool
 from .presets import preset_of
 from .step import search_losses, survivor_losses
@@ -47,7 +47,10 @@ class STP(Wrapper):
     Args:
         model: A classifier of mmpretrain or a detector of mmdet, as a config or built.
         target: The budget: a fraction of the dense network's cost, or a number above 1. Required.
-        metric: ``'macs'`` or ``'params'``.
+            Several limits by metric, ``dict(macs=0.35, params=0.4)``: see `mmstp.Budget`.
+        metric: What a single one counts: ``'macs'``, ``'params'``, ``'activations'`` or
+            ``'latency'``.
+        latency: The file with the latency of the space, from ``tools/latency_table.py``.
         tolerance: Deviation accepted, relative to the target.
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
         preset: What the run is for, a name of `mmstp.stp.presets.PRESETS`: values of
@@ -85,8 +88,9 @@ class STP(Wrapper):
     def __init__(
         self,
         model: Mapping[str, Any] | nn.Module,
-        target: float | None = None,
+        target: float | Mapping[str, float] | None = None,
         metric: str = 'macs',
+        latency: str | None = None,
         tolerance: float = 0.02,
         input_shape: Sequence[int] = (3, 224, 224),
         preset: str = 'paper',
@@ -137,11 +141,13 @@ class STP(Wrapper):
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
+        if latency is not None:
+            cost.use_latency(LatencyTable.read(latency))
         self.budget = Budget.of(target, metric, tolerance, choices, cost)
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
         if seed is None:
-            seed = _shared_seed()
+            seed = shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
         chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
         self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
@@ -154,7 +160,7 @@ class STP(Wrapper):
         MMLogger.get_current_instance().info(
             f'STP: {choices.size:,} architectures, {len(rows):,} of them '
             f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} '
-            f'{self.budget.target:,.0f} {metric} within {tolerance:.1%}, '
+            f'{self.budget} within {tolerance:.1%}, '
             f'{len(self.pool)} in the pool'
         )
 
@@ -289,10 +295,3 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
     SurvivorPhase.of(survivor)
     preset_of(fields.get('preset', default_of(STP, 'preset')))
-
-
-def _shared_seed() -> int:
-    """A seed that follows the run's, the same on all ranks."""
-    seed = torch.randint(2**31, ())
-    broadcast(seed)
-    return int(seed)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast
 from torch import Tensor, nn
 
 from ..errors import FieldError
@@ -24,8 +25,8 @@ def check_options(
         )
     if target is None:
         raise FieldError(
-            'model.target is missing: a fraction of the dense network (0.15), or a number of '
-            'multiply-adds or parameters above 1'
+            'model.target is missing: a fraction of the dense network (0.15), a number of '
+            'multiply-adds or parameters above 1, or several by metric'
         )
     sizes = input_shape if isinstance(input_shape, (list, tuple)) else ()
     if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
@@ -44,6 +45,13 @@ def check_seed(seed: Any) -> None:
     """Raises a `ValueError` for a seed of the pool that is none."""
     if type(seed) is not int or seed < 0:
         raise ValueError(f'pool.seed={seed!r}: expected a whole number of at least 0')
+
+
+def shared_seed() -> int:
+    """A seed that follows the run's, the same on all ranks."""
+    seed = torch.randint(2**31, ())
+    broadcast(seed)
+    return int(seed)
 
 
 def check_ranges(normalize: str, warmup: float, **weights: float) -> None:

@@ -33,14 +33,14 @@ def read_search(stp: Any, state: Any) -> tuple[int, bool]:
     pool.load_state_dict(kept)
     members, budget = list(pool.scores), stp.budget
     try:
-        costs = stp.supernet.cost.count([*map(stp.supernet.space.check, members)], budget.metric)
+        used = budget.used(stp.supernet.cost, [*map(stp.supernet.space.check, members)])
     except ArchitectureError as error:
         raise CheckpointError(f'the pool of the checkpoint is of another space: {error}') from error
-    for place in np.flatnonzero(~budget.meets(costs))[:1].tolist():
+    for place in np.flatnonzero(~budget.meets(used))[:1].tolist():
         raise CheckpointError(
-            f'the checkpoint has {members[place]} in its pool, of {costs[place]:,} '
-            f'{budget.metric}: that does not meet the budget of {budget.target:,.0f} within '
-            f'{budget.tolerance:.1%}. It needs the config of its own run'
+            f'the checkpoint has {members[place]} in its pool, which uses {used[place]:.1%} of '
+            f'{budget}: that does not meet the budget within {budget.tolerance:.1%}. It needs the '
+            'config of its own run'
         )
     if type(size) is not int or not len(members) <= size <= stp.pool_size:
         raise CheckpointError(

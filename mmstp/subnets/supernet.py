@@ -41,7 +41,7 @@ class Supernet:
     Attributes:
         model: The model.
         space: The architectures that can be chosen.
-        cost: Their multiply-adds and parameters.
+        cost: Their multiply-adds, parameters and activations.
         norm_statistics: Running statistics of norm layers that subnets have for themselves, by
             state-dict key; those of the main network serve the others. See `calibrate`.
         inputs: The positional arguments, with tensors on the device and in the precision of the
@@ -235,19 +235,13 @@ class Supernet:
         order_channels(self.model, self.graph, norm, by)
 
     def describe(self, architecture: Architecture) -> dict[str, Any]:
-        """What a subnet costs, in plain types: multiply-adds and parameters, and their ratios."""
+        """What a subnet costs, in plain types: of every metric the number and its ratio."""
         architecture = self.space.check(architecture)
-        pair = [architecture, self.space.largest]
-        macs, params = self.cost.macs(pair), self.cost.params(pair)
-        return {
-            'architecture': str(architecture),
-            'macs': int(macs[0]),
-            'macs_dense': int(macs[1]),
-            'macs_ratio': float(macs[0] / macs[1]),
-            'params': int(params[0]),
-            'params_dense': int(params[1]),
-            'params_ratio': float(params[0] / params[1]),
-        }
+        found: dict[str, Any] = {'architecture': str(architecture)}
+        for metric in self.cost.metrics:
+            own, dense = self.cost.count([architecture, self.space.largest], metric).tolist()
+            found |= {metric: own, f'{metric}_dense': dense, f'{metric}_ratio': own / dense}
+        return found
 
     def check_intact(self) -> None:
         """Whether the layers are still those made dynamic.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmstp import Architecture, ArchitectureError, ChannelGraph, CostModel, SearchSpace
+from mmstp.search.cost import METRICS
 from tests.networks import classifier
 from tests.relations import counted
 
@@ -18,7 +19,7 @@ def some(space, count):
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'densenet', 'hrnet'])
-@pytest.mark.parametrize('count', ['macs', 'params'])
+@pytest.mark.parametrize('count', METRICS)
 def test_all_at_once_equals_one_by_one(name, count, supernet_of):
     supernet = supernet_of(name)
     architectures = some(supernet.space, 30)
@@ -48,7 +49,7 @@ def test_larger_architectures_cost_more(name, supernet_of):
     rng = random.Random(0)
     for architecture in some(supernet.space, 10):
         larger = supernet.space.expand(architecture, rng)
-        for count in ('macs', 'params'):
+        for count in METRICS:
             small, large = supernet.cost.count([architecture, larger], count)
             assert small <= large
 
@@ -110,6 +111,30 @@ def test_conventions_on_a_network_counted_by_hand():
         assert cost.macs([architecture], convention='ptflops') == ptflops
         weights = 9 * 3 * inner + 2 * inner * outer + 5 * outer
         assert cost.params([architecture]) == weights + 3 * inner + 5
+        assert cost.activations([architecture]) == 6 * inner + 2 * 6 * outer + 5
+
+
+@torch.no_grad()
+def elements_returned(network, inputs):
+    sizes = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda module, args, y: sizes.append(y.numel()))
+    network(*inputs)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'regnet', 'mobilenet_v3_small', 'densenet'])
+def test_activations_are_what_layers_return(name, supernet_of):
+    """Hooks on the layers of exports add up what these return."""
+    supernet = supernet_of(name)
+    for architecture in some(supernet.space, 2):
+        returned = elements_returned(supernet.export(architecture), supernet.inputs)
+        assert supernet.cost.activations(architecture) == returned
+        found = supernet.describe(architecture)
+        assert found['activations'] == returned
+        dense = supernet.cost.activations(supernet.space.largest)
+        assert found['activations_ratio'] == returned / dense
 
 
 class Unused(OneOfEach):
@@ -143,7 +168,7 @@ def test_errors_say_what_is_accepted(supernet_of):
     cost = supernet_of('wrn16_2').cost
     with pytest.raises(ValueError, match=r"convention='thop': expected one of \['macs', 'ptflops'"):
         cost.macs([], convention='thop')
-    with pytest.raises(ValueError, match=r"metric='flops': expected one of \('macs', 'params'\)"):
+    with pytest.raises(ValueError, match=r"metric='flops': expected one of .*'activations'"):
         cost.count([], 'flops')
     with pytest.raises(ArchitectureError, match='has 1 stages, this space has 3'):
         cost.macs([Architecture((1,), (1.0,))])

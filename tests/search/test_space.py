@@ -135,6 +135,28 @@ def test_width_covers_the_residual_stream(supernet_of):
 # --- options --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(('name', 'multiple'), [('cpu', 16), ('gpu', 32)])
+def test_named_widths_are_quarters_of_whole_vectors(name, multiple, resnet50):
+    space = SearchSpace(resnet50, widths=name)
+    assert all(stage.widths == (0.25, 0.5, 0.75, 1.0) for stage in space.stages)
+    for stage in space.stages:
+        for group in (resnet50.groups[index] for index in stage.groups):
+            kept = [space.units(group, width) for width in stage.widths]
+            assert all(units % multiple == 0 for units in kept)
+            quarters = [Fraction(i, 4) * group.channels for i in range(1, 5)]
+            assert all(
+                0 <= own - quarter < multiple for own, quarter in zip(kept, quarters, strict=True)
+            )
+    by_hand = SearchSpace(resnet50, widths=(0.25, 0.5, 0.75), divisor=multiple)
+    rows = space.all_rows()[::1000]
+    assert (space.group_units(rows) == by_hand.group_units(rows)).all()
+
+
+@pytest.mark.parametrize(('divisor', 'expected'), [(8, 32), (64, 64), (24, 96)])
+def test_named_widths_and_a_divisor_of_one_s_own_both_hold(divisor, expected, small):
+    assert SearchSpace(small, widths='gpu', divisor=divisor).divisor == expected
+
+
 def test_widths_and_divisor(small):
     space = SearchSpace(small, widths=(0.5, 0.25), divisor=1)
     assert all(stage.widths == (0.25, 0.5, 1.0) for stage in space.stages)
@@ -191,6 +213,7 @@ def test_outputs_stay_and_say_why(resnet50):
         ({'cut': 1.5}, r'space\.cut=1\.5'),
         ({'widths': ()}, r'space\.widths=\(\): expected a list of fractions in \(0, 1\]'),
         ({'widths': (0.5, 1.2)}, r'space\.widths=\(0\.5, 1\.2\)'),
+        ({'widths': 'npu'}, r"space\.widths='npu': expected a list .* or one of 'cpu', 'gpu'"),
         ({'widths': (0,)}, r'space\.widths=\(0,\)'),
         ({'widths': (True,)}, r'space\.widths=\(True,\)'),
         ({'widths': 0.5}, r'space\.widths=0\.5: expected a list'),

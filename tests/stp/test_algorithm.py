@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -163,6 +164,17 @@ def test_pool_members_meet_the_budget():
     assert ((ratios >= 0.4 * 0.9) & (ratios <= 0.4 * 1.1)).all()
     params = tiny.stp(model__metric='params', model__target=2e5)
     assert (abs(params.supernet.cost.params(list(params.pool.scores)) - 2e5) <= 2e4).all()
+
+
+def test_members_of_several_limits_exceed_none():
+    stp = tiny.stp(model__target=dict(_delete_=True, macs=0.4, activations=0.6))
+    space, cost = stp.supernet.space, stp.supernet.cost
+    parts = [
+        cost.count(list(stp.pool.scores), metric) / cost.count(space.largest, metric) / target
+        for metric, target in (('macs', 0.4), ('activations', 0.6))
+    ]
+    assert (np.max(parts, axis=0) <= 1.1).all()
+    assert (np.max(parts, axis=0) >= 0.9).all()
 
 
 def test_pretrained_weights_are_loaded_and_ordered(tmp_path):

@@ -39,7 +39,8 @@ def calibrated_accuracy(stp, runner):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A run of 2 epochs of 4 iterations, its pool shrunk from 5 to 1 within 6 of the 8."""
-    return train(tiny.config(tmp_path_factory.mktemp('run')))
+    target = dict(_delete_=True, macs=0.4, params=1.0)
+    return train(tiny.config(tmp_path_factory.mktemp('run'), model__target=target))
 
 
 def test_pool_ends_with_one_that_was_trained(finished):
@@ -61,6 +62,7 @@ def test_what_is_logged(finished):
     assert {'accuracy/top1', 'subnet/accuracy/top1'} <= set(val_line)
     best = next(line for line in lines if 'best/macs_ratio' in line)
     assert best['best/macs_ratio'] == pytest.approx(0.4, rel=0.1)
+    assert 0 < best['best/params_ratio'] < 1
     assert [line['pool_spread'] for line in lines if 'pool_spread' in line][-1] == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from mmstp import Architecture, ArchitecturePool
 from mmstp.errors import BudgetError
 from mmstp.search.budget import Budget, feasible_rows
+from mmstp.search.cost import METRICS
 from mmstp.stp.pool import SAMPLINGS, ShrinkSchedule
 
 
@@ -235,13 +236,18 @@ def budget_of(supernet, target=0.3, metric='macs', tolerance=0.05):
     return Budget.of(target, metric, tolerance, supernet.space, supernet.cost)
 
 
-@pytest.mark.parametrize('metric', ['macs', 'params'])
+def target_of(supernet, *options):
+    (limit,) = budget_of(supernet, *options).limits
+    return limit.target
+
+
+@pytest.mark.parametrize('metric', METRICS)
 def test_budget_is_a_share_or_a_number(metric, supernet_of):
     supernet = supernet_of('wrn16_2')
     dense = int(supernet.cost.count([supernet.space.largest], metric)[0])
-    assert budget_of(supernet, 1, metric).target == dense
-    assert budget_of(supernet, 0.25, metric).target == dense / 4
-    assert budget_of(supernet, 123_456, metric).target == 123_456
+    assert target_of(supernet, 1, metric) == dense
+    assert target_of(supernet, 0.25, metric) == dense / 4
+    assert target_of(supernet, 123_456, metric) == 123_456
 
 
 @pytest.mark.parametrize('metric', ['macs', 'params'])
@@ -262,8 +268,50 @@ def test_small_spaces_are_searched_completely(metric, target, supernet_of):
     assert len(rows) == len(expected) > 1
 
 
+LIMITS = {'macs': 0.4, 'params': 0.3, 'activations': 0.6}
+
+
+def test_of_several_limits_none_is_exceeded_and_one_is_used_fully(supernet_of):
+    """Numbers and fractions alike; one architecture after the other."""
+    supernet = supernet_of('wrn16_2')
+    dense = {m: int(supernet.cost.count(supernet.space.largest, m)[0]) for m in LIMITS}
+    expected = set()
+    for architecture in supernet.space.enumerate():
+        parts = [
+            int(supernet.cost.count(architecture, m)[0]) / (LIMITS[m] * dense[m]) for m in LIMITS
+        ]
+        if all(part <= 1.05 for part in parts) and any(part >= 0.95 for part in parts):
+            expected.add(architecture)
+    for target in (LIMITS, {m: LIMITS[m] * dense[m] for m in LIMITS}):
+        rows = feasible_rows(supernet.space, supernet.cost, budget_of(supernet, target), wanted=1)
+        assert {supernet.space.decode(row) for row in rows} == expected
+    used = budget_of(supernet, LIMITS).used(supernet.cost, rows)
+    by_each = [budget_of(supernet, v, m).used(supernet.cost, rows) for m, v in LIMITS.items()]
+    assert (used == np.max(by_each, axis=0)).all()
+    binding = {int(place) for place in np.argmax(by_each, axis=0)}
+    assert binding == {0, 1, 2}  # else the test would not tell the limits apart
+
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_one_limit_in_a_dict_is_a_single_target(metric, supernet_of):
+    supernet = supernet_of('wrn16_2')
+    assert budget_of(supernet, {metric: 0.4}, 'params') == budget_of(supernet, 0.4, metric)
+
+
+def test_of_several_limits_out_of_reach_each_range_is_named(supernet_of):
+    supernet = supernet_of('wrn16_2')
+    budget = budget_of(supernet, {'macs': 0.5, 'params': 0.001})
+    with pytest.raises(BudgetError) as error:
+        feasible_rows(supernet.space, supernet.cost, budget, 10)
+    nearest = supernet.describe(supernet.space.smallest)
+    for metric in ('macs', 'params'):
+        own, dense = nearest[metric], nearest[f'{metric}_dense']
+        assert f'{own:,} to {dense:,} {metric} ({own / dense:.2%} to 100%)' in str(error.value)
+        assert f'{own:,} {metric} ({own / dense:.2%})' in str(error.value).split('nearest')[1]
+
+
 @pytest.mark.parametrize('name', ['wrn16_2', 'resnet50', 'mobilenet_v2'])
-@pytest.mark.parametrize('target', [0.3, 0.6])
+@pytest.mark.parametrize('target', [0.3, 0.6, {'macs': 0.5, 'params': 0.4}])
 def test_search_of_large_spaces_finds_as_many_as_wanted(name, target, supernet_of, monkeypatch):
     monkeypatch.setattr('mmstp.search.budget.ENUMERABLE', 10)
     supernet = supernet_of(name)
@@ -271,10 +319,9 @@ def test_search_of_large_spaces_finds_as_many_as_wanted(name, target, supernet_o
     wanted = 30
     rows = feasible_rows(supernet.space, supernet.cost, budget, wanted)
     assert len({supernet.space.decode(row) for row in rows}) == len(rows) >= wanted
-    costs = supernet.cost.macs(rows)
-    assert (np.abs(costs / budget.target - 1) <= 0.05).all()
-    everything = supernet.cost.macs(supernet.space.all_rows())
-    assert len(rows) <= (np.abs(everything / budget.target - 1) <= 0.05).sum()
+    assert budget.meets(budget.used(supernet.cost, rows)).all()
+    everything = budget.used(supernet.cost, supernet.space.all_rows())
+    assert len(rows) <= budget.meets(everything).sum()
 
 
 def test_search_follows_its_seed(supernet_of, monkeypatch):
@@ -315,7 +362,16 @@ def test_a_percentage_is_taken_for_a_number_and_explained(supernet_of):
         ({'target': -1e9}, 'target=-1000000000.0'),
         ({'target': True}, 'target=True'),
         ({'target': '15%'}, "target='15%'"),
-        ({'metric': 'flops'}, r"metric='flops': expected one of \('macs', 'params'\)"),
+        (
+            {'metric': 'flops'},
+            r"metric='flops': expected one of .*'activations'",
+        ),
+        ({'target': {}}, 'target={}: expected a number for at least one metric'),
+        ({'target': {'flops': 0.3}}, r"target\['flops'\]: expected one of .*'activations'"),
+        (
+            {'target': {'macs': 0.3, 'params': None}},
+            r"target\['params'\]=None: expected a fraction",
+        ),
         ({'tolerance': 1}, r'tolerance=1: expected a fraction in \[0, 1\)'),
         ({'tolerance': -0.1}, 'tolerance=-0.1'),
     ],
@@ -338,4 +394,4 @@ def test_a_pool_from_a_budget_ends_with_one_that_meets_it(supernet_of):
         made.update(made.sample(), rng.random())
         made.shrink(schedule.drops(iteration, len(made)))
     assert len(made) == 1
-    assert budget.meets(supernet.cost.macs([made.best])).all()
+    assert budget.meets(budget.used(supernet.cost, made.best)).all()

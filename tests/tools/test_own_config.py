@@ -67,4 +67,4 @@ def test_around_a_config_that_is_there(folder):
     wrapped = load_config('wrapped.py')
     assert wrapped.model.to_dict() == whole.model.to_dict()
     assert wrapped.custom_hooks == whole.custom_hooks
-    assert build_stp(wrapped).budget.metric == 'macs'
+    assert build_stp(wrapped).budget.limits[0].metric == 'macs'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -59,12 +60,14 @@ def test_architectures_that_do_not_fit_are_explained(
 
 
 def test_search_space_tells_what_there_is(call, tiny_config, capsys):
-    call('search_space.py', tiny_config)
+    call('search_space.py', tiny_config, '--cfg-options', 'model.target._delete_=True',
+         'model.target.macs=0.4', 'model.target.params=0.3')  # fmt: skip
     text = capsys.readouterr().out
     assert 'backbone.layer4' in text
     assert 'head.fc: an output of the model' in text
     assert '10,000 architectures' in text
     assert 'met by' in text
+    assert re.search(r'they use [\d.]+% to [\d.]+% of the params', text)
 
 
 def test_search_space_tells_that_a_target_cannot_be_met(call, tiny_config, capsys):

@@ -70,6 +70,7 @@ def _convolution(
     out = walk.ids.value(shape, [*batch, *new])
     kernel_and_space = math.prod((*weight.shape[2:], *(x if transposed else out).shape[2:]))
     walk.cost(node, 'matmul', [(x, 0), (weight, 0), (weight, 1)], kernel_and_space)
+    walk.elementwise_cost(node, 'output', out)
     return out if bias is None else _per_channel(walk, node, 'bias', out, [bias])
 
 
@@ -107,6 +108,7 @@ def _whole_recurrent(
     for weight in weights:
         if len(weight.shape) == 2:
             walk.cost(node, 'matmul', weight.all_dims, steps)
+            walk.cost(node, 'output', [(weight, 0)], steps)
     name = operator_name(node)
     reason = f'operator {name!r}: recurrent layers stay whole'
     return walk.stays(node, [x, *states, *weights], reason)

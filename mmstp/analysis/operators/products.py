@@ -61,9 +61,11 @@ def _contracted(
     aligned = [_by_letters(walk, x, term, letters) for x, term in zip(operands, terms, strict=True)]
     summed = range(len(output), len(letters))
     every = walk.ids.contract(aligned, tuple(sizes.get(letter, 1) for letter in letters), summed)
+    result = walk.ids.squeeze(every, summed)
     if counted is not None:
         walk.cost(counted, 'matmul', every.all_dims)
-    return walk.ids.squeeze(every, summed)
+        walk.elementwise_cost(counted, 'output', result)
+    return result
 
 
 def _by_letters(walk: Walker, x: Value, term: str, letters: str) -> Value:

@@ -137,15 +137,18 @@ class PoolHook(Hook):
 
     def _report(self, runner: Runner, stp: STP, step: int) -> None:
         best = stp.pool.best
-        ratio = stp.supernet.describe(best)['macs_ratio']
+        described = stp.supernet.describe(best)
+        metrics = dict.fromkeys(['macs', *(limit.metric for limit in stp.budget.limits)])
+        ratios = {metric: described[f'{metric}_ratio'] for metric in metrics}
         score = stp.pool.scores[best]
         scored = '(not visited yet)' if score is None else f'with score {score:.4f}'
         runner.logger.info(
-            f'pool: {len(stp.pool)} left, best {best} {scored}, {ratio:.2%} of the MACs'
+            f'pool: {len(stp.pool)} left, best {best} {scored}, '
+            + ', '.join(f'{ratio:.2%} of the {metric}' for metric, ratio in ratios.items())
         )
         names = [stage.name for stage in stp.supernet.space.stages]
         scalars = {
-            'best/macs_ratio': ratio,
+            **{f'best/{metric}_ratio': ratio for metric, ratio in ratios.items()},
             **{f'best/depth/{name}': d for name, d in zip(names, best.depths, strict=True)},
             **{f'best/width/{name}': w for name, w in zip(names, best.widths, strict=True)},
         }

@@ -1,0 +1,152 @@
+"""How long networks take: by the engine that a user would run them in, several in turn."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import LatencyError
+from .onnx import as_onnx
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs a network.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        device: ``'cpu'`` or ``'cuda'``.
+        batch: Images at once.
+        threads: Of the CPU.
+        half: Whether weights and images have half precision; of ``'torch'`` alone.
+        compile: Whether `torch.compile` makes the network faster; of ``'torch'`` alone.
+
+    Raises:
+        LatencyError: If the backend is unknown, is not installed or does not run so.
+    """
+
+    backend: str = 'torch'
+    device: str = 'cpu'
+    batch: int = 1
+    threads: int = 1
+    half: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise LatencyError(f'backend {self.backend!r}: expected one of {", ".join(BACKENDS)}')
+        if self.device not in ('cpu', 'cuda'):
+            raise LatencyError(f"device {self.device!r}: expected 'cpu' or 'cuda'")
+        if self.device == 'cuda' and self.backend == 'openvino':
+            raise LatencyError('backend openvino: runs on the CPU; use torch or onnxruntime')
+        if self.device == 'cuda' and not torch.cuda.is_available():
+            raise LatencyError("device 'cuda': PyTorch finds no GPU")
+        if self.backend != 'torch' and (self.half or self.compile):
+            raise LatencyError(f'backend {self.backend}: half and compile are options of torch')
+        if importlib.util.find_spec(self.backend) is None:
+            raise LatencyError(f'backend {self.backend} is not installed: pip install it')
+
+    def described(self) -> dict[str, Any]:
+        """With the processor and the versions of what runs the network, in plain types."""
+        cuda = self.device == 'cuda'
+        return {
+            **asdict(self),
+            'processor': torch.cuda.get_device_name() if cuda else _processor(),
+            'versions': {self.backend: importlib.import_module(self.backend).__version__},
+        }
+
+    def runner(self, network: nn.Module, images: Tensor) -> Run:
+        """A function that runs the network once; the network may be changed."""
+        return BACKENDS[self.backend](self, network, images)
+
+    def seconds(self, runs: Sequence[Run], rounds: int, warmup: int = 2) -> NDArray[np.float64]:
+        """Seconds of each in each round, in turn; shape (rounds, runs).
+
+        On one thread of the CPU it is the time that this process had it: what other processes took
+        does not count.
+        """
+        alone = self.device == 'cpu' and self.threads == 1
+        clock = time.process_time if alone else time.perf_counter
+        found = np.empty((warmup + rounds, len(runs)))
+        for turn in range(warmup + rounds):
+            for place, run in enumerate(runs):
+                self._wait()
+                start = clock()
+                run()
+                self._wait()
+                found[turn, place] = clock() - start
+        return found[warmup:]
+
+    def _wait(self) -> None:
+        if self.device == 'cuda':
+            torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    """The name of the CPU, and the vector instructions that PyTorch finds there."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return f'{next(names, platform.machine())} ({torch.backends.cpu.get_cpu_capability()})'
+
+
+def _torch(setting: Setting, network: nn.Module, images: Tensor) -> Run:
+    torch.set_num_threads(setting.threads)
+    kind = torch.float16 if setting.half else torch.float32
+    network, images = network.to(setting.device, kind), images.to(setting.device, kind)
+    network.train(False)
+    called: Any = torch.compile(network) if setting.compile else network
+
+    def run() -> object:
+        with torch.inference_mode():
+            return called(images)
+
+    return run
+
+
+def _onnxruntime(setting: Setting, network: nn.Module, images: Tensor) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = setting.threads, 1
+    provider = 'CUDAExecutionProvider' if setting.device == 'cuda' else 'CPUExecutionProvider'
+    if provider not in onnxruntime.get_available_providers():
+        raise LatencyError(f'device {setting.device!r}: this onnxruntime has no {provider}')
+    content = as_onnx(network, images)
+    session = onnxruntime.InferenceSession(content, options, providers=[provider])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _openvino(setting: Setting, network: nn.Module, images: Tensor) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    content = as_onnx(network, images)
+    options = {
+        'PERFORMANCE_HINT': 'LATENCY',
+        'INFERENCE_NUM_THREADS': setting.threads,
+        'INFERENCE_PRECISION_HINT': 'f32',  # newer processors would round to bfloat16
+    }
+    compiled = core.compile_model(core.read_model(content), 'CPU', options)
+    request, array = compiled.create_infer_request(), images.numpy()
+    return lambda: request.infer([array])
+
+
+BACKENDS: dict[str, Callable[[Setting, nn.Module, Tensor], Run]] = {
+    'torch': _torch,
+    'onnxruntime': _onnxruntime,
+    'openvino': _openvino,
+}

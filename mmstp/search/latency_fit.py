@@ -1,0 +1,119 @@
+"""The latency of all architectures of a space, in closed form, fitted to a few that were measured.
+
+Latency is no sum of what a trace tells, but close to a sum of a few numbers that `CostModel` has in
+closed form: multiply-adds, the same with channels rounded up to whole vectors, elements written,
+parameters read, layers started, and a constant. What each of them costs on a device is fitted to
+the measured members. No cost is negative, so a larger architecture is never the faster one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LatencyError
+from .latency_table import LatencyTable
+from .space import SearchSpace
+
+FEWEST = 20  # members that a fit needs
+_FOLDS = 5
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How a fit does on networks that were not used in it (cross validation).
+
+    Attributes:
+        mean: The mean error, relative to what was measured.
+        largest: The largest one.
+        rank: Spearman's correlation.
+    """
+
+    mean: float
+    largest: float
+    rank: float
+
+    def __str__(self) -> str:
+        return (
+            f'mean error {self.mean:.1%}, at most {self.largest:.1%}, rank correlation '
+            f'{self.rank:.3f}'
+        )
+
+
+class LatencyFit:
+    """Latency in closed form, fitted to measured members.
+
+    Args:
+        table: The measured members.
+        space: Their space.
+        features: Gives numbers for rows of the space, shape (architectures, features).
+
+    Attributes:
+        table: As above.
+        accuracy: On members that a fit did not see.
+
+    Raises:
+        LatencyError: If there are too few, or one is no member.
+    """
+
+    def __init__(
+        self, table: LatencyTable, space: SearchSpace, features: Callable[[Any], Numbers]
+    ) -> None:
+        self.table, self._features = table, features
+        if len(table.ratios) < FEWEST:
+            raise LatencyError(
+                f'the latency table holds {len(table.ratios)} networks; a fit needs {FEWEST}. '
+                'Go on measuring with tools/latency_table.py'
+            )
+        ratios = {**table.ratios, str(space.largest): 1.0}
+        x = features(np.stack([space.encode(space.check(text)) for text in ratios]))
+        y = table.dense * np.array([*ratios.values()])
+        self._weights = non_negative(x, y)
+        places = np.random.default_rng(0).permutation(len(y)) % _FOLDS
+        found = np.empty(len(y))
+        for fold in range(_FOLDS):
+            left_out = places == fold
+            found[left_out] = x[left_out] @ non_negative(x[~left_out], y[~left_out])
+        errors = np.abs(found / y - 1)
+        ranks = np.argsort(np.argsort([found, y]))
+        rank = float(np.corrcoef(ranks)[0, 1])
+        self.accuracy = Accuracy(float(errors.mean()), float(errors.max()), rank)
+
+    def __str__(self) -> str:
+        return f'{self.table}; of networks not in the fit {self.accuracy}'
+
+    def __call__(self, rows: NDArray[np.int64]) -> Numbers:
+        """Milliseconds of each architecture."""
+        found: Numbers = self._features(rows) @ self._weights
+        return found
+
+
+def non_negative(x: Numbers, y: Numbers) -> Numbers:
+    """The weights of at least 0 for which ``x @ weights`` has the least squared relative error.
+
+    At its optimum the weights above 0 are those of ordinary least squares with their columns
+    alone, so with a few columns all subsets can be tried.
+
+    Args:
+        x: Shape (rows, columns).
+        y: Shape (rows,).
+    """
+    scale = np.abs(x).max(axis=0)
+    scaled = x / np.where(scale > 0, scale, 1) / y[:, None]
+    best, least = np.zeros(x.shape[1]), np.inf
+    for count in range(1, x.shape[1] + 1):
+        for columns in itertools.combinations(np.flatnonzero(scale).tolist(), count):
+            chosen = scaled[:, columns]
+            weights = np.linalg.lstsq(chosen, np.ones(len(y)), rcond=None)[0]
+            error = float(((chosen @ weights - 1) ** 2).sum())
+            if (weights >= 0).all() and error < least:
+                best, least = np.zeros(x.shape[1]), error
+                best[list(columns)] = weights / scale[list(columns)]
+    return best

@@ -1,0 +1,72 @@
+"""Networks in the engines that users run them in."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mmstp import LatencyError
+from mmstp.deploy.timing import BACKENDS, Setting
+from tests.networks import TINY_INPUT, tiny
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_an_engine_computes_what_the_network_does(backend):
+    if backend != 'torch':
+        pytest.importorskip(backend)
+    network, images = tiny(), torch.randn(2, *TINY_INPUT.shape[1:])
+    setting = Setting(backend, batch=2)
+    with torch.no_grad():
+        expected = network(images).numpy()
+    found = setting.runner(network, images)()
+    found = found if backend == 'torch' else found[0]
+    assert np.abs(np.asarray(found) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_networks_take_turns_and_waiting_does_not_count():
+    order = []
+
+    def works():
+        order.append('works')
+        end = time.process_time() + 0.01
+        while time.process_time() < end:
+            pass
+
+    def waits():
+        order.append('waits')
+        time.sleep(0.02)
+
+    seconds = Setting().seconds([works, waits], rounds=3, warmup=1)
+    assert order == ['works', 'waits'] * 4
+    assert seconds.shape == (3, 2)
+    assert (seconds[:, 0] >= 0.01).all()
+    assert (seconds[:, 1] < 0.01).all()
+    assert (Setting(threads=2).seconds([waits], rounds=2, warmup=0) >= 0.02).all()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(backend='tensorrt'), "backend 'tensorrt': expected one of torch, onnxruntime"),
+        (dict(device='tpu'), "device 'tpu': expected 'cpu' or 'cuda'"),
+        (dict(backend='openvino', device='cuda'), 'openvino: runs on the CPU'),
+        (dict(backend='onnxruntime', half=True), 'half and compile are options of torch'),
+    ],
+)
+def test_what_does_not_run_is_refused(options, message):
+    with pytest.raises(LatencyError, match=message):
+        Setting(**options)
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(LatencyError, match='backend onnxruntime is not installed'):
+        Setting('onnxruntime')
+
+
+def test_a_setting_says_what_ran():
+    found = Setting('torch', threads=2).described()
+    assert found['versions'] == {'torch': torch.__version__}
+    assert found['threads'] == 2
+    assert found['processor']

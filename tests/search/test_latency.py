@@ -1,0 +1,195 @@
+"""The latency of a space from members that were measured, here on a device that is made up."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from mmstp import BudgetError, LatencyError
+from mmstp.search.budget import Budget, feasible_rows
+from mmstp.search.latency_fit import FEWEST, non_negative
+from mmstp.search.latency_table import LatencyTable, to_measure
+
+
+def milliseconds(supernet, rows):
+    """Of the device: a constant, and some for every multiply-add, parameter and activation."""
+    cost = supernet.cost
+    return 0.5 + 1e-7 * cost.macs(rows) + 2e-7 * cost.params(rows) + 3e-6 * cost.activations(rows)
+
+
+def table_of(supernet, count=40, noise=0.0):
+    """What ``tools/latency_table.py`` would write there."""
+    space = supernet.space
+    rows = to_measure(space, supernet.cost.macs, count)
+    (dense,) = milliseconds(supernet, space.encode(space.largest)[None])
+    noisy = 1 + noise * np.random.default_rng(0).standard_normal(len(rows))
+    ratios = (milliseconds(supernet, rows) / dense * noisy).tolist()
+    return LatencyTable(
+        dict(backend='none', versions=dict(none='1.0')),
+        json.loads(json.dumps(supernet.cost.described())),
+        '2026-11-26',
+        [float(dense)],
+        dict(zip([str(space.decode(row)) for row in rows], ratios, strict=True)),
+    )
+
+
+@pytest.fixture
+def supernet(supernet_of):
+    """Of a network whose device is known; left as it was."""
+    found = supernet_of('wrn16_2')
+    yield found
+    found.cost.latency_fit = None
+
+
+@pytest.mark.parametrize('columns', [1, 4, 7])
+def test_fit_is_that_of_another_solver(columns):
+    rng = np.random.default_rng(columns)
+    for _ in range(10):
+        x, y = rng.random((30, columns)) * 10.0 ** rng.integers(0, 9, columns), rng.random(30) + 0.1
+        x[:, 0] *= rng.choice([0, 1])  # a column that tells nothing
+        expected = nnls(x / np.abs(x).max(axis=0).clip(1e-9) / y[:, None], np.ones(30))[0]
+        found = non_negative(x, y) * np.abs(x).max(axis=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_whole_space_has_the_latency_of_a_device_that_is_a_weighted_sum(supernet):
+    supernet.cost.use_latency(table_of(supernet))
+    rows = supernet.space.all_rows()
+    found = supernet.cost.count(rows, 'latency')
+    np.testing.assert_allclose(found, milliseconds(supernet, rows), rtol=1e-6)
+    some = rows[:: len(rows) // 10]
+    one_by_one = [supernet.cost.latency(supernet.space.decode(row))[0] for row in some]
+    np.testing.assert_allclose(one_by_one, supernet.cost.latency(some))
+    described = supernet.describe(supernet.space.smallest)
+    assert described['latency'] == found.min()
+    assert described['latency_ratio'] == found.min() / found.max()
+
+
+def test_accuracy_is_that_on_members_that_were_left_out(supernet):
+    """Noise of 3 % on what was measured; new members without noise are closer still."""
+    supernet.cost.use_latency(table_of(supernet, noise=0.03))
+    accuracy = supernet.cost.latency_fit.accuracy
+    assert 0.015 < accuracy.mean < 0.04
+    assert accuracy.mean < accuracy.largest < 0.15
+    rows = supernet.space.all_rows()
+    truth, found = milliseconds(supernet, rows), supernet.cost.latency(rows)
+    assert np.abs(found / truth - 1).mean() < accuracy.mean
+    assert spearmanr(truth, found)[0] > 0.99 < accuracy.rank + 0.02
+
+
+def test_larger_architectures_are_never_faster(supernet):
+    """Whatever was measured: here numbers at random."""
+    table, rng = table_of(supernet), random.Random(0)
+    table.ratios = {text: rng.random() for text in table.ratios}
+    supernet.cost.use_latency(table)
+    for _ in range(50):
+        target = supernet.space.sample(rng)
+        small, large = supernet.cost.latency([target, supernet.space.expand(target, rng)])
+        assert small <= large
+
+
+def test_members_to_measure_reach_both_ends_and_begin_alike(supernet_of):
+    supernet = supernet_of('resnet50')
+    space, macs = supernet.space, supernet.cost.macs
+    rows = to_measure(space, macs, 64)
+    assert len({space.decode(row) for row in rows}) == 64
+    assert (to_measure(space, macs, 20) == rows[:20]).all()
+    low, high = macs([space.smallest, space.largest])
+    assert macs(rows).min() < 1.3 * low
+    assert macs(rows).max() > 0.8 * high
+
+
+def test_a_table_is_read_as_it_was_written(supernet, tmp_path):
+    table = table_of(supernet)
+    table.write(tmp_path / 'latency.json')
+    assert LatencyTable.read(tmp_path / 'latency.json') == table
+    assert str(table) == '40 networks, 2026-11-26; backend none, versions.none 1.0'
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_a_fraction_or_milliseconds(supernet):
+    supernet.cost.use_latency(table_of(supernet))
+    space, cost = supernet.space, supernet.cost
+    dense = float(cost.latency(space.largest)[0])
+    assert dense > 2
+    fraction = Budget.of(0.5, 'latency', 0.02, space, cost)
+    number = Budget.of(0.5 * dense, 'latency', 0.02, space, cost)
+    found, same = (feasible_rows(space, cost, budget, 10) for budget in (fraction, number))
+    assert len(found)
+    assert found.tolist() == same.tolist()
+    assert (np.abs(milliseconds(supernet, found) / (0.5 * dense) - 1) < 0.0201).all()
+    both = Budget.of({'latency': 0.5, 'params': 0.3}, 'macs', 0.02, space, cost)
+    rows = feasible_rows(space, cost, both, 10)
+    assert (cost.latency(rows) <= 0.5101 * dense).all()
+
+
+def test_unreachable_latency_names_range_and_nearest(supernet):
+    supernet.cost.use_latency(table_of(supernet))
+    space, cost = supernet.space, supernet.cost
+    low, high = cost.latency([space.smallest, space.largest])
+    with pytest.raises(BudgetError) as error:
+        feasible_rows(space, cost, Budget.of(1.01 * float(high), 'latency', 0.0, space, cost), 10)
+    assert f'reaches {low:.3g} to {high:.3g} ms' in str(error.value)
+    assert f'the nearest is {high:.3g} ms (100.00%)' in str(error.value)
+    assert 'above 1 it is a number' not in str(error.value)
+
+
+def test_without_a_table_there_is_no_latency(supernet):
+    with pytest.raises(LatencyError, match=r'model\.latency=.*tools/latency_table\.py'):
+        Budget.of(0.5, 'latency', 0.02, supernet.space, supernet.cost)
+    assert 'latency' not in supernet.describe(supernet.space.smallest)
+
+
+# --- tables that do not fit -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(format=0), r"latency\.json' has format 0; expected 1"),
+        (dict(ratios=None), r'ratios is None; expected an object'),
+        (
+            dict(ratios={'((1,), (1.0,))': -1}),
+            r'is -1; expected a number above 0',
+        ),
+        (dict(dense_ms=[]), 'dense_ms is None; expected a number above 0'),
+        (dict(setting='cpu'), "setting is 'cpu'; expected an object"),
+    ],
+)
+def test_damaged_files_are_named(change, message, supernet, tmp_path):
+    path = tmp_path / 'latency.json'
+    table_of(supernet).write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(LatencyError, match=message):
+        LatencyTable.read(path)
+
+
+def test_a_missing_file_and_one_that_is_no_table(tmp_path):
+    with pytest.raises(LatencyError, match=r'none\.json.*FileNotFoundError.*latency_table\.py'):
+        LatencyTable.read(tmp_path / 'none.json')
+    (tmp_path / 'list.json').write_text('[1, 2')
+    with pytest.raises(LatencyError, match=r'list\.json.*JSONDecodeError'):
+        LatencyTable.read(tmp_path / 'list.json')
+
+
+def test_a_table_of_another_network_or_space(supernet, supernet_of):
+    other = supernet_of('resnet18')
+    with pytest.raises(LatencyError, match=r'another space: depths and widths\..* is .* there'):
+        supernet.cost.use_latency(table_of(other))
+    table = table_of(supernet)
+    table.space['macs of the largest'] += 1
+    own = supernet.cost.described()['macs of the largest']
+    with pytest.raises(
+        LatencyError, match=f'macs of the largest is {own + 1} there and {own} here'
+    ):
+        supernet.cost.use_latency(table)
+
+
+def test_a_table_with_too_few_networks(supernet):
+    with pytest.raises(LatencyError, match=f'holds {FEWEST - 1} networks; a fit needs {FEWEST}'):
+        supernet.cost.use_latency(table_of(supernet, FEWEST - 1))
