@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...architecture import Architecture
 from ...atomic_files import write_json
@@ -16,13 +16,16 @@ from ...config_fields import options_of, positive, refuse_unknown
 from ...errors import CheckpointError
 from ...registry import HOOKS
 from ..algorithm import STP
+from ..mid_epoch import agree, go_on_summing, summed_gradients
 from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..pool import ShrinkSchedule
 from ..search_state import read_search
 from ..survivor import begin_alone
+from .seeding import EpochSeedHook
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
+GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
 BEST = 'best_architecture.json'
 # fields of MMEngine's config that change how the model runs
 REFUSED = {
@@ -72,6 +75,7 @@ class PoolHook(Hook):
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
+        self._gradients: dict[str, Any] = {}  # of the checkpoint that was loaded
 
     def before_train(self, runner: Runner) -> None:
         stp = stp_of(runner)
@@ -81,7 +85,10 @@ class PoolHook(Hook):
         for field, reason in REFUSED.items():
             if runner.cfg.get(field) not in (None, False):
                 raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
-        stp.driver = self
+        _refuse_unplaced(runner)
+        if runner.iter:
+            go_on_summing(runner, stp, self._gradients)
+        stp.driver, self._gradients = self, {}
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         part = stp.preset.end if self.end is None else self.end
         end = max(1, round(part * runner.max_iters))
@@ -134,6 +141,7 @@ class PoolHook(Hook):
         stp = stp_of(runner)
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
+            agree(runner, stp)
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
@@ -149,6 +157,7 @@ class PoolHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         _refuse_weights(stp_of(runner))  # before `CheckpointHook` takes the oldest checkpoint away
+        agree(runner, stp_of(runner))
 
     def _report(self, runner: Runner, stp: STP, step: int) -> None:
         best = stp.pool.best
@@ -169,6 +178,9 @@ class PoolHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
         _refuse_weights(stp)
+        if 'optimizer' in checkpoint:  # the run can go on from it
+            gradients = summed_gradients(runner, stp)
+            checkpoint[GRADIENTS] = {key: value.cpu() for key, value in gradients.items()}
         checkpoint[STATE] = {
             'pool': stp.pool.state_dict(),
             'pool_size': self._size or len(stp.pool),
@@ -194,6 +206,7 @@ class PoolHook(Hook):
         if bad := not_finite(stp, checkpoint.get('state_dict', {})):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
         self._size, alone = read_search(stp, checkpoint[STATE])
+        self._gradients = checkpoint.get(GRADIENTS, {})
         if alone and not stp.alone:
             begin_alone(runner)
 
@@ -201,6 +214,20 @@ class PoolHook(Hook):
         stp_of(runner).driver = None
         self._report(runner, stp_of(runner), runner.iter)
         runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
+
+
+def _refuse_unplaced(runner: Runner) -> None:
+    """Raises where MMEngine would train the first part of an epoch again."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
+        return
+    if runner.iter % len(runner.train_dataloader):
+        raise CheckpointError(
+            f'the checkpoint was saved in the middle of epoch {runner.epoch + 1} (iteration '
+            f"{runner.iter}). Add dict(type='mmstp.EpochSeedHook') to custom_hooks, which goes on "
+            'there, or take a checkpoint of the end of an epoch'
+        )
 
 
 def _refuse_weights(stp: STP) -> None:
