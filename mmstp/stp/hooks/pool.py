@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...architecture import Architecture
@@ -50,6 +51,8 @@ class PoolHook(Hook):
             as for ``visits``: the preset's (`STP.preset`).
         visits: How often each of the pool is to be visited until then, on average: a pool that is
             too large for that is cut to as many at the start.
+        patience: How many batches in a row whose loss is not finite end the run. Until then they
+            are left out, and counted as ``bad_batches``.
 
     Raises:
         FieldError: If an option does not exist.
@@ -65,6 +68,7 @@ class PoolHook(Hook):
         interval: int | None = None,
         end: float | None = None,
         visits: int | None = None,
+        patience: int = 10,
         **unknown: Any,
     ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
@@ -72,6 +76,7 @@ class PoolHook(Hook):
             raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
+        self.patience = positive('PoolHook.patience', patience)
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
@@ -89,6 +94,9 @@ class PoolHook(Hook):
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
         stp.driver, self._gradients = self, {}
+        if isinstance(runner.optim_wrapper, OptimWrapper):
+            stp.bad_batches.patience = self.patience
+            stp.bad_batches.guard(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         part = stp.preset.end if self.end is None else self.end
         end = max(1, round(part * runner.max_iters))
@@ -148,6 +156,10 @@ class PoolHook(Hook):
             self._report(runner, stp, runner.iter + 1)
         hub = runner.message_hub
         hub.update_scalar('train/pool_size', len(stp.pool))
+        if stp.bad_batches.total:
+            hub.update_scalar('train/bad_batches', stp.bad_batches.total)
+        if stp.bad_batches.in_a_row and outputs:
+            outputs.clear()  # else the zeros that stand for its losses would be averaged in the log
         best = stp.pool.scores[stp.pool.best]
         if best is not None:
             hub.update_scalar('train/best_score', best)
@@ -187,6 +199,7 @@ class PoolHook(Hook):
             'best': str(stp.pool.best),
             'alone': stp.alone,
             'teacher': stp.teacher is not None,
+            'bad_batches': stp.bad_batches.state_dict(),
         }
         found = {
             **stp.supernet.describe(stp.pool.best),
@@ -207,6 +220,8 @@ class PoolHook(Hook):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
         self._size, alone = read_search(stp, checkpoint[STATE])
         self._gradients = checkpoint.get(GRADIENTS, {})
+        if 'bad_batches' in checkpoint[STATE]:
+            stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
             begin_alone(runner)
 
