@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from mmstp.checkpoints import plain_loading, read_checkpoint
@@ -25,7 +25,7 @@ from mmstp.cli.launch import (
 from mmstp.cli.resuming import newest_checkpoint, resumable, warn_of_overwriting, work_dir_locked
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import LaunchError
-from mmstp.registry import HOOKS, type_of
+from mmstp.registry import type_of
 from mmstp.stp.hooks.interruption import Interrupted, InterruptHook
 from mmstp.stp.hooks.seeding import EpochSeedHook
 
@@ -61,8 +61,9 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
         # there is no metric to choose the best checkpoint by
         config.default_hooks.get('checkpoint', {}).pop('save_best', None)
     prepare(config, args)
-    saving = config.get('default_hooks', {}).get('checkpoint') or {}
-    if type_of(saving.get('type'), HOOKS) is CheckpointHook:
+    hooks = config.default_hooks = config.get('default_hooks') or {}
+    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))  # MMEngine's
+    if saving and type_of(saving.get('type'), HOOKS) is CheckpointHook:
         saving['type'] = 'mmstp.CheckpointHook'  # whose files are never half written
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'

@@ -20,7 +20,7 @@ from mmstp.cli.launch import load_config
 from mmstp.cli.resuming import newest_checkpoint
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import CheckpointError
-from mmstp.stp.hooks.checkpoints import LAST, WholeFiles
+from mmstp.stp.hooks.checkpoints import LAST, CheckpointHook, WholeFiles
 from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, Interrupted, InterruptHook
 from tests import tiny
 from tests.runs import same
@@ -66,6 +66,7 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_it_had_not_come(
 
         def from_cfg(cfg):
             runner = own(cfg)
+            assert any(isinstance(hook, CheckpointHook) for hook in runner.hooks)
             runner.register_hook(SendItself(getattr(signal, number), iteration))
             return runner
 

@@ -37,6 +37,7 @@ class EpochSeedHook(Hook):
     def __init__(self) -> None:
         self._order: dict[str, Any] = {}  # of the checkpoint that was loaded
         self._batches: PlacedBatches | None = None
+        self._start = 0  # of the epoch that begins next
 
     def before_train(self, runner: Runner) -> None:
         loop: Any = runner.train_loop
