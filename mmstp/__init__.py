@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from .deploy.compact_model import CompactBackbone, CompactPart
     from .deploy.dynamic_backbone import CalibrationHook, DynamicBackbone
     from .stp.algorithm import STP
+    from .stp.hooks.checkpoints import CheckpointHook
     from .stp.hooks.evaluation import SubnetEvalHook
+    from .stp.hooks.interruption import InterruptHook
     from .stp.hooks.pool import PoolHook
     from .stp.hooks.seeding import EpochSeedHook
 
@@ -59,11 +61,13 @@ __all__ = [
     # with OpenMMLab
     'STP',
     'CalibrationHook',
+    'CheckpointHook',
     'CompactBackbone',
     'CompactPart',
     'Digits',
     'DynamicBackbone',
     'EpochSeedHook',
+    'InterruptHook',
     'PoolHook',
     'SubnetEvalHook',
     'TinyImageNet',
@@ -75,11 +79,13 @@ __all__ = [
 _WITH_OPENMMLAB = {
     'STP': 'stp.algorithm',
     'CalibrationHook': 'deploy.dynamic_backbone',
+    'CheckpointHook': 'stp.hooks.checkpoints',
     'CompactBackbone': 'deploy.compact_model',
     'CompactPart': 'deploy.compact_model',
     'Digits': 'datasets.sklearn_digits',
     'DynamicBackbone': 'deploy.dynamic_backbone',
     'EpochSeedHook': 'stp.hooks.seeding',
+    'InterruptHook': 'stp.hooks.interruption',
     'PoolHook': 'stp.hooks.pool',
     'SubnetEvalHook': 'stp.hooks.evaluation',
     'TinyImageNet': 'datasets.tiny_imagenet',

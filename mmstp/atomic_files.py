@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+TEMPORARY = '.tmp'  # ends the name of a file that is not whole yet
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
@@ -17,10 +19,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Where it cannot be written (a full disk), what was there before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open('wb') as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else the name may outlive a crash that the content does not
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@
 | ``einops.einops._reconstruct_from_shape``, in `mmstp.subnets.einops_sizes` | einops 0.8.2 |
 | ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.11.0 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
+| ``DataLoader.batch_sampler`` is what it reads when it is iterated | torch 2.11.0 |
 """
 
 from __future__ import annotations
@@ -134,3 +135,8 @@ def randomness(runner: Any) -> Mapping[str, Any]:
     """The ``randomness`` of a runner's config."""
     found: Mapping[str, Any] = runner._randomness_cfg
     return found
+
+
+def set_batch_sampler(loader: Any, batches: Any) -> None:
+    """Puts another batch sampler into a dataloader, which refuses that once it is made."""
+    vars(loader)['batch_sampler'] = batches

@@ -34,6 +34,8 @@ HOOKS = _child(
     'mmstp.stp.hooks.pool',
     'mmstp.stp.hooks.evaluation',
     'mmstp.stp.hooks.seeding',
+    'mmstp.stp.hooks.checkpoints',
+    'mmstp.stp.hooks.interruption',
     'mmstp.deploy.dynamic_backbone',
 )
 FUNCTIONS = _child(mmengine.FUNCTIONS, 'mmstp.stp.hooks.seeding')

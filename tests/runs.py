@@ -35,6 +35,30 @@ class StopBefore(Hook):
             raise KeyboardInterrupt
 
 
+class StopAfter(Hook):
+    """The same behind an iteration (counted from 1), when its checkpoint is written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if runner.iter + 1 == self.iteration:
+            raise KeyboardInterrupt
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two contents of checkpoints are equal, tensors to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
 def scalars(work_dir: str | Path) -> list[dict[str, Any]]:
     """What a run has logged."""
     (file,) = Path(work_dir).glob('*/vis_data/scalars.json')

@@ -4,9 +4,11 @@ The config may be one of a classifier or of a detector.
 """
 
 import argparse
+from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from mmstp.checkpoints import plain_loading, read_checkpoint
@@ -23,6 +25,9 @@ from mmstp.cli.launch import (
 from mmstp.cli.resuming import newest_checkpoint, resumable, warn_of_overwriting, work_dir_locked
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import LaunchError
+from mmstp.registry import type_of
+from mmstp.stp.hooks.interruption import Interrupted, InterruptHook
+from mmstp.stp.hooks.seeding import EpochSeedHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,6 +61,10 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
         # there is no metric to choose the best checkpoint by
         config.default_hooks.get('checkpoint', {}).pop('save_best', None)
     prepare(config, args)
+    hooks = config.default_hooks = config.get('default_hooks') or {}
+    saving = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))  # MMEngine's
+    if saving and type_of(saving.get('type'), HOOKS) is CheckpointHook:
+        saving['type'] = 'mmstp.CheckpointHook'  # whose files are never half written
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -77,14 +86,17 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
 
 def choose_checkpoint(config: Config) -> None:
     """Finds the checkpoint to go on from, and makes sure that it is one of this run."""
-    path, content = config.get('load_from'), None
+
+    def refuse(content: dict[str, Any], path: str) -> None:
+        if content and is_stp(config):
+            refuse_other_run(config, content, path)
+
+    path = config.get('load_from')
     if config.get('resume') and path is None:
-        if found := newest_checkpoint(config.work_dir):
-            config.load_from, content = found
+        if found := newest_checkpoint(config.work_dir, refuse):
+            config.load_from, _ = found
     elif path is not None and '://' not in str(path):
-        content = resumable(path) if config.get('resume') else read_checkpoint(path)
-    if content and is_stp(config):
-        refuse_other_run(config, content, config.load_from)
+        refuse(resumable(path) if config.get('resume') else read_checkpoint(path), path)
     if config.get('load_from') is None:
         warn_of_overwriting(config.work_dir)
 
@@ -100,7 +112,13 @@ def main() -> None:
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
         if not is_detection(config) and isinstance(runner, Runner):
             check_built_data(runner)
-        runner.train()
+        if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):  # it can go on anywhere
+            runner.register_hook(InterruptHook())
+        try:
+            runner.train()
+        except Interrupted:
+            leave_processes()
+            raise
     leave_processes()
 
 

@@ -21,9 +21,8 @@ from ..deploy.export import BACKBONE
 from ..errors import CheckpointError, LaunchError
 from ..registry import MODELS, build_model, type_of
 from ..stp.algorithm import STP
-from ..stp.hooks.pool import STATE
 from ..stp.search_state import read_search
-from .same_run import refuse_other_run
+from .same_run import refuse_other_run, search_of
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,12 +172,7 @@ def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict
             another config than this one.
     """
     content = read_checkpoint(checkpoint)
-    state = content.get(STATE)
-    if not isinstance(state, dict) or 'pool' not in state:
-        raise CheckpointError(
-            f'checkpoint {checkpoint!r} was not written by an STP run: it holds no state of the '
-            'search'
-        )
+    state = search_of(content, checkpoint)
     weights = weights_of(content, checkpoint)
     if config is not None:
         refuse_other_run(config, content, checkpoint)

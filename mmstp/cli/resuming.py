@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from mmengine.logging import MMLogger
 
 from ..checkpoints import read_checkpoint, weights_of
 from ..errors import CheckpointError, LaunchError
+from ..stp.hooks.checkpoints import LAST
 
 try:
     import fcntl
 except ImportError:  # Windows, where work dirs are not locked
     fcntl = None  # type: ignore[assignment]
 
-LAST = 'last_checkpoint'  # MMEngine's file with the path of the checkpoint written last
 LOCK = 'run.lock'
 _RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
@@ -43,8 +43,14 @@ def resumable(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def newest_checkpoint(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None:
+def newest_checkpoint(
+    work_dir: str | Path, refuse: Callable[[dict[str, Any], str], None] = lambda *_: None
+) -> tuple[str, dict[str, Any]] | None:
     """The checkpoint that `LAST` names, with its content; where it is not good, the newest that is.
+
+    Args:
+        work_dir: Where they lie.
+        refuse: Raises a `CheckpointError` for the content of another run's, at a path.
 
     Returns:
         None where there are no checkpoints at all.
@@ -70,7 +76,9 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None
                 'copied or moved? --resume FILE names a checkpoint'
             )
         try:
-            return named, resumable(named)
+            content = resumable(named)
+            refuse(content, named)
+            return named, content
         except CheckpointError as error:
             refused.append(f'{LAST} names a file that does not do: {error}')
             found = [path for path in found if path.absolute() != Path(named).absolute()]
@@ -81,6 +89,7 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[str, dict[str, Any]] | None
     for path in found:
         try:
             content = resumable(path)
+            refuse(content, str(path))
         except CheckpointError as error:
             refused.append(str(error))
             continue

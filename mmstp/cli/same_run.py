@@ -18,6 +18,7 @@ from ..config_fields import default_of, options_of
 from ..errors import CheckpointError
 from ..search.space import SearchSpace
 from ..stp.algorithm import STP
+from ..stp.hooks.pool import STATE
 from ..stp.pool import ArchitecturePool
 
 _OWN = ('target', 'metric', 'tolerance', 'input_shape')
@@ -39,8 +40,19 @@ _TRAINING = {
 }
 
 
+def search_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The state of the search in a checkpoint; a `CheckpointError` where there is none."""
+    state = content.get(STATE)
+    if not isinstance(state, dict) or 'pool' not in state:
+        raise CheckpointError(
+            f'checkpoint {str(path)!r} was not written by an STP run: it holds no state of the '
+            'search'
+        )
+    return state
+
+
 def refuse_other_run(config: Config, content: Mapping[str, Any], path: str | Path) -> None:
-    """Raises a `CheckpointError` where a config prunes otherwise than a checkpoint's run did.
+    """Raises a `CheckpointError` where a checkpoint's run did not prune, or not as a config does.
 
     Budget, input shape, search space and pool are compared, the network and how images are
     normalised. Another schedule, other data, another loss or its weight are none of this function's
@@ -51,6 +63,7 @@ def refuse_other_run(config: Config, content: Mapping[str, Any], path: str | Pat
         content: What `mmstp.checkpoints.read_checkpoint` gave.
         path: Of the checkpoint, for messages.
     """
+    search_of(content, path)
     meta = content.get('meta')
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     text = text if isinstance(text, str) else ''

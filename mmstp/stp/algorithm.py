@@ -23,6 +23,7 @@ from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.latency_table import LatencyTable
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
+from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms
 from .options import check_options, check_ranges, not_finite, shared_seed
 from .pool import ArchitecturePool
@@ -132,6 +133,7 @@ class STP(Wrapper):
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
+        self.bad_batches = BadBatches()
         self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
         self.alone = False  # whether `model` is the survivor, and no longer the main network
         self.teacher: nn.Module | None = None  # of the survivor

@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub
 from torch import Tensor
 
-from .options import refuse_not_finite
+from .bad_batches import no_loss
 from .tasks import summed
 
 
@@ -24,11 +24,13 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
         data_samples: Their labels.
 
     Returns:
-        ``loss_ce``, ``loss_target``, ``loss_support`` (and ``loss_target_ce``), weighted.
+        ``loss_ce``, ``loss_target``, ``loss_support`` (and ``loss_target_ce``), weighted. Where one
+        is not finite, `no_loss`: nothing has changed then but what is drawn next.
 
     Raises:
-        ValueError: If one is not finite.
+        ValueError: If that happens too often.
     """
+    stp.bad_batches.watch(stp.model)
     supernet, space, task = stp.supernet, stp.supernet.space, stp.task
     main, outputs = task.losses_and_outputs(
         stp.model, supernet.activate(space.largest), inputs, data_samples
@@ -53,7 +55,10 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
         losses['loss_support'] = stp.beta2 * ramp * task.distance(support_outputs, outputs)
     # last: reading the numbers waits for a GPU, which has all three passes queued by now
     score = f'the unweighted loss of {target}'
-    stp.pool.update(target, _read({**losses, score: target_distance}, inputs)[score])
+    numbers = _read({**losses, score: target_distance})
+    if stp.bad_batches.leave_out(numbers, inputs):
+        return no_loss(stp)
+    stp.pool.update(target, numbers[score])
     return losses
 
 
@@ -61,8 +66,9 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
     """One pass: the survivor's own losses; with a teacher the distance to it, ``loss_teacher``.
 
     Raises:
-        ValueError: If one is not finite.
+        ValueError: If one is not finite too often.
     """
+    stp.bad_batches.watch(stp.model)
     if stp.teacher is None:
         losses = _named(summed(stp.model(inputs, data_samples, mode='loss')))
     else:
@@ -71,7 +77,8 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
         with torch.no_grad():
             taught = stp.task.outputs(stp.teacher, inputs)
         losses['loss_teacher'] = stp.beta1 * stp.task.distance(outputs, taught)
-    _read(losses, inputs)
+    if stp.bad_batches.leave_out(_read(losses), inputs):
+        return no_loss(stp)
     return losses
 
 
@@ -80,14 +87,12 @@ def _named(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
 
 
-def _read(losses: Mapping[str, Tensor], inputs: Tensor) -> dict[str, float]:
-    """The losses as numbers, the same on all ranks; a `ValueError` where one is not finite."""
+def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """The losses as numbers, the same on all ranks."""
     names = [key for key in losses if 'loss' in key]  # heads may give accuracies too
     numbers = torch.stack([losses[key].mean() for key in names]).detach()
     all_reduce(numbers, 'mean')  # over the ranks
-    found = dict(zip(names, numbers.tolist(), strict=True))
-    refuse_not_finite(found, inputs)
-    return found
+    return dict(zip(names, numbers.tolist(), strict=True))
 
 
 def _ramp(warmup: float) -> float:

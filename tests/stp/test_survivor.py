@@ -17,7 +17,7 @@ from mmstp.stp.search_state import read_search
 from mmstp.stp.step import survivor_losses
 from mmstp.stp.survivor import hand_over
 from tests import tiny
-from tests.runs import StopBefore, free_port, one_of_two, scalars, train
+from tests.runs import StopBefore, free_port, one_of_two, same, scalars, train
 
 # 16 iterations; the search ends with the 6th, in the middle of the second epoch
 OPTIONS = {
@@ -161,16 +161,6 @@ def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finis
             for r in (expected, found)
         )
         assert same(a, b), name
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def test_teacher_is_the_main_network_as_it_was(tmp_path):

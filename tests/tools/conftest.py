@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+from mmengine.logging import MMLogger
 
 from tests import tiny
 
@@ -54,3 +55,12 @@ def exported(call, tiny_config, trained, tmp_path_factory):
 def export_copy(exported, tmp_path):
     """The same, to be changed."""
     return shutil.copytree(exported, tmp_path / 'copy')
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What the tools warn of."""
+    logger = MMLogger.get_instance('mmstp')
+    logger.addHandler(caplog.handler)
+    yield lambda: '\n'.join(r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
+    logger.removeHandler(caplog.handler)

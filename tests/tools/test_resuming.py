@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 
 from mmstp.cli.resuming import LAST, LOCK, newest_checkpoint, work_dir_locked
 from mmstp.errors import CheckpointError, LaunchError
@@ -17,15 +16,6 @@ def work_dir(trained, tmp_path):
     for name in ('epoch_1.pth', 'epoch_2.pth'):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     return tmp_path
-
-
-@pytest.fixture
-def warnings(caplog):
-    """What the tools warn of."""
-    logger = MMLogger.get_instance('mmstp')
-    logger.addHandler(caplog.handler)
-    yield lambda: '\n'.join(r.getMessage() for r in caplog.records if r.levelname == 'WARNING')
-    logger.removeHandler(caplog.handler)
 
 
 def cut(path):

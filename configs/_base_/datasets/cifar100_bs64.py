@@ -17,8 +17,6 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=4,
     collate_fn=dict(type='default_collate'),
-    persistent_workers=False,  # anew from the epoch's seed: a resumed run repeats itself
-    worker_init_fn=dict(type='mmstp.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CIFAR100',

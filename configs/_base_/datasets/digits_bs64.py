@@ -24,7 +24,6 @@ train_dataloader = dict(
     persistent_workers=False,
     drop_last=True,  # the rest would be a batch of 8
     collate_fn=dict(type='default_collate'),
-    worker_init_fn=dict(type='mmstp.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='mmstp.Digits', split='train', pipeline=train_pipeline),
 )

@@ -23,7 +23,6 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     persistent_workers=False,
-    worker_init_fn=dict(type='mmstp.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(

@@ -24,7 +24,6 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
-    worker_init_fn=dict(type='mmstp.seed_worker'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',

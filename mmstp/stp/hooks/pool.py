@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ...architecture import Architecture
 from ...atomic_files import write_json
@@ -16,14 +17,17 @@ from ...config_fields import at_least, options_of, positive, refuse_unknown
 from ...errors import CheckpointError
 from ...registry import HOOKS
 from ..algorithm import STP
+from ..mid_epoch import agree, go_on_summing, summed_gradients
 from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..pool import ShrinkSchedule
 from ..screening import begin_search
 from ..search_state import read_search
 from ..survivor import begin_alone
+from .seeding import EpochSeedHook
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
+GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
 BEST = 'best_architecture.json'
 # fields of MMEngine's config that change how the model runs
 REFUSED = {
@@ -51,6 +55,8 @@ class PoolHook(Hook):
         screen: Batches of training images on which candidates get a first score, before any is
             trained, so that the best stay when the pool is cut; for main networks that are trained
             already. By default the preset's where there is `STP.pretrained`, else 0.
+        patience: How many batches in a row whose loss is not finite end the run. Until then they
+            are left out, and counted as ``bad_batches``.
 
     Raises:
         FieldError: If an option does not exist.
@@ -67,6 +73,7 @@ class PoolHook(Hook):
         end: float | None = None,
         visits: int | None = None,
         screen: int | None = None,
+        patience: int = 10,
         **unknown: Any,
     ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
@@ -75,9 +82,11 @@ class PoolHook(Hook):
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
         self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
+        self.patience = positive('PoolHook.patience', patience)
         self.end = end
         self._size: int | None = None  # of the pool when the training started
         self._spread: float | None = None
+        self._gradients: dict[str, Any] = {}  # of the checkpoint that was loaded
 
     def before_train(self, runner: Runner) -> None:
         stp = stp_of(runner)
@@ -87,7 +96,13 @@ class PoolHook(Hook):
         for field, reason in REFUSED.items():
             if runner.cfg.get(field) not in (None, False):
                 raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
-        stp.driver = self
+        _refuse_unplaced(runner)
+        if runner.iter:
+            go_on_summing(runner, stp, self._gradients)
+        stp.driver, self._gradients = self, {}
+        if isinstance(runner.optim_wrapper, OptimWrapper):
+            stp.bad_batches.patience = self.patience
+            stp.bad_batches.guard(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         part = stp.preset.end if self.end is None else self.end
         end = max(1, round(part * runner.max_iters))
@@ -119,12 +134,17 @@ class PoolHook(Hook):
         stp = stp_of(runner)
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
+            agree(runner, stp)
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
             self._report(runner, stp, runner.iter + 1)
         hub = runner.message_hub
         hub.update_scalar('train/pool_size', len(stp.pool))
+        if stp.bad_batches.total:
+            hub.update_scalar('train/bad_batches', stp.bad_batches.total)
+        if stp.bad_batches.in_a_row and outputs:
+            outputs.clear()  # else the zeros that stand for its losses would be averaged in the log
         best = stp.pool.scores[stp.pool.best]
         if best is not None:
             hub.update_scalar('train/best_score', best)
@@ -134,6 +154,7 @@ class PoolHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         _refuse_weights(stp_of(runner))  # before `CheckpointHook` takes the oldest checkpoint away
+        agree(runner, stp_of(runner))
 
     def _report(self, runner: Runner, stp: STP, step: int) -> None:
         best = stp.pool.best
@@ -157,12 +178,16 @@ class PoolHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
         _refuse_weights(stp)
+        if 'optimizer' in checkpoint:  # the run can go on from it
+            gradients = summed_gradients(runner, stp)
+            checkpoint[GRADIENTS] = {key: value.cpu() for key, value in gradients.items()}
         checkpoint[STATE] = {
             'pool': stp.pool.state_dict(),
             'pool_size': self._size or len(stp.pool),
             'best': str(stp.pool.best),
             'alone': stp.alone,
             'teacher': stp.teacher is not None,
+            'bad_batches': stp.bad_batches.state_dict(),
         }
         found = {
             **stp.supernet.describe(stp.pool.best),
@@ -182,6 +207,9 @@ class PoolHook(Hook):
         if bad := not_finite(stp, checkpoint.get('state_dict', {})):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
         self._size, alone = read_search(stp, checkpoint[STATE])
+        self._gradients = checkpoint.get(GRADIENTS, {})
+        if 'bad_batches' in checkpoint[STATE]:
+            stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
             begin_alone(runner)
 
@@ -189,6 +217,20 @@ class PoolHook(Hook):
         stp_of(runner).driver = None
         self._report(runner, stp_of(runner), runner.iter)
         runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
+
+
+def _refuse_unplaced(runner: Runner) -> None:
+    """Raises where MMEngine would train the first part of an epoch again."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
+        return
+    if runner.iter % len(runner.train_dataloader):
+        raise CheckpointError(
+            f'the checkpoint was saved in the middle of epoch {runner.epoch + 1} (iteration '
+            f"{runner.iter}). Add dict(type='mmstp.EpochSeedHook') to custom_hooks, which goes on "
+            'there, or take a checkpoint of the end of an epoch'
+        )
 
 
 def _refuse_weights(stp: STP) -> None:

@@ -1,0 +1,110 @@
+"""What happens when a scheduler ends a run: it saves, and says with its exit code that it did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ...atomic_files import write_text
+from ...registry import HOOKS
+from ..mid_epoch import agree
+from ..of_runner import unwrapped
+from .checkpoints import LAST
+
+SAVED = 'interrupted.pth'
+EXIT_CODE = 75  # `os.EX_TEMPFAIL`, which Windows has not: run it again
+SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+
+
+class Interrupted(SystemExit):
+    """Ends a process whose run was saved, with `EXIT_CODE`."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    """On SIGTERM and SIGUSR1 the step is finished, a checkpoint written, and the process left.
+
+    The checkpoint is `SAVED` in the work dir, and what ``--resume`` goes on from. In an evaluation
+    it is written at its end; if that takes too long, the checkpoint before counts. All ranks leave
+    behind the same step, whichever of them got the signal.
+
+    Raises:
+        Interrupted: When all is written.
+    """
+
+    priority = 'LOWEST'  # when schedules, averages and other checkpoints have seen the step
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._before: dict[int, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            runner.logger.warning('signals are not heard: the training is not in the main thread')
+            return
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        loops = (
+            [runner.train_loop] if runner.val_loop is None else [runner.train_loop, runner.val_loop]
+        )
+        for loop in loops:
+            loader: Any = loop.dataloader
+            loader.worker_init_fn = _Deaf(loader.worker_init_fn)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._leave_if_told(runner, runner.iter + 1)
+
+    def after_val_epoch(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        self._leave_if_told(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _leave_if_told(self, runner: Runner, iteration: int) -> None:
+        received = torch.tensor(self._received)
+        all_reduce(received, 'max')
+        if not received:
+            return
+        name = signal.Signals(int(received)).name
+        runner.logger.warning(f'{name}: saving behind iteration {iteration}, then leaving')
+        agree(runner, unwrapped(runner))
+        runner.save_checkpoint(
+            runner.work_dir, SAVED, meta={'epoch': runner.epoch, 'iter': iteration},
+            backend_args={'backend': 'mmstp'},
+        )  # fmt: skip
+        if is_main_process():
+            write_text(Path(runner.work_dir) / LAST, os.path.join(runner.work_dir, SAVED))
+        self.after_train(runner)
+        raise Interrupted
+
+
+class _Deaf:
+    """Starts a worker of a dataloader that leaves signals to the process that it works for.
+
+    Schedulers send them to every process, and a training whose worker died cannot save any more.
+    """
+
+    def __init__(self, start: Callable[[int], Any] | None) -> None:
+        self.start = start
+
+    def __call__(self, worker: int) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if self.start is not None:
+            self.start(worker)
