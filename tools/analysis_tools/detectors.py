@@ -58,6 +58,14 @@ def detectors() -> list[str]:
     return chosen
 
 
+def export_steps(folder: Path) -> Iterator[dict[str, Any]]:
+    """The network that becomes a backbone."""
+    config = load_config(str(ROOT / 'configs/stp/r50_35pct.py'), {'model.pool.seed': 0})
+    stp = build_stp(config)
+    write_export(folder, stp.export(), config, stp, stp.pool.best)
+    yield {'architecture': str(stp.pool.best)}
+
+
 def steps(detector: str, export: Path) -> Iterator[dict[str, Any]]:
     """What becomes of a detector's config."""
     logging.disable(logging.INFO)
@@ -159,11 +167,12 @@ def main() -> None:
     parser.add_argument('--only', default='', help='part of the name of a config')
     parser.add_argument('--out', type=Path, help='a page whose table is rewritten')
     args = parser.parse_args()
-    config = load_config(str(ROOT / 'configs/stp/r50_35pct.py'), {'model.pool.seed': 0})
-    stp = build_stp(config)
     wholes, rows, counts = 0, [], dict.fromkeys(('runs', 'written, not tried', 'refused'), 0)
     with tempfile.TemporaryDirectory() as folder:
-        write_export(folder, stp.export(), config, stp, stp.pool.best)
+        # in a process of its own: none that computed a gradient can be forked
+        exported = in_process(functools.partial(export_steps, Path(folder)), SECONDS)
+        if 'error' in exported:
+            raise SystemExit(exported['error'])
         for detector in detectors():
             if args.only not in detector:
                 continue
@@ -176,7 +185,7 @@ def main() -> None:
             rows.append([detector[7:], outcome, found.get('in_channels', ''), why, whole])
             print(*rows[-1], sep=' | ', flush=True)
     text = (
-        f'{environment("mmdetection")}\n\nBackbone {stp.pool.best}; '
+        f'{environment("mmdetection")}\n\nBackbone {exported["architecture"]}; '
         + ', '.join(f'{outcome}: {count}' for outcome, count in counts.items())
         + f'; {len(rows)} in all. As a whole {wholes} are converted, trained for a step and '
         'exported, equal to the bit.\n\n'
