@@ -1,14 +1,17 @@
-"""A detector with a pruned backbone, end to end: prune on digits, export, detect digits.
+"""Detectors with a pruned backbone and pruned as a whole, end to end, on scenes with digits.
 
 ``make demo-detection`` installs what it needs and runs it. A slim ResNet-50 is trained on
 scikit-learn's handwritten digits, once as it is and once pruned to 35 % of its multiply-adds; then
-Mask R-CNN is trained twice on scenes with digits, with either as its backbone. ``--baselines`` adds
-the compact one from random weights: what the digits' classifier was good for.
+Mask R-CNN is trained twice on scenes with digits, with either as its backbone. The one with the
+dense backbone is then pruned as a whole, to half of its multiply-adds. ``--baselines`` adds the
+compact backbone from random weights: what the digits' classifier was good for.
 """
 
 import argparse
+import copy
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,17 @@ from torch import nn  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import check_work_dir, load_config  # noqa: E402
 from mmstp.deploy.detector_config import write_detector  # noqa: E402
-from mmstp.deploy.export import WEIGHTS, check_folder, write_export  # noqa: E402
+from mmstp.deploy.export import WEIGHTS, check_folder, reload, write_export  # noqa: E402
+from mmstp.deploy.onnx import as_onnx, session_of  # noqa: E402
 from mmstp.stp.of_runner import stp_of  # noqa: E402
+from mmstp.stp.tasks import with_task  # noqa: E402
+from mmstp.stp.two_stages import dense_part  # noqa: E402
 from mmstp.subnets.cut import count_macs  # noqa: E402
 
 CLASSIFIER = ROOT / 'configs/stp/digits_r50_35pct.py'
 DETECTOR = ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'
+WHOLE = ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
+SIZE = (3, 160, 160)  # of a scene
 SCENES = {'train': 400, 'val': 150}
 SHOWN = 6  # scenes in the picture
 
@@ -74,18 +82,35 @@ def detector_configs(out: Path, dense_weights: str, args: argparse.Namespace) ->
         type='Pretrained', checkpoint=dense_weights, prefix='backbone.'
     )
     for name, config in configs.items():
-        config.work_dir = str(out / f'detector_{name}')
-        config.randomness = dict(seed=args.seed)
-        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            config[field].dataset.data_root = str(out / 'scenes') + '/'
-        annotations = str(out / 'scenes/annotations/instances_val2017.json')
-        config.val_evaluator.ann_file = config.test_evaluator.ann_file = annotations
-        if args.tiny:
-            set_epochs(config, 1)
-            for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-                config[field].dataset.indices = 8
-                config[field].num_workers = 0
+        on_scenes(config, out, name, args, epochs=1)
     return configs
+
+
+def on_scenes(config: Config, out: Path, name: str, args: argparse.Namespace, epochs: int) -> None:
+    """Gives a detector's config the scenes, a folder, and as many ``epochs`` in a check."""
+    config.work_dir = str(out / f'detector_{name}')
+    config.randomness = dict(seed=args.seed)
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[field].dataset.data_root = str(out / 'scenes') + '/'
+    annotations = str(out / 'scenes/annotations/instances_val2017.json')
+    config.val_evaluator.ann_file = config.test_evaluator.ann_file = annotations
+    if args.tiny:
+        set_epochs(config, epochs)
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[field].dataset.indices = 8
+            config[field].num_workers = 0
+
+
+def prune_whole(out: Path, dense: Runner, args: argparse.Namespace) -> tuple[Runner, nn.Module]:
+    """Prunes the trained detector, exports it, and reads the export back."""
+    config = load_config(str(WHOLE))
+    on_scenes(config, out, 'whole', args, epochs=2)  # the search, then the survivor
+    config.model.pretrained = str(Path(dense.work_dir) / f'epoch_{dense.max_epochs}.pth')
+    pruned = run(config, 'whole')
+    stp = stp_of(pruned)
+    folder = out / 'detector_export'
+    write_export(folder, stp.export(), config, stp, stp.pool.best)
+    return pruned, reload(folder)
 
 
 def average_precision(runner: Runner) -> dict[str, float]:
@@ -100,9 +125,9 @@ def average_precision(runner: Runner) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw(runners: dict[str, Runner], path: Path) -> None:
+def draw(models: dict[str, Any], runner: Runner, path: Path) -> None:
     """Some scenes, one below the other: with what is there, and what each detector finds."""
-    dataset = next(iter(runners.values())).val_dataloader.dataset
+    dataset: Any = runner.val_dataloader.dataset
     rows = []
     for index in range(min(SHOWN, len(dataset))):
         sample = dataset[index]
@@ -110,9 +135,9 @@ def draw(runners: dict[str, Runner], path: Path) -> None:
         truth = dataset.get_data_info(index)['instances']
         boxes = [i['bbox'] for i in truth]
         pictures = [_drawn(image, boxes, [i['bbox_label'] for i in truth], [], [])]
-        for runner in runners.values():
+        for model in models.values():
             batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
-            found = runner.model.test_step(batch)[0].pred_instances
+            found = model.test_step(batch)[0].pred_instances
             found = found[found.scores > 0.5].numpy()
             pictures.append(_drawn(image, found.bboxes, found.labels, found.scores, found.masks))
         rows.append(np.hstack(pictures))
@@ -123,9 +148,10 @@ def draw(runners: dict[str, Runner], path: Path) -> None:
     height = max(len(column) for column in columns)
     columns = [np.pad(c, ((0, height - len(c)), (0, 24), (0, 0))) for c in columns]
     title = np.full((28, columns[0].shape[1] * 2, 3), 40, np.uint8)
+    names = ['there', *models]
     for column in range(2):
-        for place, name in enumerate(['there', *runners]):
-            x = column * columns[0].shape[1] + place * (width // 3) + 4
+        for place, name in enumerate(names):
+            x = column * columns[0].shape[1] + place * (width // len(names)) + 4
             cv2.putText(title, name, (x, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1)
     cv2.imwrite(str(path), np.vstack([title, np.hstack(columns)]))
 
@@ -165,47 +191,68 @@ def main() -> None:
     configs = detector_configs(out, dense_weights, args)
     print('3. Mask R-CNN on the dense backbone, then on the compact one')
     runners = {name: run(config, name) for name, config in configs.items()}
+    print('4. the one with the dense backbone, pruned as a whole')
+    runners['whole'], whole = prune_whole(out, runners['dense'], args)
 
-    for name, runner in runners.items():
-        runner.model.eval()
-        summary[name] = average_precision(runner)
-        images = torch.zeros(1, 3, 160, 160)
-        summary[name]['backbone_macs'] = count_macs(runner.model.backbone, (images,))
-    both: list[nn.Module] = [runners['compact'].model, runners['dense'].model]
-    backbones = [model.backbone for model in both]
-    images = torch.randn(1, 3, 160, 160)
+    models: dict[str, Any] = {name: runner.model for name, runner in runners.items()}
+    models['whole'] = whole
     batch = next(iter(runners['dense'].val_dataloader))
+    functions = {name: functions_of(model.eval(), batch) for name, model in models.items()}
+    for name, model in models.items():
+        summary[name] = {
+            **average_precision(runners[name]),
+            'backbone_macs': count_macs(model.backbone, (torch.zeros(1, *SIZE),)),
+            'macs': detector_macs(model),
+            'latency_ratios': {
+                part: ratio_of_times(function, functions['dense'][part])
+                for part, function in functions[name].items()
+            },
+        }
     summary |= dict(
         seed=args.seed,
-        backbone_macs_ratio=summary['compact']['backbone_macs']
-        / summary['dense']['backbone_macs'],
-        backbone_latency_ratio=ratio_of_times(*(lambda b=b: b(images) for b in backbones)),
-        detector_latency_ratio=ratio_of_times(*(lambda m=m: m.test_step(batch) for m in both)),
         weights=str(Path(args.work_dir) / 'export' / WEIGHTS),
         seconds=time.perf_counter() - start,
-    )  # fmt: skip
-    draw(runners, out / 'detections.png')
+    )
+    draw(models, runners['dense'], out / 'detections.png')
     write_json(out / 'summary.json', summary)
     print(table(summary))
     print(f'picture: {args.work_dir}/detections.png   all numbers: {args.work_dir}/summary.json')
 
 
+def detector_macs(model: Any) -> int:
+    """Multiply-adds of a detector, with as many regions as it looks at in a test."""
+    supernet, _ = with_task(copy.deepcopy(model), SIZE, {}, None)
+    return int(supernet.cost.macs(supernet.space.largest)[0])
+
+
+def functions_of(model: Any, batch: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """What is timed: the backbone and the whole in PyTorch, the first stage in ONNX Runtime."""
+    images = torch.zeros(1, *SIZE)
+    first_stage = session_of(as_onnx(dense_part(model), images))
+    return {
+        'backbone': lambda: model.backbone(images),
+        'whole': lambda: model.test_step(batch),
+        'first stage': lambda: first_stage(images),
+    }
+
+
 def table(summary: dict[str, Any]) -> str:
     """The result for a person."""
-    rows = [('', 'box AP', 'mask AP', 'backbone MACs', 'backbone latency', 'detector latency')]
-    ratio = f' ({summary["backbone_macs_ratio"]:.1%})'
-    times = [f'{summary[f"{part}_latency_ratio"]:.2f}' for part in ('backbone', 'detector')]
-    for key, name, macs, latencies in (
-        ('dense', 'dense backbone', '', ['1', '1']),
-        ('compact', 'compact backbone', ratio, times),
-        ('scratch', 'the same from random weights', ratio, times),
+    rows = [
+        ('Mask R-CNN', 'box AP', 'mask AP', 'MACs: backbone', 'whole', 'latency: backbone', 'whole',
+         'first stage (ONNX)')
+    ]  # fmt: skip
+    for key, name in (
+        ('dense', 'dense'),
+        ('compact', 'compact backbone'),
+        ('scratch', 'the same from random weights'),
+        ('whole', 'compact detector'),
     ):
         if key in summary:
-            found = summary[key]
-            rows.append(
-                (f'Mask R-CNN, {name}', f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}',
-                 f'{found["backbone_macs"] / 1e6:.1f} M{macs}', *latencies)
-            )  # fmt: skip
+            found, dense = summary[key], summary['dense']
+            macs = (f'{found[part] / dense[part]:.1%}' for part in ('backbone_macs', 'macs'))
+            times = (f'{ratio:.2f}' for ratio in found['latency_ratios'].values())
+            rows.append((name, f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}', *macs, *times))
     result = (
         f'backbone {summary["architecture"]}; classifiers of digits: dense '
         f'{summary["dense_top1"]:.1f} %, subnet {summary["subnet_top1"]:.1f} %; '

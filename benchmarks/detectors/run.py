@@ -269,6 +269,7 @@ def stp(study: Study, budget: float, **options: Any) -> Found:
 
     def alone() -> STP:
         found = build()
+        screen_on_a_batch(study, found)  # such a one the search will end with
         found.pool.shrink(len(found.pool) - 1)
         found.go_alone()
         return found
@@ -302,10 +303,16 @@ def screened(study: Study, budget: float) -> Found:
         study.trained_dense(), target=budget, tolerance=TOLERANCE, input_shape=INPUT_SHAPE,
         pool=dict(size=100, seed=study.seed),
     )  # fmt: skip
-    stp.supernet.order_channels()
-    on_images(stp.model, study.dataloader('train'), 8, functools.partial(screen, stp))
+    screen_on_a_batch(study, stp)
     name = f'screened-{budget:g}'
     return cut(study, name, stp.supernet, stp.pool.best, study.epochs)
+
+
+def screen_on_a_batch(study: Study, stp: STP) -> None:
+    """Gives a hundred candidates their first scores."""
+    stp.supernet.order_channels()
+    stp.pool.shrink(len(stp.pool) - 100)
+    on_images(stp.model, study.dataloader('train'), 8, functools.partial(screen, stp))
 
 
 def scratch(study: Study, budget: float) -> Found:

@@ -274,8 +274,12 @@ def test_configs_that_inherit_an_export_say_when_it_is_missing(call, tmp_path):
 def test_demo_goes_the_whole_way(call, tmp_path, capsys):
     call('demo_detection.py', '--tiny', '--work-dir', tmp_path)
     summary = json.loads((tmp_path / 'summary.json').read_text())
-    assert summary['backbone_macs_ratio'] == pytest.approx(0.35, rel=0.03)
-    assert {'bbox', 'segm'} <= summary['dense'].keys() & summary['compact'].keys()
-    assert summary['backbone_latency_ratio'] > 0
-    assert 'Mask R-CNN, compact backbone' in capsys.readouterr().out
+    dense, compact, whole = (summary[name] for name in ('dense', 'compact', 'whole'))
+    assert compact['backbone_macs'] / dense['backbone_macs'] == pytest.approx(0.35, rel=0.03)
+    assert whole['macs'] / dense['macs'] == pytest.approx(0.5, rel=0.02)
+    for found in (dense, compact, whole):
+        assert {'bbox', 'segm'} <= found.keys()
+        assert found['latency_ratios'].keys() == {'backbone', 'whole', 'first stage'}
+        assert min(found['latency_ratios'].values()) > 0
+    assert 'compact detector' in capsys.readouterr().out
     assert (tmp_path / 'detections.png').stat().st_size > 10_000
