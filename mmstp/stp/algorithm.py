@@ -25,7 +25,8 @@ from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, not_finite, shared_seed
+from .options import check_options, check_ranges, not_finite
+from .places import shared_seed
 from .pool import ArchitecturePool
 from .presets import preset_of
 from .step import search_losses, survivor_losses

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast
 from torch import Tensor, nn
 
 from ..errors import FieldError
@@ -45,13 +44,6 @@ def check_seed(seed: Any) -> None:
     """Raises a `ValueError` for a seed of the pool that is none."""
     if type(seed) is not int or seed < 0:
         raise ValueError(f'pool.seed={seed!r}: expected a whole number of at least 0')
-
-
-def shared_seed() -> int:
-    """A seed that follows the run's, the same on all ranks."""
-    seed = torch.randint(2**31, ())
-    broadcast(seed)
-    return int(seed)
 
 
 def check_ranges(normalize: str, warmup: float, **weights: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import get_dist_info
+from mmengine.dist import broadcast, get_dist_info
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..foreign import set_batch_sampler
@@ -27,6 +27,13 @@ from ..foreign import set_batch_sampler
 def seed_of(*place: int | str) -> int:
     """A seed for a place in a run, in [0, 2^32)."""
     return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest(), 'little')
+
+
+def shared_seed() -> int:
+    """A seed that follows the run's, the same on all ranks."""
+    seed = torch.randint(2**31, ())
+    broadcast(seed)
+    return int(seed)
 
 
 def seed_host(seed: int) -> None:
