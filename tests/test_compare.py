@@ -34,7 +34,7 @@ def result(of: training.Trial) -> methods.Found:
     return methods.METHODS[name](of, of.setting.variant)
 
 
-@pytest.mark.parametrize('name', ['scratch', 'stp'])
+@pytest.mark.parametrize('name', ['scratch', pytest.param('stp', marks=pytest.mark.slow)])
 def test_run_that_pauses_after_every_epoch_ends_like_one_that_does_not(name, tmp_path):
     of = replace(SHORT, method=name, preset='short' if name == 'stp' else 'uniform')
     whole = trial(tmp_path / 'whole', of)
@@ -57,6 +57,7 @@ def test_network_that_costs_half_is_trained_twice_as_long(tmp_path, monkeypatch)
     assert by_time.epochs == 4
 
 
+@pytest.mark.slow
 def test_cost_of_the_dense_network_is_one_step_of_itself(tmp_path, monkeypatch):
     interleave = training.interleave
     monkeypatch.setattr(training, 'interleave', lambda functions, *_: interleave(functions, 7))

@@ -13,8 +13,9 @@ of two phases gives each half. Where a rule for the architecture is needed, the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -354,6 +355,7 @@ def search(
     hooks: Sequence[Hook] = (),
     annealed: bool = False,
     screen: int = 0,
+    hook: Mapping[str, Any] = MappingProxyType({}),
     start: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> STP:
@@ -370,7 +372,8 @@ def search(
         interval: Iterations between two drops; an epoch by default.
         hooks: Further ones.
         annealed: Whether the learning rate falls to 0 within the search.
-        screen: Batches on which four candidates for each iteration of the search are screened.
+        screen: Batches on which candidates are screened.
+        hook: Further options of `PoolHook`.
         start: Makes the main network; with the seed's weights by default. The channels of another
             are ordered by importance.
         options: Of `STP`.
@@ -391,12 +394,13 @@ def search(
         return stp
 
     part = PRESETS_OF_STP[options['preset']].end if end is None else end
+    part = hook.get('end', part)
     if end is not None and options.get('survivor') is None:
         parts = {'search': (1.0, build)}
     else:
         parts = {'search': (part, build), 'survivor': (1 - part, lambda: alone(build()))}
     of = 'epochs' if end is None else 'time'
-    epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED)
+    epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED / part)
     if end is None:
         size = DRAWN
     else:
@@ -404,7 +408,7 @@ def search(
             end = epochs['search'] / sum(epochs.values())
         iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
         size = size or max(8, min(DRAWN, int(iterations / VISITS)))
-    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen)
+    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen) | dict(hook)
     model: Any = trial.trained(
         'stp',
         lambda: build(size),

@@ -135,7 +135,7 @@ class Trial:
         share: float = 1.0,
         common: bool = False,
         of: str = 'time',
-        screened: int = 0,
+        screened: float = 0.0,
     ) -> dict[str, int]:
         """How many epochs the parts of a phase have; decided once.
 

@@ -277,7 +277,7 @@ def stp(study: Study, budget: float, **options: Any) -> Found:
     model = build()
     end = model.preset.end
     parts = {end: build, 1 - end: alone}
-    epochs = study.planned(name, study.epochs, parts, screened=end * SCREENED)
+    epochs = study.planned(name, study.epochs, parts, screened=SCREENED)
     model.supernet.order_channels()
     runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook', screen=1)])
     found: Any = runner.model

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .hooks.statistics import batch_size_of, on_images
 
-SCREENED = 4  # candidates for each iteration of the search: a few hundredths of what it costs
+# candidates for each iteration of the run, with a forward pass for each: of a short run that is a
+# few hundredths, of a long one all that were drawn are fewer
+SCREENED = 0.2
 
 
 def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches: int) -> int:
@@ -30,8 +32,9 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
         The size of the pool.
     """
     drawn = len(stp.pool)
+    wanted = drawn if visits is None else max(1, end // visits)
     if batches and drawn > 1:
-        stp.pool.shrink(drawn - SCREENED * end)
+        stp.pool.shrink(drawn - max(wanted, round(SCREENED * runner.max_iters)))
         images = batches * batch_size_of(runner.train_dataloader)
         on_images(stp.model, runner.train_dataloader, images, partial(screen, stp))
         scores = sorted(stp.pool.scores.values())
@@ -39,8 +42,7 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
             f'screened: {len(scores)} of {drawn} architectures on {images} images; distances to '
             f'the main network from {scores[0]:.4f} to {scores[-1]:.4f}'
         )
-    if visits is not None:
-        stp.pool.shrink(len(stp.pool) - max(1, end // visits))
+    stp.pool.shrink(len(stp.pool) - wanted)
     size = len(stp.pool)
     runner.logger.info(
         f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '

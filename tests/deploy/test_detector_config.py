@@ -204,8 +204,11 @@ def test_the_folder_can_be_moved(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco',
-         r'roi_head\.shared_head\.layer4\.0\.conv1: .*to have 1024 channels'),
+        pytest.param(
+            'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco',
+            r'roi_head\.shared_head\.layer4\.0\.conv1: .*to have 1024 channels',
+            marks=pytest.mark.slow,
+        ),
         ('ssd/ssd300_coco', r'AssertionError.*ssd_neck\.py:\d+: assert in_channels == '),
         ('detectors/htc_r50-rfp_1x_coco', r'strides \(1, 4, 8, 16, 32\), the compact one at '),
         ('deepsort/deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-mot17test',

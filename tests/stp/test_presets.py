@@ -3,16 +3,14 @@
 import dataclasses
 
 import pytest
-import torch
 from mmengine.runner import Runner
 
 from mmstp import PoolHook
-from mmstp.stp.hooks.pool import STATE
 from mmstp.stp.of_runner import stp_of
 from mmstp.stp.presets import PRESETS
 from mmstp.stp.survivor import SurvivorPhase
 from tests import tiny
-from tests.runs import StopBefore, scalars, train
+from tests.runs import scalars, train
 
 
 def config(work_dir, preset='recommended', **hook):
@@ -60,26 +58,12 @@ def test_the_search_ends_where_the_preset_says(tmp_path, monkeypatch):
     assert stp_of(runner).alone
 
 
-def test_the_pool_is_cut_to_what_can_be_visited_and_a_resumed_run_keeps_it(tmp_path):
-    cfg = config(tmp_path / 'whole', 'paper', end=0.75, visits=4)
-    whole = train(cfg)
+def test_the_pool_is_cut_to_what_can_be_visited(tmp_path):
+    whole = train(config(tmp_path, 'paper', end=0.75, visits=4))
     assert pool_sizes(whole)[0] == 3  # 12 iterations
     # those that stay are the first that were drawn
     drawn = list(tiny.stp().pool.scores)[:3]
     assert stp_of(whole).pool.best in drawn
-
-    cfg.work_dir = str(tmp_path / 'resumed')
-    cfg.custom_hooks.append(dict(type=StopBefore, epoch=2))
-    with pytest.raises(KeyboardInterrupt):
-        train(cfg)
-    del cfg.custom_hooks[-1]
-    cfg.resume = True
-    resumed = train(cfg)
-    expected, found = (
-        torch.load(f'{run.work_dir}/epoch_4.pth', weights_only=False)[STATE]
-        for run in (whole, resumed)
-    )
-    assert found == expected
 
 
 def test_a_search_too_short_for_two_is_warned_of(tmp_path):

@@ -47,16 +47,17 @@ def config(work_dir, **options):
 
 
 def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path):
-    runner = Runner.from_cfg(config(tmp_path, model__pretrained=dense))
+    runner = Runner.from_cfg(config(tmp_path, model__pretrained=dense, train_cfg__max_epochs=25))
     stp = stp_of(runner)
     stp.init_weights()
     drawn, end, batches = list(stp.pool.scores), 6, 2
-    assert len(drawn) > SCREENED * end
+    screened = round(SCREENED * runner.max_iters)
+    assert 2 < screened < len(drawn)
     other = copy.deepcopy(stp)
     assert begin_search(runner, stp, end, visits=2, batches=batches) == end // 2 == len(stp.pool)
 
-    other.pool.shrink(len(drawn) - SCREENED * end)
-    assert list(other.pool.scores) == drawn[: SCREENED * end]
+    other.pool.shrink(len(drawn) - screened)
+    assert list(other.pool.scores) == drawn[:screened]
     images = batches * runner.train_dataloader.batch_size
     on_images(other.model, runner.train_dataloader, images, lambda found: screen(other, found))
     best = sorted(other.pool.scores.items(), key=lambda item: item[1])[: end // 2]

@@ -138,8 +138,19 @@ def test_the_network_is_as_small_as_the_subnet(finished):
     assert sum(p.numel() for p in stp.parameters()) == described['params']
 
 
-@pytest.mark.parametrize('options', [{}, {'model__survivor': {'teacher': 'main'}}, {'ema': True}])
-@pytest.mark.parametrize('epoch', [1, 2])  # of the search, of the survivor
+TAUGHT, AVERAGED = {'model__survivor': {'teacher': 'main'}}, {'ema': True}
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'options'),  # the first is of the search, the second of the survivor
+    [
+        (1, {}),
+        (2, TAUGHT),
+        (1, AVERAGED),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in
+          [(2, {}), (1, TAUGHT), (2, AVERAGED)]),
+    ],
+)  # fmt: skip
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
     def made(name):
         cfg = config(tmp_path / name, **{k: v for k, v in options.items() if k != 'ema'})
