@@ -136,11 +136,11 @@ def test_averaged_weights_are_what_is_evaluated(tmp_path):
     assert subnet_metric(runner) == calibrated_accuracy(stp, runner)
 
 
-def test_few_visits_are_warned_of(tmp_path, caplog):
+def test_few_visits_are_warned_of(tmp_path, monkeypatch):
     cfg = tiny.config(tmp_path, train_cfg__max_epochs=1)
     runner = Runner.from_cfg(cfg)
     warnings = []
-    runner.logger.warning = warnings.append
+    monkeypatch.setattr(runner.logger, 'warning', warnings.append)
     PoolHook(end=0.5).before_train(_with_dataloader(runner))
     assert '0.4 visits each' in warnings[0]
     assert 'train longer' in warnings[0]

@@ -66,11 +66,11 @@ def test_the_pool_is_cut_to_what_can_be_visited(tmp_path):
     assert stp_of(whole).pool.best in drawn
 
 
-def test_a_search_too_short_for_two_is_warned_of(tmp_path):
+def test_a_search_too_short_for_two_is_warned_of(tmp_path, monkeypatch):
     runner = Runner.from_cfg(config(tmp_path))  # of 16 iterations
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     warnings = []
-    runner.logger.warning = warnings.append
+    monkeypatch.setattr(runner.logger, 'warning', warnings.append)
     PoolHook().before_train(runner)
     assert 'there is no search: its 1 iterations are too few' in warnings[0]
     assert len(stp_of(runner).pool) == 1
