@@ -31,9 +31,9 @@ from mmstp.stp.hooks.statistics import on_images
 from mmstp.stp.screening import screen
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    'stp': dict(preset='recommended', screen=1),  # as users have it with `model.pretrained`
-    'stp-taught': dict(preset='recommended', screen=1, survivor=dict(teacher='main')),
-    'stp-screened-alone': dict(preset='recommended', screen=1, hook=dict(end=1e-4)),
+    'stp': dict(preset='recommended', screen=1),
+    'pretrained': dict(preset='pretrained', screen=1),
+    'pretrained-taught': dict(preset='pretrained', screen=1, survivor=dict(teacher='main')),
     'stp-unscreened': dict(preset='recommended'),
     'stp-15': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
     'stp-30': ALONE | dict(end=0.3, survivor=dict(teacher='main')),

@@ -13,9 +13,8 @@ of two phases gives each half. Where a rule for the architecture is needed, the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -355,7 +354,6 @@ def search(
     hooks: Sequence[Hook] = (),
     annealed: bool = False,
     screen: int = 0,
-    hook: Mapping[str, Any] = MappingProxyType({}),
     start: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> STP:
@@ -373,7 +371,6 @@ def search(
         hooks: Further ones.
         annealed: Whether the learning rate falls to 0 within the search.
         screen: Batches on which candidates are screened.
-        hook: Further options of `PoolHook`.
         start: Makes the main network; with the seed's weights by default. The channels of another
             are ordered by importance.
         options: Of `STP`.
@@ -394,13 +391,14 @@ def search(
         return stp
 
     part = PRESETS_OF_STP[options['preset']].end if end is None else end
-    part = hook.get('end', part)
-    if end is not None and options.get('survivor') is None:
+    if not part:
+        parts = {'survivor': (1.0, lambda: alone(build()))}
+    elif end is not None and options.get('survivor') is None:
         parts = {'search': (1.0, build)}
     else:
         parts = {'search': (part, build), 'survivor': (1 - part, lambda: alone(build()))}
     of = 'epochs' if end is None else 'time'
-    epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED / part)
+    epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED)
     if end is None:
         size = DRAWN
     else:
@@ -408,7 +406,7 @@ def search(
             end = epochs['search'] / sum(epochs.values())
         iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
         size = size or max(8, min(DRAWN, int(iterations / VISITS)))
-    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen) | dict(hook)
+    shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen)
     model: Any = trial.trained(
         'stp',
         lambda: build(size),

@@ -146,8 +146,8 @@ class Trial:
             share: Of the run's allowance.
             common: Whether other methods begin with the same phase.
             of: What the parts have shares of: the phase's ``'time'`` or its ``'epochs'``.
-            screened: Forward passes of subnets before the first step, for each step of the first
-                part; one is taken for a third of a step of the last part.
+            screened: Forward passes of subnets before the first step, for each step that follows;
+                one is taken for a third of a step of the last part.
         """
         base = self._allowed(share)
         folder = self._folder(name, share, common)
@@ -158,10 +158,9 @@ class Trial:
                 costs = {part: 1.0 if free else self.cost(build) for part, (_, build) in
                          parts.items()}  # fmt: skip
                 shares = {part: its for part, (its, _) in parts.items()}
-                names = list(parts)
-                costs[names[0]] += screened * costs[names[-1]] / 3
                 if of == 'epochs':
                     mean = sum(its * costs[part] for part, its in shares.items())
+                    mean += screened * costs[list(parts)[-1]] / 3
                     costs = dict.fromkeys(parts, mean)
                 epochs = {part: max(1, round(base * its / costs[part])) for part, its in
                           shares.items()}  # fmt: skip

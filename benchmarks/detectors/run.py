@@ -5,7 +5,7 @@ trained for its schedule (8 epochs); that is where pruning begins, with as much 
 counted in steps of the dense detector, measured side by side with those of the others:
 
 - ``dense``: the dense detector, trained for both;
-- ``stp``: `mmstp.STP` from the trained detector, preset ``recommended``;
+- ``stp``: `mmstp.STP` from the trained detector, preset ``pretrained``;
 - ``backbone``: the same, with neck and heads kept whole;
 - ``uniform``: the trained detector cut to the most uniform architecture of the budget by the norms
   of its channels, then trained;
@@ -257,14 +257,14 @@ class Found:
 
 
 def stp(study: Study, budget: float, **options: Any) -> Found:
-    """`mmstp.STP` from the trained detector, preset ``recommended``."""
+    """`mmstp.STP` from the trained detector, preset ``pretrained``."""
     name = f'{"backbone" if options else "stp"}-{budget:g}'
 
     def build() -> STP:
         set_random_seed(study.seed)
         return STP(
             study.trained_dense(), target=budget, tolerance=TOLERANCE, input_shape=INPUT_SHAPE,
-            preset='recommended', pool=dict(seed=study.seed), **options,
+            preset='pretrained', pool=dict(seed=study.seed), **options,
         )  # fmt: skip
 
     def alone() -> STP:
@@ -275,11 +275,9 @@ def stp(study: Study, budget: float, **options: Any) -> Found:
         return found
 
     model = build()
-    end = model.preset.end
-    parts = {end: build, 1 - end: alone}
-    epochs = study.planned(name, study.epochs, parts, screened=SCREENED)
+    epochs = study.planned(name, study.epochs, {1.0: alone}, screened=SCREENED)
     model.supernet.order_channels()
-    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook', screen=1)])
+    runner, accuracy = study.trained(name, model, epochs, [dict(type='mmstp.PoolHook')])
     found: Any = runner.model
     more = described(found.supernet, found.pool.best) | {'epochs': epochs}
     return Found(found.export(), accuracy, more)

@@ -55,8 +55,7 @@ class STP(Wrapper):
         latency: The file with the latency of the space, from ``tools/latency_table.py``.
         tolerance: Deviation accepted, relative to the target.
         input_shape: Shape of one image (channels, height, width), for the trace and the costs.
-        preset: What the run is for, a name of `mmstp.stp.presets.PRESETS`: values of
-            ``target_ce``, ``warmup``, ``survivor`` and of `PoolHook` where they are left out.
+        preset: A name in `mmstp.stp.presets.PRESETS`, whose values stand for what is left out.
         task: How networks are compared, a name in `mmstp.registry.TASKS`; by default that of the
             model: ``'mmstp.Classification'`` or ``'mmstp.Detection'``.
         space: Options of `mmstp.SearchSpace`: ``widths``, ``divisor``, ``depths``, ``stages``,
@@ -113,7 +112,7 @@ class STP(Wrapper):
         check_fields(
             dict(
                 unknown, model=model, target=target, input_shape=input_shape, preset=preset,
-                space=space, pool=pool, survivor=survivor,
+                space=space, pool=pool, survivor=survivor, pretrained=pretrained,
             )
         )  # fmt: skip
         assert target is not None
@@ -297,4 +296,5 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     refuse_unknown('model.space', space or {}, options_of(SearchSpace))
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
     SurvivorPhase.of(survivor)
-    preset_of(fields.get('preset', default_of(STP, 'preset')))
+    trained = fields.get('pretrained') or isinstance(fields.get('model'), nn.Module)
+    preset_of(fields.get('preset', default_of(STP, 'preset')), bool(trained))

@@ -15,7 +15,7 @@ class Preset:
     Attributes:
         end: Of `PoolHook`: the part of the iterations that the search takes.
         visits: Of `PoolHook`: how often each member of the pool is to be visited.
-        screen: Of `PoolHook`, where the main network is trained already: batches for a first score.
+        screen: Of `PoolHook`: batches on which candidates get a first score.
         target_ce: Of `STP`, like the next two.
         warmup: See there.
         survivor: See there.
@@ -32,15 +32,32 @@ class Preset:
 PRESETS = {
     # the paper's, for its schedules of 200 to 500 epochs
     'paper': Preset(end=0.6, visits=None, screen=0, target_ce=0.0, warmup=0.0, survivor=None),
-    # most for the time, from random weights or from a trained network
+    # most for the time, from random weights
     'recommended': Preset(
-        end=0.05, visits=10, screen=1, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
+        end=0.05, visits=10, screen=0, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
+    ),
+    # the same from a trained network: what a candidate keeps of it is seen without training
+    'pretrained': Preset(
+        end=0.0, visits=1, screen=1, target_ce=1.0, warmup=0.0, survivor=SurvivorPhase()
     ),
 }
 
 
-def preset_of(name: Any) -> Preset:
-    """The preset of that name; a `ValueError` where there is none."""
+def preset_of(name: Any, trained: bool = True) -> Preset:
+    """The preset of that name.
+
+    Args:
+        name: In `PRESETS`.
+        trained: Whether the main network begins with weights of a training.
+
+    Raises:
+        ValueError: If there is none, or it is for networks that are trained.
+    """
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f'model.preset={name!r}: expected one of {", ".join(PRESETS)}')
+    if name == 'pretrained' and not trained:
+        raise ValueError(
+            "model.preset='pretrained' is for trained networks: expected model.pretrained, the "
+            "checkpoint of one. From random weights the preset is 'recommended'"
+        )
     return PRESETS[name]

@@ -11,10 +11,9 @@ from mmstp.stp.hooks import pool as pool_hook
 from mmstp.stp.hooks.pool import STATE
 from mmstp.stp.hooks.statistics import on_images
 from mmstp.stp.of_runner import stp_of
-from mmstp.stp.presets import PRESETS
 from mmstp.stp.screening import SCREENED, begin_search, screen
 from tests import tiny
-from tests.runs import train
+from tests.runs import scalars, train
 
 BATCHES = [torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
 
@@ -65,23 +64,46 @@ def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path
 
 
 @pytest.mark.parametrize(
-    ('hook', 'pretrained', 'batches'),
+    ('preset', 'hook', 'expected'),  # of 8 iterations: end, visits, batches
     [
-        ({}, True, PRESETS['recommended'].screen),
-        ({}, False, 0),  # distances to an untrained network mean nothing
-        (dict(screen=0), True, 0),
-        (dict(screen=3), False, 3),
+        ('pretrained', {}, (0, 1, 1)),
+        ('pretrained', dict(screen=0, end=0.5), (4, 1, 0)),
+        ('recommended', {}, (1, 10, 0)),  # distances to an untrained network mean nothing
+        ('recommended', dict(screen=3), (1, 10, 3)),
     ],
 )
-def test_when_candidates_are_screened(hook, pretrained, batches, dense, tmp_path, monkeypatch):
-    options = dict(model__pretrained=dense) if pretrained else {}
-    runner = Runner.from_cfg(config(tmp_path, model__preset='recommended', **options))
+def test_when_candidates_are_screened(preset, hook, expected, dense, tmp_path, monkeypatch):
+    cfg = config(tmp_path, model__preset=preset, model__pretrained=dense)
+    runner = Runner.from_cfg(cfg)
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     given = []
     monkeypatch.setattr(pool_hook, 'begin_search', lambda *args: given.append(args) or 1)
-    PoolHook(end=0.5, **hook).before_train(runner)
-    ((_, stp, end, visits, found),) = given
-    assert (stp, end, visits, found) == (stp_of(runner), 4, 10, batches)
+    PoolHook(**hook).before_train(runner)
+    ((_, stp, *found),) = given
+    assert stp is stp_of(runner)
+    assert tuple(found) == expected
+
+
+def test_without_a_search_the_best_screened_is_trained_alone(dense, tmp_path):
+    """What it starts from is the trained network's part."""
+    cfg = config(tmp_path, model__preset='pretrained', model__pretrained=dense)
+    cfg.custom_hooks[0] = dict(type='mmstp.PoolHook')
+    cfg.train_cfg.max_epochs = 1
+    cfg.optim_wrapper.optimizer.lr = 0.0
+    runner = train(cfg)
+    stp = stp_of(runner)
+    assert stp.alone
+    assert {'loss_target', 'loss_support'}.isdisjoint(*scalars(tmp_path))
+    main = tiny.stp(model__pretrained=dense)
+    main.init_weights()
+    expected = main.supernet.export(stp.pool.best).state_dict()
+    for key, parameter in stp.model.named_parameters():
+        assert torch.equal(parameter, expected[key]), key
+
+
+def test_the_preset_of_trained_networks_needs_one():
+    with pytest.raises(ValueError, match=r"model\.preset='pretrained' .*: expected model\.pretr"):
+        tiny.stp(model__preset='pretrained')
 
 
 def test_a_resumed_run_does_not_screen_again(dense, tmp_path, monkeypatch):

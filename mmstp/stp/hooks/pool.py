@@ -48,13 +48,14 @@ class PoolHook(Hook):
 
     Args:
         interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
-        end: The part of the training's iterations after which a single architecture is left. None,
-            as for ``visits``: the preset's (`STP.preset`).
+        end: The part of the training's iterations after which a single architecture is left; with
+            0 one is chosen without a search. None, as for ``visits`` and ``screen``: the preset's
+            (`STP.preset`).
         visits: How often each of the pool is to be visited until then, on average: a pool that is
             too large for that is cut to as many at the start.
         screen: Batches of training images on which candidates get a first score, before any is
             trained, so that the best stay when the pool is cut; for main networks that are trained
-            already. By default the preset's where there is `STP.pretrained`, else 0.
+            already.
         patience: How many batches in a row whose loss is not finite end the run. Until then they
             are left out, and counted as ``bad_batches``.
 
@@ -77,8 +78,8 @@ class PoolHook(Hook):
         **unknown: Any,
     ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
-        if end is not None and (not is_number(end) or not 0 < end <= 1):
-            raise ValueError(f'PoolHook.end={end!r}: expected a fraction in (0, 1]')
+        if end is not None and (not is_number(end) or not 0 <= end <= 1):
+            raise ValueError(f'PoolHook.end={end!r}: expected a fraction in [0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
         self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
@@ -105,12 +106,10 @@ class PoolHook(Hook):
             stp.bad_batches.guard(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         part = stp.preset.end if self.end is None else self.end
-        end = max(1, round(part * runner.max_iters))
+        end = max(1, round(part * runner.max_iters)) if part else 0
         if self._size is None:
             visits = stp.preset.visits if self.visits is None else self.visits
-            # it says something of a trained network alone
-            own = stp.preset.screen if stp.pretrained else 0
-            screen = own if self.screen is None else self.screen
+            screen = stp.preset.screen if self.screen is None else self.screen
             self._size = begin_search(runner, stp, end, visits, screen)
         self._schedule = ShrinkSchedule(self._size, interval, end)
         if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
