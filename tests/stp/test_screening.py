@@ -93,7 +93,7 @@ def test_without_a_search_the_best_screened_is_trained_alone(dense, tmp_path):
     runner = train(cfg)
     stp = stp_of(runner)
     assert stp.alone
-    assert {'loss_target', 'loss_support'}.isdisjoint(*scalars(tmp_path))
+    assert {'loss_target', 'loss_support'}.isdisjoint(set().union(*scalars(tmp_path)))
     main = tiny.stp(model__pretrained=dense)
     main.init_weights()
     expected = main.supernet.export(stp.pool.best).state_dict()
