@@ -104,7 +104,8 @@ def on_scenes(config: Config, out: Path, name: str, args: argparse.Namespace, ep
 def prune_whole(out: Path, dense: Runner, args: argparse.Namespace) -> tuple[Runner, nn.Module]:
     """Prunes the trained detector, exports it, and reads the export back."""
     config = load_config(str(WHOLE))
-    on_scenes(config, out, 'whole', args, epochs=2)  # the search, then the survivor
+    on_scenes(config, out, 'whole', args, epochs=1)
+    config.model.preset = 'pretrained'
     config.model.pretrained = str(Path(dense.work_dir) / f'epoch_{dense.max_epochs}.pth')
     pruned = run(config, 'whole')
     stp = stp_of(pruned)

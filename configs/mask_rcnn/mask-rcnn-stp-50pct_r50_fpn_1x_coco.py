@@ -1,5 +1,5 @@
 # Mask R-CNN, the whole of it, at half of its multiply-adds, by mmdet's own schedule.
-# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT
+# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT model.preset=pretrained
 _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['mmstp'], allow_failed_imports=False)

@@ -1,5 +1,5 @@
 # RTMDet-tiny, the whole of it, at half of its multiply-adds, by mmdet's own schedule.
-# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT
+# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT model.preset=pretrained
 _base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 
 custom_imports = dict(imports=['mmstp'], allow_failed_imports=False)

@@ -1,5 +1,5 @@
 # YOLOX-s, the whole of it, at half of its multiply-adds, by mmdet's own schedule.
-# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT
+# Begin with a trained one: --cfg-options model.pretrained=CHECKPOINT model.preset=pretrained
 _base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
 
 custom_imports = dict(imports=['mmstp'], allow_failed_imports=False)
