@@ -22,6 +22,7 @@ METHODS = {
     'dense': 'dense, trained on',
     'stp': 'STP',
     'uniform': 'cut uniformly by norms, trained on',
+    'torch-pruning': 'cut by Torch-Pruning, trained on',
     'screened': 'cut to what keeps most, trained on',
     'scratch': 'uniform, from random weights',
     'backbone': 'STP of the backbone alone',

@@ -9,7 +9,9 @@ counted in steps of the dense detector, measured side by side with those of the 
 - ``backbone``: the same, with neck and heads kept whole;
 - ``uniform``: the trained detector cut to the most uniform architecture of the budget by the norms
   of its channels, then trained;
-- ``screened``: the same with the architecture that keeps most of the trained detector;
+- ``torch-pruning``: the same by Torch-Pruning, of RetinaNet (another head's layers would have to
+  be named);
+- ``screened``: as ``uniform``, with the architecture that keeps most of the trained detector;
 - ``scratch``: the uniform architecture from random weights, trained for both.
 
 ``python benchmarks/detectors/run.py --minutes 60`` runs what is not in ``rows.jsonl`` yet, pauses
@@ -54,11 +56,13 @@ from torch import nn  # noqa: E402
 from mmstp import STP, Architecture, Supernet  # noqa: E402
 from mmstp.atomic_files import write_json  # noqa: E402
 from mmstp.cli.launch import load_config  # noqa: E402
+from mmstp.foreign import pytree  # noqa: E402
 from mmstp.registry import build_model  # noqa: E402
 from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
 from mmstp.stp.hooks.statistics import on_images  # noqa: E402
 from mmstp.stp.screening import SCREENED, screen  # noqa: E402
 from mmstp.stp.tasks import with_task  # noqa: E402
+from mmstp.subnets.cut import count_macs  # noqa: E402
 
 ROWS = HERE / 'rows.jsonl'
 DETECTORS = {
@@ -69,7 +73,7 @@ DETECTORS = {
 INPUT_SHAPE = (3, 160, 160)
 TOLERANCE = 0.02
 BUDGETS = (0.5, 0.25)
-METHODS = ('dense', 'stp', 'uniform', 'screened', 'scratch', 'backbone')
+METHODS = ('dense', 'stp', 'uniform', 'screened', 'torch-pruning', 'scratch', 'backbone')
 # of the whole detector; a backbone alone makes it no smaller
 OWN_BUDGETS = {'dense': [1.0], 'backbone': [0.7]}
 
@@ -332,6 +336,48 @@ def uniform_of(supernet: Supernet, budget: float) -> Architecture:
     return most_uniform(space, feasible_rows(space, cost, meets, 1000))
 
 
+def torch_pruning(study: Study, budget: float) -> Found:
+    """As ``uniform`` by Torch-Pruning: the same fraction of every layer, by L1 norms of groups."""
+    import torch_pruning as tp
+
+    image, heads = torch.zeros(1, *INPUT_SHAPE), ('bbox_head.retina_cls', 'bbox_head.retina_reg')
+    dense = study.trained_dense().eval()
+    macs = count_macs(dense, (image,))
+
+    def pruned(ratio: float) -> Any:
+        network = copy.deepcopy(dense)
+        tp.pruner.BasePruner(
+            network,
+            image,
+            importance=tp.importance.GroupMagnitudeImportance(p=1),
+            pruning_ratio=ratio,
+            ignored_layers=[network.get_submodule(path) for path in heads],
+            forward_fn=lambda model, x: pytree.tree_leaves(model(x)),
+        ).step()
+        return network
+
+    low, high = 0.0, 0.9
+    for _ in range(8):
+        middle = (low + high) / 2
+        ratio = count_macs(pruned(middle), (image,)) / macs
+        low, high = (middle, high) if ratio > budget else (low, middle)
+    network, name = pruned(high), f'torch-pruning-{budget:g}'
+    epochs = study.planned(name, study.epochs, {1.0: lambda: pruned(high)})
+    more = {
+        'architecture': f'torch-pruning {high:.3f}',
+        'macs_ratio': count_macs(network, (image,)) / macs,
+        'params_ratio': parameters(network) / parameters(dense),
+        'epochs': epochs,
+    }
+    runner, accuracy = study.trained(name, network, epochs)
+    return Found(runner.model, accuracy, more)
+
+
+def parameters(network: nn.Module) -> int:
+    """How many a network has."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def cut(
     study: Study, name: str, supernet: Supernet, architecture: Architecture, allowance: int
 ) -> Found:
@@ -360,7 +406,7 @@ def described(supernet: Supernet, architecture: Any) -> dict[str, Any]:
 
 RUN = {
     'dense': dense, 'stp': stp, 'uniform': uniform, 'screened': screened, 'scratch': scratch,
-    'backbone': backbone,
+    'backbone': backbone, 'torch-pruning': torch_pruning,
 }  # fmt: skip
 
 
