@@ -104,8 +104,7 @@ class PoolHook(Hook):
             stp.bad_batches.patience = self.patience
             stp.bad_batches.guard(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
-        part = stp.preset.end if self.end is None else self.end
-        end = max(1, round(part * runner.max_iters))
+        end = self.search_end(stp, runner.max_iters)
         if self._size is None:
             visits = stp.preset.visits if self.visits is None else self.visits
             # it says something of a trained network alone
@@ -113,11 +112,21 @@ class PoolHook(Hook):
             screen = own if self.screen is None else self.screen
             self._size = begin_search(runner, stp, end, visits, screen)
         self._schedule = ShrinkSchedule(self._size, interval, end)
-        if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
+
+    def search_end(self, stp: STP, iterations: int) -> int:
+        """After how many of a training's iterations a single architecture is left.
+
+        Raises:
+            ValueError: If the survivor would have none.
+        """
+        part = stp.preset.end if self.end is None else self.end
+        end = max(1, round(part * iterations))
+        if stp.survivor is not None and not stp.alone and end >= iterations:
             raise ValueError(
                 f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
+        return end
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
