@@ -20,6 +20,7 @@ from ..algorithm import STP
 from ..mid_epoch import agree, go_on_summing, summed_gradients
 from ..of_runner import stp_of
 from ..options import is_number, not_finite
+from ..passes import Apart, scale_of
 from ..pool import ShrinkSchedule
 from ..screening import begin_search
 from ..search_state import read_search
@@ -103,6 +104,8 @@ class PoolHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapper):
             stp.bad_batches.patience = self.patience
             stp.bad_batches.guard(runner.optim_wrapper)
+            if stp.passes is Apart:
+                stp.loss_scale = scale_of(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         end = self.search_end(stp, runner.max_iters)
         if self._size is None:
