@@ -22,6 +22,7 @@ from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..passes import Apart, scale_of
 from ..pool import ShrinkSchedule
+from ..refused import refuse_fields
 from ..screening import begin_search
 from ..search_state import read_search
 from ..survivor import begin_alone
@@ -30,15 +31,6 @@ from .seeding import EpochSeedHook
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
 BEST = 'best_architecture.json'
-# fields of MMEngine's config that change how the model runs
-REFUSED = {
-    'compile': 'torch.compile cannot follow a network that is another subnet in every pass. Leave '
-    'it out of the config; exported networks can be compiled',
-    'activation_checkpointing': 'it runs blocks again in the backward pass, when the network is '
-    'another subnet. Leave it out of the config; AMP (--amp) saves memory too',
-    'efficient_conv_bn_eval': 'it replaces the forward of layers that run as parts of themselves. '
-    'Leave it out of the config',
-}
 
 
 @HOOKS.register_module()
@@ -94,9 +86,7 @@ class PoolHook(Hook):
         stp.supernet.check_intact()
         if sum(isinstance(hook, PoolHook) for hook in runner.hooks) > 1:
             raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
-        for field, reason in REFUSED.items():
-            if runner.cfg.get(field) not in (None, False):
-                raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
+        refuse_fields(runner.cfg)
         _refuse_unplaced(runner)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
