@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..options import is_number, not_finite
 from ..passes import Apart, scale_of
 from ..pool import ShrinkSchedule
 from ..refused import refuse_fields
+from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import read_search
 from ..survivor import begin_alone
@@ -105,6 +107,7 @@ class PoolHook(Hook):
             screen = own if self.screen is None else self.screen
             self._size = begin_search(runner, stp, end, visits, screen)
         self._schedule = ShrinkSchedule(self._size, interval, end)
+        refuse_differing({**stp.pool.state_dict(), 'schedule': astuple(self._schedule)})
 
     def search_end(self, stp: STP, iterations: int) -> int:
         """After how many of a training's iterations a single architecture is left.
@@ -137,6 +140,8 @@ class PoolHook(Hook):
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
+        if self._schedule.due(runner.iter + 1):
+            refuse_differing(stp.pool.state_dict())
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
