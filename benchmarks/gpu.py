@@ -157,6 +157,7 @@ def main() -> int:
                 size=size,
                 batch=batch,
                 precision=precision,
+                passes='together',
             )
         )
         for network, classes, size, batch in TRAINED

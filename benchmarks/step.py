@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmstp import STP, Architecture
+from mmstp.stp.passes import PASSES
 
 LOWER = ('bfloat16', 'float16')
 
@@ -68,7 +69,9 @@ def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
 def algorithm(dense: nn.Module, args: argparse.Namespace) -> STP:
     """STP with the paper's settings."""
     shape = (3, args.size, args.size)
-    return STP(dense, target=args.target, input_shape=shape, pool=dict(seed=args.seed))
+    return STP(
+        dense, target=args.target, input_shape=shape, passes=args.passes, pool=dict(seed=args.seed)
+    )
 
 
 def record(stp: STP, drawn: list[Architecture]) -> None:
@@ -157,7 +160,7 @@ def peaks(args: argparse.Namespace) -> Iterator[int]:
     for kind in ('stp', 'dense'):
         options = [f'--{name}={getattr(args, name)}' for name in (
             'network', 'classes', 'size', 'batch', 'target', 'device', 'precision', 'threads',
-            'seed',
+            'seed', 'passes',
         )]  # fmt: skip
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', __file__, '--peak-memory', kind, *options],
@@ -180,6 +183,9 @@ def main() -> None:
     options.add_argument('--target', type=float, default=0.15, help='budget (default %(default)s)')
     options.add_argument('--device', default='cpu')
     options.add_argument('--precision', choices=('float32', *LOWER), default='float32')
+    options.add_argument(
+        '--passes', choices=PASSES, default='together', help='backward passes (default %(default)s)'
+    )
     options.add_argument('--peak-memory', choices=('stp', 'dense'), help=argparse.SUPPRESS)
     args = options.parse_args()
     prepare(args)
@@ -194,9 +200,9 @@ def main() -> None:
         args,
         environment('mmpretrain'),
         f'{args.network}, {args.classes} classes, {args.size} pixels, batch {args.batch}, '
-        f'{args.device}, {args.precision}, budget {args.target:.0%}, {steps.pool} architectures '
-        f'in the pool. Medians of {args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 '
-        'times the limit.',
+        f'{args.device}, {args.precision}, budget {args.target:.0%}, passes {args.passes}, '
+        f'{steps.pool} architectures in the pool. Medians of {args.repeats} rounds, '
+        'quartiles in brackets. Goal: at most 1.15 times the limit.',
         markdown(
             ('', 'STP', 'ordinary training', 'ratio'),
             [

@@ -28,6 +28,7 @@ from mmstp.errors import LaunchError
 from mmstp.registry import type_of
 from mmstp.stp.hooks.interruption import Interrupted, InterruptHook
 from mmstp.stp.hooks.seeding import EpochSeedHook
+from mmstp.stp.refused import refuse_fields
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,6 +107,8 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     merge_args(config, args)
+    if is_stp(config):
+        refuse_fields(config)  # wrappers would fail in their own words
     with work_dir_locked(config.work_dir), plain_loading():
         check_data(config, 'train_dataloader', 'val_dataloader')
         choose_checkpoint(config)

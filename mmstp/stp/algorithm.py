@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from ..architecture import Architecture
-from ..checkpoints import differences, require_fit
+from ..checkpoints import require_fit
 from ..config_fields import default_of, options_of, positive, refuse_unknown
-from ..errors import ArchitectureError, CheckpointError
+from ..errors import ArchitectureError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.latency_table import LatencyTable
@@ -25,10 +24,12 @@ from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms
-from .options import check_options, check_ranges, not_finite
+from .options import check_options, check_ranges
+from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
 from .pool import ArchitecturePool
 from .presets import preset_of
+from .pretrained import load_pretrained
 from .step import search_losses, survivor_losses
 from .survivor import SurvivorPhase
 from .tasks import with_task
@@ -72,6 +73,8 @@ class STP(Wrapper):
         survivor: How the last one is trained, options of `SurvivorPhase` (``{}``: its defaults):
             cut out of the main network in the same run, and alone from then on. False: as in the
             paper, where the main network is trained until the end.
+        passes: ``'together'``: one backward pass of the sum; ``'apart'``: one behind each forward
+            pass, which needs the memory of one.
         pretrained: A checkpoint (file or address) of the dense network to start from. The
             channels of every group are then ordered by importance, so that the first are the ones
             worth keeping.
@@ -104,6 +107,7 @@ class STP(Wrapper):
         target_ce: float | None = None,
         warmup: float | None = None,
         survivor: Mapping[str, Any] | bool | None = None,
+        passes: str = 'together',
         pretrained: str | None = None,
         data_preprocessor: Mapping[str, Any] | nn.Module | None = None,
         init_cfg: Mapping[str, Any] | None = None,
@@ -132,6 +136,8 @@ class STP(Wrapper):
         self.model = classifier
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
+        self.passes = passes_of(passes)
+        self.loss_scale: Scale = as_it_is
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
         self.bad_batches = BadBatches()
         self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
@@ -173,21 +179,9 @@ class STP(Wrapper):
             CheckpointError: If the pretrained weights do not fit the classifier.
         """
         super().init_weights()
-        if self.pretrained is None:
-            return
-        from_file = CheckpointLoader.load_checkpoint(self.pretrained, map_location='cpu')
-        weights = from_file.get('state_dict', from_file)
-        if found := differences(self.model, weights):
-            raise CheckpointError(
-                f'model.pretrained={self.pretrained!r} does not fit {type(self.model).__name__}:'
-                + ''.join(f'\n  {line}' for line in found[:5])
-            )
-        if bad := not_finite(self.model, weights):
-            raise CheckpointError(
-                f'model.pretrained={self.pretrained!r}: {bad[0]} holds numbers that are not finite'
-            )
-        self.model.load_state_dict(weights, strict=False)  # only batch counters can be absent
-        self.supernet.order_channels()
+        if self.pretrained is not None:
+            load_pretrained(self.model, self.pretrained)
+            self.supernet.order_channels()
 
     def train(self, mode: bool = True) -> STP:
         """Train or eval mode, as the classifier takes it.

@@ -171,6 +171,10 @@ class ShrinkSchedule:
     interval: int  # iterations between two drops, k
     end: int  # the iteration after which one candidate is left, T_shr
 
+    def due(self, iteration: int) -> bool:
+        """Whether candidates may go after ``iteration`` (counted from 1), whatever the pool is."""
+        return iteration == self.end or (iteration < self.end and not iteration % self.interval)
+
     def drops(self, iteration: int, left: int) -> int:
         """How many of the ``left`` candidates go after ``iteration`` (counted from 1)."""
         if iteration >= self.end:

@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 
 from .bad_batches import no_loss
+from .passes import Together
 from .tasks import summed
 
 
@@ -35,31 +36,35 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     main, outputs = task.losses_and_outputs(
         stp.model, supernet.activate(space.largest), inputs, data_samples
     )
-    losses = _named(main)
+    passes = stp.passes if torch.is_grad_enabled() else Together
+    backward = passes(stp.model, stp.loss_scale)
+    losses = backward.add(_named(main))
     ramp = _ramp(stp.warmup)
-    target = stp.pool.sample()
+    target, of_target = stp.pool.sample(), {}
     with supernet.activate(target):
         if stp.target_ce:
             own, target_outputs = task.losses_and_outputs(
                 stp.model, supernet.activate(target), inputs, data_samples
             )
             every = [loss.mean() for key, loss in own.items() if 'loss' in key]
-            losses['loss_target_ce'] = stp.target_ce * torch.stack(every).sum()
+            of_target['loss_target_ce'] = stp.target_ce * torch.stack(every).sum()
         else:
             target_outputs = task.outputs(stp.model, inputs)
     target_distance = task.distance(target_outputs, outputs)
-    losses['loss_target'] = stp.beta1 * ramp * target_distance
+    of_target['loss_target'] = stp.beta1 * ramp * target_distance
+    losses.update(backward.add(of_target))
     if stp.beta2:
         with supernet.activate(space.expand(target, stp.pool.rng)):
             support_outputs = task.outputs(stp.model, inputs)
-        losses['loss_support'] = stp.beta2 * ramp * task.distance(support_outputs, outputs)
+        distance = task.distance(support_outputs, outputs)
+        losses.update(backward.add({'loss_support': stp.beta2 * ramp * distance}))
     # last: reading the numbers waits for a GPU, which has all three passes queued by now
     score = f'the unweighted loss of {target}'
     numbers = _read({**losses, score: target_distance})
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
     stp.pool.update(target, numbers[score])
-    return losses
+    return backward.carried(losses)
 
 
 def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:

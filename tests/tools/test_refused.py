@@ -171,6 +171,13 @@ def test_fields_are_refused_without_data_as_with_them(option, message, call, tin
         call('search_space.py', tiny_config, '--cfg-options', option)
 
 
+def test_sharded_parameters_are_refused_before_anything_is_built(call, tiny_config, tmp_path):
+    with pytest.raises(RuntimeError, match=r'model_wrapper_cfg\.type=.*FSDP'):
+        call('train.py', tiny_config, '--work-dir', tmp_path, '--cfg-options',
+             'model_wrapper_cfg.type=MMFullyShardedDataParallel')  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('detector', ['{export}/compact.py', '{config}'])
 def test_a_classifier_is_no_detector(detector, call, tiny_config, export_copy):
     detector = detector.format(export=export_copy, config=tiny_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from ..algorithm import STP
 from ..mid_epoch import agree, go_on_summing, summed_gradients
 from ..of_runner import stp_of
 from ..options import is_number, not_finite
+from ..passes import Apart, scale_of
 from ..pool import ShrinkSchedule
+from ..refused import refuse_fields
+from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import read_search
 from ..survivor import begin_alone
@@ -29,15 +33,6 @@ from .seeding import EpochSeedHook
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
 BEST = 'best_architecture.json'
-# fields of MMEngine's config that change how the model runs
-REFUSED = {
-    'compile': 'torch.compile cannot follow a network that is another subnet in every pass. Leave '
-    'it out of the config; exported networks can be compiled',
-    'activation_checkpointing': 'it runs blocks again in the backward pass, when the network is '
-    'another subnet. Leave it out of the config; AMP (--amp) saves memory too',
-    'efficient_conv_bn_eval': 'it replaces the forward of layers that run as parts of themselves. '
-    'Leave it out of the config',
-}
 
 
 @HOOKS.register_module()
@@ -94,9 +89,7 @@ class PoolHook(Hook):
         stp.supernet.check_intact()
         if sum(isinstance(hook, PoolHook) for hook in runner.hooks) > 1:
             raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
-        for field, reason in REFUSED.items():
-            if runner.cfg.get(field) not in (None, False):
-                raise RuntimeError(f'{field}={runner.cfg[field]!r}: {reason}')
+        refuse_fields(runner.cfg)
         _refuse_unplaced(runner)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
@@ -104,19 +97,31 @@ class PoolHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapper):
             stp.bad_batches.patience = self.patience
             stp.bad_batches.guard(runner.optim_wrapper)
+            if stp.passes is Apart:
+                stp.loss_scale = scale_of(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
-        part = stp.preset.end if self.end is None else self.end
-        end = max(1, round(part * runner.max_iters)) if part else 0
+        end = self.search_end(stp, runner.max_iters)
         if self._size is None:
             visits = stp.preset.visits if self.visits is None else self.visits
             screen = stp.preset.screen if self.screen is None else self.screen
             self._size = begin_search(runner, stp, end, visits, screen)
         self._schedule = ShrinkSchedule(self._size, interval, end)
-        if stp.survivor is not None and not stp.alone and end >= runner.max_iters:
+        refuse_differing({**stp.pool.state_dict(), 'schedule': astuple(self._schedule)})
+
+    def search_end(self, stp: STP, iterations: int) -> int:
+        """After how many of a training's iterations a single architecture is left.
+
+        Raises:
+            ValueError: If the survivor would have none.
+        """
+        part = stp.preset.end if self.end is None else self.end
+        end = max(1, round(part * iterations)) if part else 0
+        if stp.survivor is not None and not stp.alone and end >= iterations:
             raise ValueError(
                 f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
+        return end
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
@@ -134,6 +139,8 @@ class PoolHook(Hook):
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
+        if self._schedule.due(runner.iter + 1):
+            refuse_differing(stp.pool.state_dict())
         drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
         if drops:
             stp.pool.shrink(drops)
