@@ -24,17 +24,12 @@ from methods import (
     untrained,
 )
 from torch import nn
-from training import TOLERANCE, Trial
-
-from mmstp import STP
-from mmstp.stp.hooks.statistics import on_images
-from mmstp.stp.screening import screen
+from training import Trial
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    'stp': dict(preset='recommended', screen=1),
+    'stp-screened': dict(preset='recommended', screen=1),
     'pretrained': dict(preset='pretrained', screen=1),
     'pretrained-taught': dict(preset='pretrained', screen=1, survivor=dict(teacher='main')),
-    'stp-unscreened': dict(preset='recommended'),
     'stp-15': ALONE | dict(end=0.15, survivor=dict(teacher='main')),
     'stp-30': ALONE | dict(end=0.3, survivor=dict(teacher='main')),
     'stp-15-untaught': ALONE | dict(end=0.15),
@@ -67,27 +62,6 @@ def magnitude(trial: Trial, preset: str) -> Found:
     supernet.order_channels()
     architecture = chosen(trial, supernet, 'uniform')
     return Found(tune(trial, supernet.export(architecture), 1.0), architecture)
-
-
-SCREENED = {'screened': 200, 'screened-20': 20}  # candidates
-
-
-@method('given', *SCREENED)
-def screened(trial: Trial, preset: str) -> Found:
-    """Cut to the one of many that keeps most of the given network on two batches, then taught."""
-    network = given_network(trial)
-    stp = STP(
-        network,
-        target=trial.setting.budget,
-        tolerance=TOLERANCE,
-        input_shape=trial.data.input_shape,
-        space=dict(trial.network.space),
-        pool=dict(size=SCREENED[preset], seed=trial.setting.seed),
-    )
-    stp.supernet.order_channels()
-    batch = trial.data.train_dataloader.batch_size
-    on_images(network, trial.training_images(), 2 * batch, partial(screen, stp))
-    return Found(tune(trial, stp.export(), 1.0), stp.pool.best)
 
 
 @method('given', 'scratch')

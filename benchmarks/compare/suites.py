@@ -138,6 +138,9 @@ SUITES: dict[str, list[dict[str, Any]]] = {
                     'stp-30',
                     'stp-15-untaught',
                     'stp-15-given',
+                    'stp-screened',
+                    'pretrained',
+                    'pretrained-taught',
                 )
             ],
             'length': [0.1, 0.3],
