@@ -7,8 +7,9 @@ the subnet, with the same weights and its part of the optimizer's state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from mmengine.dist import broadcast
@@ -33,7 +34,8 @@ class SurvivorPhase:
 
     Args:
         lr: Its first learning rate, in multiples of the optimizer's (``initial_lr`` of each group).
-            From there it falls to 0 by half a cosine, whatever the config's schedule is.
+            From there it falls to 0 by half a cosine, whatever the config's schedule is. Where
+            there was no search, the config's schedule is the survivor's, in these multiples.
         teacher: ``'main'``: it keeps learning from the main network, as that was when the search
             ended. None: from the labels alone.
 
@@ -59,24 +61,30 @@ class SurvivorPhase:
             raise ValueError(f'model.survivor.teacher={self.teacher!r}: expected one of {TEACHERS}')
 
 
-def begin_alone(runner: Runner) -> None:
+def begin_alone(runner: Runner, searched: bool = True) -> None:
     """Turns a run over to its survivor: model, optimizer, learning rate, log, wrapper, average.
 
     Args:
         runner: Of an `STP` whose pool has one architecture; it may be built for testing alone.
+        searched: Whether there was a search, so that the learning rate has to begin anew.
     """
     wrapper = runner.model if is_model_wrapper(runner.model) else None
     stp: Any = runner.model if wrapper is None else wrapper.module
     stp.go_alone()
     optimizer = runner.optim_wrapper
     if isinstance(optimizer, OptimWrapper):  # not where the run only tests
-        hand_over(optimizer.optimizer, stp.supernet, stp.pool.best, stp.model)
-        for group in optimizer.param_groups:
-            _start_anew(group, stp.survivor.lr)
-        left = runner.max_iters - runner.iter
-        runner.param_schedulers = [
-            CosineAnnealingLR(optimizer, T_max=left, end=left, by_epoch=False)
-        ]
+        kept = hand_over(optimizer.optimizer, stp.supernet, stp.pool.best, stp.model)
+        if searched:
+            for group in optimizer.param_groups:
+                _start_anew(group, stp.survivor.lr)
+            left = runner.max_iters - runner.iter
+            runner.param_schedulers = [
+                CosineAnnealingLR(optimizer, T_max=left, end=left, by_epoch=False)
+            ]
+        else:
+            for group in optimizer.param_groups:
+                group['lr'] *= stp.survivor.lr
+            _follow(runner.param_schedulers, kept, stp.survivor.lr)
         runner.logger.info(f'survivor: {stp.pool.best} is trained alone from here on')
     if stp.teacher is not None:
         for buffer in stp.teacher.buffers():  # every rank had norm statistics of its own
@@ -93,6 +101,14 @@ def begin_alone(runner: Runner) -> None:
             hook.before_run(runner)  # the average begins anew
 
 
+def _follow(schedulers: Any, kept: Sequence[bool], lr: float) -> None:
+    """Has the config's schedules go on with the groups that are left."""
+    for scheduler in schedulers or []:
+        values = compress(scheduler.base_values, kept)
+        factor = lr if scheduler.param_name == 'lr' else 1.0
+        scheduler.base_values = [factor * value for value in values]
+
+
 def _start_anew(group: dict[str, Any], lr: float) -> None:
     """Learning rate and momentum are those that the schedules began with."""
     group['lr'] = group['initial_lr'] = lr * group.get('initial_lr', group['lr'])
@@ -105,7 +121,7 @@ def _start_anew(group: dict[str, Any], lr: float) -> None:
 
 def hand_over(
     optimizer: Optimizer, supernet: Supernet, architecture: Architecture, network: nn.Module
-) -> None:
+) -> list[bool]:
     """Gives an optimizer of the main network's parameters those of a subnet that was cut out.
 
     Every parameter stays in its group. Of its state, what has the parameter's shape is narrowed as
@@ -116,6 +132,9 @@ def hand_over(
         supernet: The main network's.
         architecture: The subnet's.
         network: The subnet, cut out.
+
+    Returns:
+        Of each group, whether there is anything left of it; else it is gone.
     """
     own = dict(network.named_parameters(remove_duplicate=False))
     keys: dict[nn.Parameter, str] = {}
@@ -141,4 +160,6 @@ def hand_over(
                 if state:
                     optimizer.state[handed[-1]] = narrowed(parameter, state)
         group['params'] = handed
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group['params']]
+    kept = [bool(group['params']) for group in optimizer.param_groups]
+    optimizer.param_groups[:] = compress(optimizer.param_groups, kept)
+    return kept

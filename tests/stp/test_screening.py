@@ -42,7 +42,7 @@ def dense(tmp_path_factory):
 
 
 def config(work_dir, **options):
-    return tiny.config(work_dir, model__pool__size=40, model__tolerance=0.2, **options)
+    return tiny.config(work_dir, **{'model__pool__size': 40, 'model__tolerance': 0.2, **options})
 
 
 def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path):
@@ -99,6 +99,38 @@ def test_without_a_search_the_best_screened_is_trained_alone(dense, tmp_path):
     expected = main.supernet.export(stp.pool.best).state_dict()
     for key, parameter in stp.model.named_parameters():
         assert torch.equal(parameter, expected[key]), key
+
+
+@pytest.mark.parametrize('lr', [1.0, 0.5])
+def test_without_a_search_the_schedule_is_the_config_s_and_resumed_too(lr, dense, tmp_path):
+    """With groups of parameters that the survivor has none of, and a warm-up."""
+
+    def made(name, **options):
+        cfg = config(tmp_path / name, train_cfg__max_epochs=2, model__pretrained=dense, **options)
+        cfg.custom_hooks[0] = dict(type='mmstp.PoolHook')
+        cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)  # a group for each parameter
+        cfg.param_scheduler = [
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
+            dict(type='CosineAnnealingLR', T_max=5, by_epoch=False, begin=3, end=8),
+        ]
+        return cfg
+
+    own = dict(model__preset='pretrained', model__survivor={'lr': lr})
+    whole = train(made('whole', **own))
+    plain = train(made('plain', model__preset='paper', model__pool__size=1))
+    expected = [lr * line['lr'] for line in scalars(plain.work_dir) if 'loss' in line]
+    assert [line['lr'] for line in scalars(whole.work_dir) if 'loss' in line] == pytest.approx(
+        expected
+    )
+    cfg = made('resumed', **own)
+    cfg.resume, cfg.load_from = True, f'{whole.work_dir}/epoch_1.pth'
+    resumed = train(cfg)
+    first, second = (
+        torch.load(f'{run.work_dir}/epoch_2.pth', weights_only=False) for run in (whole, resumed)
+    )
+    for key, tensor in first['state_dict'].items():
+        assert torch.equal(tensor, second['state_dict'][key]), key
+    assert str(first['param_schedulers']) == str(second['param_schedulers'])
 
 
 def test_the_preset_of_trained_networks_needs_one():

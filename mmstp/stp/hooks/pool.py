@@ -114,7 +114,7 @@ class PoolHook(Hook):
         Raises:
             ValueError: If the survivor would have none.
         """
-        part = stp.preset.end if self.end is None else self.end
+        part = self._part(stp)
         end = max(1, round(part * iterations)) if part else 0
         if stp.survivor is not None and not stp.alone and end >= iterations:
             raise ValueError(
@@ -123,6 +123,10 @@ class PoolHook(Hook):
             )
         return end
 
+    def _part(self, stp: STP) -> float:
+        """Of the iterations, what the search takes."""
+        return stp.preset.end if self.end is None else self.end
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
         if stp.survivor is None or stp.alone or runner.iter < self._schedule.end:
@@ -130,7 +134,7 @@ class PoolHook(Hook):
         if not runner.optim_wrapper.should_update():
             return  # gradients are being accumulated, of the main network
         stp.pool.shrink(len(stp.pool) - 1)  # where a resumed run ends its search earlier
-        begin_alone(runner)
+        begin_alone(runner, searched=self._part(stp) > 0)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -217,7 +221,7 @@ class PoolHook(Hook):
         if 'bad_batches' in checkpoint[STATE]:
             stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
-            begin_alone(runner)
+            begin_alone(runner, searched=self._part(stp) > 0)
 
     def after_train(self, runner: Runner) -> None:
         stp_of(runner).driver = None
