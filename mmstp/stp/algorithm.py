@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import CheckpointLoader
@@ -151,8 +150,7 @@ class STP(Wrapper):
         if seed is None:
             seed = shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
-        self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
+        self.pool = ArchitecturePool.drawn(choices, rows, size, seed, **pool)
         self.is_built()
         require_fit(
             self,
