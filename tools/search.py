@@ -11,7 +11,6 @@ With ``--out`` the best is written there as ``tools/export.py`` does.
 """
 
 import argparse
-import copy
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -34,7 +33,7 @@ from mmstp.cli.launch import (
     load_search,
     whole_number,
 )
-from mmstp.cli.search_config import budget_of
+from mmstp.config_fields import default_of
 from mmstp.deploy.export import check_folder
 from mmstp.errors import LaunchError
 from mmstp.search.budget import Budget, feasible_rows
@@ -100,7 +99,8 @@ def main() -> None:
     """Searches, shows what was found, writes the best."""
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
-    asked = asked_for(config, args.target)
+    target = target_of(args.target)
+    metric = config.model.get('metric', default_of(STP, 'metric'))
     fields = ('train_dataloader', f'{args.data}_dataloader')
     if config.get(fields[1]) is None:
         raise LaunchError(f'--data {args.data}: the config has no {fields[1]}')
@@ -110,7 +110,8 @@ def main() -> None:
         check_work_dir(args.out, '--out')
     with plain_loading():
         stp, dataset_meta = load_main_network(config, args.checkpoint)
-        budget = budget_of(asked, stp.supernet)
+        space, cost = stp.supernet.space, stp.supernet.cost
+        budget = Budget.of(target, metric, stp.budget.tolerance, space, cost)
         loaders = [Runner.build_dataloader(config[field]) for field in fields]
         check_images(loaders[0], stp)
         stp.to(get_device())
@@ -154,8 +155,8 @@ def load_main_network(config: Config, checkpoint: str | None) -> tuple[STP, dict
     return stp, dataset_meta
 
 
-def asked_for(config: Config, limits: list[tuple[str, float]]) -> Config:
-    """The config with another budget.
+def target_of(limits: list[tuple[str, float]]) -> float | dict[str, float]:
+    """The budget, as ``model.target`` has it.
 
     Raises:
         LaunchError: If a number has no metric beside others, or two have the same.
@@ -166,9 +167,7 @@ def asked_for(config: Config, limits: list[tuple[str, float]]) -> Config:
             '--target: expected one number, or one for each of several metrics, such as '
             'macs=0.35 params=0.4'
         )
-    found = copy.deepcopy(config)
-    found.model.target = by_metric.get('', by_metric)
-    return found
+    return by_metric.get('', by_metric)
 
 
 def propose(stp: STP, budget: Budget, dataloader, args: argparse.Namespace) -> None:

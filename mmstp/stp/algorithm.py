@@ -19,7 +19,6 @@ from ..config_fields import default_of, options_of, positive, refuse_unknown
 from ..errors import ArchitectureError, CheckpointError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
-from ..search.latency_table import LatencyTable
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
@@ -138,12 +137,11 @@ class STP(Wrapper):
         self.teacher: nn.Module | None = None  # of the survivor
 
         self.supernet, kind = with_task(classifier, input_shape, space, task)
+        self.supernet.use_latency(latency)
         self.task = kind(self.supernet, normalize)
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
-        if latency is not None:
-            cost.use_latency(LatencyTable.read(latency))
         self.budget = Budget.of(target, metric, tolerance, choices, cost)
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
