@@ -12,34 +12,31 @@ that of an export that is there already:
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
 
 from mmstp import Architecture
 from mmstp.checkpoints import plain_loading
-from mmstp.cli.data_checks import check_input_shape, image_shape
+from mmstp.cli.exporting import export_subnet
 from mmstp.cli.launch import (
     add_config_options,
     build_stp,
     check_data,
     check_work_dir,
+    init_weights,
     is_export,
     load_config,
     load_search,
+    whole_number,
 )
 from mmstp.deploy.detector_config import write_detector
-from mmstp.deploy.export import BACKBONE, check_folder, max_abs_difference, reload, write_export
+from mmstp.deploy.export import check_folder
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
 from mmstp.search.budget import feasible_rows, most_uniform
 from mmstp.stp.algorithm import STP
-from mmstp.stp.hooks.statistics import calibrate_on
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         'the one whose depths and widths are most alike; default: the best found',
     )
     parser.add_argument(
-        '--num-images', type=number_of_images,
+        '--num-images', type=whole_number(0),
         help='training images for the statistics of norm layers, default 2000; 0 keeps those of '
         'the main network, which do not fit a subnet. A survivor has its own: there the default '
         'is 0',
@@ -76,13 +73,6 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     add_config_options(parser)
     return parser.parse_args()
-
-
-def number_of_images(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number, at least 0')
-    return int(text)
 
 
 def main() -> None:
@@ -129,14 +119,13 @@ def check_same_folder(args: argparse.Namespace) -> None:
 
 
 def export(config: Config, args: argparse.Namespace) -> None:
-    """Loads the run, cuts, estimates statistics, writes and reloads."""
+    """Loads the run and writes the subnet that is asked for."""
     stp = build_stp(config)
     if args.checkpoint:
         dataset_meta = load_search(stp, args.checkpoint, config)
     elif args.architecture:
         dataset_meta = {}
-        with quiet():
-            stp.init_weights()
+        init_weights(stp)
     else:
         raise LaunchError(
             'without a checkpoint nothing was searched: name the --architecture, such as uniform'
@@ -150,40 +139,9 @@ def export(config: Config, args: argparse.Namespace) -> None:
         logger().warning(
             f'the search is not finished: the best of {len(stp.pool)} candidates is cut'
         )
-    network = stp.export(architecture)
-    if args.num_images:
-        dataloader = Runner.build_dataloader(config.train_dataloader)
-        check_images(config, dataloader, stp)
-        number = min(args.num_images, len(dataloader.dataset))
-        logger().info(f'estimating the statistics of norm layers on {number} images')
-        calibrate_on(network, dataloader, args.num_images)
-    description = write_export(
-        args.out, network, config, stp, architecture, args.checkpoint, dataset_meta
+    export_subnet(
+        args.out, config, stp, architecture, args.num_images, args.checkpoint, dataset_meta
     )
-    difference = max_abs_difference(
-        network, reload(args.out), stp.supernet.inputs[0].shape, stp.task.tensors
-    )
-    logger().info(
-        f'{args.out}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '
-        f'{description["params_ratio"]:.2%} of the parameters; reloaded from its config and '
-        f'weights it differs by {difference}'
-    )
-    if description['backbone'] != BACKBONE:
-        logger().info(f'{BACKBONE} for detectors is not written: {description["backbone"]}')
-    if difference != 0:
-        raise RuntimeError(f'the reloaded network differs by {difference}')
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without MMEngine's four lines for every parameter that is initialised."""
-    current = MMLogger.get_current_instance()
-    level = current.level
-    current.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        current.setLevel(level)
 
 
 def chosen(stp: STP, text: str | None) -> Architecture:
@@ -194,16 +152,6 @@ def chosen(stp: STP, text: str | None) -> Architecture:
         return Architecture.of(text)
     space, cost = stp.supernet.space, stp.supernet.cost
     return most_uniform(space, feasible_rows(space, cost, stp.budget, stp.pool_size))
-
-
-def check_images(config: Config, dataloader: Any, stp: STP) -> None:
-    """Warns where the costs in the export are those of images of another size than the run's."""
-    try:
-        shape = tuple(stp.supernet.inputs[0].shape[1:])
-        check_input_shape(shape, {'train_dataloader': image_shape(dataloader, stp)})
-    except LaunchError as error:
-        # tests may have another size than the training; the run itself was checked when it began
-        logger().warning(str(error))
 
 
 def logger() -> MMLogger:

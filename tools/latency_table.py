@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.logging import MMLogger
 
-from mmstp.cli.launch import add_config_options, load_config
+from mmstp.cli.launch import add_config_options, load_config, whole_number
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
 from mmstp.search.latency_fit import FEWEST
@@ -32,30 +32,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', default='latency.json', help='default %(default)s')
     parser.add_argument('--backend', choices=list(BACKENDS), default='onnxruntime')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--batch', type=positive, default=1, help='images at once')
-    parser.add_argument('--threads', type=positive, default=1, help='of the CPU')
+    parser.add_argument('--batch', type=whole_number(1), default=1, help='images at once')
+    parser.add_argument('--threads', type=whole_number(1), default=1, help='of the CPU')
     parser.add_argument('--half', action='store_true', help='half precision, of torch')
     parser.add_argument('--compile', action='store_true', help='torch.compile, of torch')
     parser.add_argument(
-        '--networks', type=positive, default=64,
+        '--networks', type=whole_number(1), default=64,
         help=f'how many are measured, at least {FEWEST} (default %(default)s)',
     )  # fmt: skip
     parser.add_argument(
-        '--rounds', type=positive, default=20, help='runs of each (default %(default)s)'
+        '--rounds', type=whole_number(1), default=20, help='runs of each (default %(default)s)'
     )
     parser.add_argument(
-        '--together', type=positive, default=8,
+        '--together', type=whole_number(1), default=8,
         help='networks that take turns with the dense one (default %(default)s)',
     )  # fmt: skip
     add_config_options(parser)
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number, at least 1')
-    return int(text)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config, as key=value; nested keys with dots, lists as '
         'key="[a,b]" or key=a,b',
     )  # fmt: skip
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least ``least``."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r}: expected a whole number, at least {least}')
+        return int(text)
+
+    return read
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
@@ -157,6 +169,17 @@ def build_stp(config: Config) -> STP:
     stp = build_model({'data_preprocessor': config.get('data_preprocessor'), **config.model})
     assert isinstance(stp, STP)
     return stp
+
+
+def init_weights(stp: STP) -> None:
+    """Initialises it, without MMEngine's four lines in the log for every parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        stp.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict[str, Any]:

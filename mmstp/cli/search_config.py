@@ -10,7 +10,6 @@ from ..config_fields import default_of
 from ..errors import LaunchError
 from ..registry import MODELS
 from ..search.budget import Budget
-from ..search.latency_table import LatencyTable
 from ..stp.algorithm import STP, check_fields
 from ..stp.tasks import with_task
 from ..subnets.supernet import Supernet
@@ -37,8 +36,7 @@ def supernet_of(config: Config) -> Supernet:
 
 def budget_of(config: Config, supernet: Supernet) -> Budget:
     """The budget of the config; the supernet takes over the latency that it names."""
-    if path := _option(config, 'latency'):
-        supernet.cost.use_latency(LatencyTable.read(path))
+    supernet.use_latency(_option(config, 'latency'))
     target, metric, tolerance = (
         _option(config, name) for name in ('target', 'metric', 'tolerance')
     )

@@ -17,6 +17,7 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
     """Stages, groups, fixed layers and the range of costs; and whether the budget can be met."""
     space = supernet.space
     lines = ['stage                       depths            widths                     groups']
+    what = ' (left out)' if space.prune_slow else ' (space.prune_slow=True leaves them out)'
     for stage in space.stages:
         depths, widths = (', '.join(map(str, each)) for each in (stage.depths, stage.widths))
         lines.append(f'{stage.name:27s} {depths:17s} {widths:26s} {len(stage.groups)}')
@@ -25,6 +26,8 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
             more = f' and {len(group.makers) - 1} more' if len(group.makers) > 1 else ''
             kept = [space.units(group, w) * group.unit_size for w in stage.widths]
             lines.append(f'    {group.name}{more}: {group.channels} channels, choices {kept}')
+        if slow := supernet.slow_widths.get(stage.name):
+            lines.append(f'    no faster than the next larger: {", ".join(map(str, slow))}{what}')
     lines += ['', *(['fixed:'] if space.fixed else [])]
     for reason, paths in by_reason(space.fixed).items():
         lines.append(f'    {", ".join(paths)}: {reason}')

@@ -82,6 +82,13 @@ class CostModel:
         refuse_other('space', table.space, self.described())
         self.latency_fit = LatencyFit(table, self._space, self._features)
 
+    def within(self, space: SearchSpace) -> CostModel:
+        """The costs, by the same fit of the latency, of a space with fewer choices."""
+        found = CostModel(space.graph, space)
+        if self.latency_fit is not None:
+            found.latency_fit = self.latency_fit.by(found._features)
+        return found
+
     def described(self) -> dict[str, Any]:
         """What tells the space and its network from others, in plain types."""
         space = self._space

@@ -8,6 +8,7 @@ the measured members. No cost is negative, so a larger architecture is never the
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ class LatencyFit:
 
     def __str__(self) -> str:
         return f'{self.table}; of networks not in the fit {self.accuracy}'
+
+    def by(self, features: Callable[[Any], Numbers]) -> LatencyFit:
+        """The same weights, for rows of another space of the network."""
+        found = copy.copy(self)
+        found._features = features
+        return found
 
     def __call__(self, rows: NDArray[np.int64]) -> Numbers:
         """Milliseconds of each architecture."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ..analysis.analysis import ChannelGraph
 from ..analysis.groups import Group
 from ..architecture import Architecture
 from ..errors import ArchitectureError, SpaceError
-from .stages import check_parts, find_stages, free_groups, nothing, read_widths, with_choices
+from .stages import Stage, check_parts, find_stages, free_groups, nothing, read_widths, with_choices
 
 WIDTHS = (0.3, 0.5, 0.7, 0.9, 1.0)
 DIVISOR = 8
@@ -47,6 +49,8 @@ class SearchSpace:
             are an entry of their own, instead of joining the stage of their resolution.
         times: How often the layers of a module run for one image, by its path, where the trace has
             them run once: heads of a detector that look at one region after the other. For costs.
+        prune_slow: Whether widths that save no time (`slow_widths`) are left out, where there is a
+            table of the latency: see `Supernet.use_latency`.
         cut: A network all of whose blocks are one chain, a ViT, is cut into this many stages, of
             lengths that differ by one at most (with fewer than two blocks for each, it is not).
 
@@ -67,6 +71,7 @@ class SearchSpace:
         parts: Sequence[str] | None = None,
         times: Mapping[str, int] | None = None,
         cut: int = CUT,
+        prune_slow: bool = False,
     ) -> None:
         if not isinstance(times, (Mapping, type(None))):
             raise SpaceError(f'space.times={times!r}: expected a dict of numbers by path')
@@ -75,7 +80,8 @@ class SearchSpace:
         for name, value in {'divisor': divisor, 'cut': cut, **numbers}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpaceError(f'space.{name}={value!r}: expected a whole number of at least 1')
-        for name, value in {'depths': depths, 'stem': stem, 'embedding': embedding}.items():
+        flags = dict(depths=depths, stem=stem, embedding=embedding, prune_slow=prune_slow)
+        for name, value in flags.items():
             if not isinstance(value, bool):
                 raise SpaceError(f'space.{name}={value!r}: expected True or False')
         if isinstance(widths, str):
@@ -86,13 +92,15 @@ class SearchSpace:
                 )
             widths, multiple = FAST[widths]
             divisor = math.lcm(divisor, multiple)
-        self.graph = graph
-        self.divisor = divisor
+        self.graph, self.divisor, self.prune_slow = graph, divisor, prune_slow
         free, self.fixed = free_groups(graph, fix, stem, embedding)
         parts = parts or ()
         check_parts(graph, self.fixed, parts)
         found = find_stages(graph, free, read_widths('space.widths', widths), depths, cut, parts)
-        self.stages = tuple(with_choices(found, stages or {}))
+        self._choose_from(tuple(with_choices(found, stages or {})))
+
+    def _choose_from(self, stages: tuple[Stage, ...]) -> None:
+        graph, self.stages = self.graph, stages
         if all(len(s.depths) * len(s.widths) == 1 for s in self.stages):
             raise SpaceError(f'nothing in this model can be pruned: {nothing(graph, self.fixed)}')
         # per entry of a row
@@ -112,10 +120,26 @@ class SearchSpace:
         if whole and all(len(stage.depths) == 1 for stage in self.stages):
             widest = max(group.channels for group in graph.groups)
             raise SpaceError(
-                f'nothing in this model can be pruned: rounded up to a multiple of space.divisor='
-                f'{divisor}, every width keeps all channels of every layer (at most {widest}); '
+                f'nothing in this model can be pruned: rounded up to a multiple of '
+                f'space.divisor={self.divisor}, every width keeps all channels of every layer (at '
+                f'most {widest}); '
                 'choose a smaller divisor or smaller widths'
             )
+
+    def without(self, widths: Mapping[str, Collection[float]]) -> SearchSpace:
+        """The same space with fewer choices.
+
+        Args:
+            widths: Which are left out, by the name of a stage.
+        """
+        found = copy.copy(self)
+        found._choose_from(
+            tuple(
+                replace(s, widths=tuple(w for w in s.widths if w not in widths.get(s.name, ())))
+                for s in self.stages
+            )
+        )
+        return found
 
     # --- choices ---------------------------------------------------------------------------------
 

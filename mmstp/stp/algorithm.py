@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from ..config_fields import default_of, options_of, positive, refuse_unknown
 from ..errors import ArchitectureError
 from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
-from ..search.latency_table import LatencyTable
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
@@ -145,20 +143,18 @@ class STP(Wrapper):
         self.teacher: nn.Module | None = None  # of the survivor
 
         self.supernet, kind = with_task(classifier, input_shape, space, task)
+        self.supernet.use_latency(latency)
         self.task = kind(self.supernet, normalize)
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
-        if latency is not None:
-            cost.use_latency(LatencyTable.read(latency))
         self.budget = Budget.of(target, metric, tolerance, choices, cost)
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
         seed = pool.pop('seed', None)
         if seed is None:
             seed = shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
-        chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
-        self.pool = ArchitecturePool(list(map(choices.decode, rows[chosen])), seed=seed, **pool)
+        self.pool = ArchitecturePool.drawn(choices, rows, size, seed, **pool)
         self.is_built()
         require_fit(
             self,

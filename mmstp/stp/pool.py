@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..architecture import Architecture
 from ..errors import CheckpointError
+from ..search.space import SearchSpace
 from .options import check_seed, is_number, refuse_not_finite
 
 SAMPLINGS = ('even', 'uniform')
@@ -49,6 +53,22 @@ class ArchitecturePool:
         self._scores: dict[Architecture, float | None] = dict.fromkeys(architectures)
         self._visits: dict[Architecture, int] = dict.fromkeys(architectures, 0)
         self._queue: list[Architecture] = []
+
+    @classmethod
+    def drawn(
+        cls, space: SearchSpace, rows: NDArray[np.int64], size: int, seed: int, **options: Any
+    ) -> ArchitecturePool:
+        """A pool of some members of a space, at random.
+
+        Args:
+            space: The search space.
+            rows: Those that meet the budget, as rows of the space.
+            size: How many are drawn; all of them where there are fewer.
+            seed: Of what is drawn, and of the pool.
+            **options: ``alpha`` and ``sampling``.
+        """
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
+        return cls(list(map(space.decode, rows[chosen])), seed=seed, **options)
 
     def __len__(self) -> int:
         return len(self._scores)

@@ -7,14 +7,18 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
+from ..errors import SpaceError
 from ..foreign import pytree
 from ..search.cost import CostModel
+from ..search.latency_table import LatencyTable
+from ..search.slow_widths import slow_widths
 from ..search.space import SearchSpace
 from .compact_spec import CompactSpec, stage_shapes
 from .convert import convert
@@ -42,6 +46,7 @@ class Supernet:
         model: The model.
         space: The architectures that can be chosen.
         cost: Their multiply-adds, parameters and activations.
+        slow_widths: By the name of a stage, those that save no time; known from `use_latency` on.
         norm_statistics: Running statistics of norm layers that subnets have for themselves, by
             state-dict key; those of the main network serve the others. See `calibrate`.
         inputs: The positional arguments, with tensors on the device and in the precision of the
@@ -82,9 +87,35 @@ class Supernet:
         self.graph, self.space = made.graph, made.space
         self.one_size, self.one_batch = made.one_size, made.one_batch
         self.cost = CostModel(self.graph, self.space)
+        self.slow_widths: dict[str, tuple[float, ...]] = {}
         self.norm_statistics: dict[Architecture, dict[str, Tensor]] = {}
         self._active = made.active
         self._plan = self._cached_plans()
+
+    def use_latency(self, path: str | Path | None) -> None:
+        """Adds the metric ``'latency'``; with ``space.prune_slow`` slow widths leave the space.
+
+        Args:
+            path: What ``tools/latency_table.py`` measured, of the space before that. None: nothing
+                is added.
+
+        Raises:
+            LatencyError: If it cannot be read, is of another network or space, or holds too little.
+            SpaceError: If there is nothing to tell slow widths by.
+        """
+        if path is None:
+            if self.space.prune_slow:
+                raise SpaceError(
+                    'space.prune_slow=True: which widths are slow is not known without a table of '
+                    "the latency; give model.latency='latency.json', which tools/latency_table.py "
+                    'writes'
+                )
+            return
+        self.cost.use_latency(LatencyTable.read(path))
+        self.slow_widths = slow_widths(self.space, self.cost)
+        if self.space.prune_slow:
+            self.space = self.space.without(self.slow_widths)
+            self.cost = self.cost.within(self.space)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Supernet:
         """Copies the model; what is known about it does not change and is shared."""

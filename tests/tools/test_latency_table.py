@@ -1,6 +1,7 @@
 """Measuring a space, and training to a latency."""
 
 import json
+import re
 
 import pytest
 
@@ -70,6 +71,16 @@ def test_a_budget_in_latency(call, tiny_config, measured, tmp_path, capsys):
     written = json.loads((tmp_path / 'architecture.json').read_text())
     assert written['latency_ratio'] == pytest.approx(0.7, rel=0.1)
     assert written['latency_table'] == str(cost.latency_fit)
+
+
+def test_widths_that_save_no_time(call, tiny_config, measured, capsys):
+    """Named in the report; left out of the pool where that is asked for."""
+    call('search_space.py', tiny_config, '--cfg-options', f'model.latency={measured}')
+    found = re.search(r'no faster than the next larger: ([\d., ]+) \(', capsys.readouterr().out)
+    # of 16 channels 0.3 keeps as many as 0.5, and 0.7 and 0.9 as many as all
+    assert {'0.3', '0.7', '0.9'} <= set(found[1].split(', '))
+    stp = tiny.stp(model__latency=str(measured), model__space__prune_slow=True)
+    assert not {0.3, 0.7, 0.9} & {architecture.widths[0] for architecture in stp.pool.scores}
 
 
 def test_a_config_without_a_search(call):

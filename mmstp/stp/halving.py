@@ -1,0 +1,122 @@
+"""Which of some subnets keeps most of the main network as it is: successive halving, no training.
+
+All are evaluated on a few images, the better half on twice as many, and so on. In a round all see
+the same images with the same augmentation, so that they can be compared in pairs.
+
+References:
+    Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization*, AISTATS 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MMLogger
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..analysis.eval_state import eval_mode
+from ..architecture import Architecture
+from .hooks.statistics import calibrate_on, on_images
+from .options import refuse_not_finite
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A subnet in the last round that it was in.
+
+    Attributes:
+        architecture: The subnet's.
+        images: How many it saw in that round.
+        distance: To the main network (Eq. 8), both in eval mode; the mean over the batches.
+        behind: How much that is above the distance of the best subnet, on the same images.
+        error: The standard error of ``behind``, over the batches; NaN of a single one.
+    """
+
+    architecture: Architecture
+    images: int
+    distance: float
+    behind: float
+    error: float
+
+
+def halve(
+    stp: Any,
+    candidates: Sequence[Architecture],
+    train_dataloader: DataLoader,
+    dataloader: DataLoader,
+    num_images: int,
+) -> list[Evaluated]:
+    """Evaluates subnets with norm statistics of their own, as they would be exported.
+
+    Args:
+        stp: An `STP` with its main network, which is not changed.
+        candidates: At least one. All are cut out at once.
+        train_dataloader: Of whose images the statistics are, of as many as a round has.
+        dataloader: Images to compare on, such as the same.
+        num_images: In the first round; twice as many in each that follows, until two subnets were
+            compared or a round had all there are.
+
+    Returns:
+        All of them, the best first.
+
+    Raises:
+        ValueError: If a distance is not finite.
+    """
+    rounds: list[tuple[int, dict[Architecture, NDArray[np.float64]]]] = []
+    left, available = list(candidates), len(dataloader.dataset)  # type: ignore[arg-type]
+    while True:
+        networks = {}
+        for architecture in left:
+            networks[architecture] = network = stp.export(architecture)
+            calibrate_on(network, train_dataloader, num_images)
+        found = distances(stp, list(networks.values()), dataloader, num_images)
+        means = dict(zip(networks, found.mean(axis=1).tolist(), strict=True))
+        refuse_not_finite({f'the distance of {a}': mean for a, mean in means.items()})
+        rounds.append((min(num_images, available), dict(zip(networks, found, strict=True))))
+        order = sorted(left, key=means.__getitem__)
+        best = order[0]
+        MMLogger.get_current_instance().info(
+            f'{len(left)} subnets on {rounds[-1][0]} images: best {best}, distance '
+            f'{means[best]:.4f}'
+        )
+        if len(left) <= 2 or num_images >= available:
+            break
+        left, num_images = order[: math.ceil(len(left) / 2)], 2 * num_images
+    last = {}
+    for images, evaluated in rounds:
+        for architecture, own in evaluated.items():
+            behind = own - evaluated[best]
+            error = behind.std(ddof=1) / math.sqrt(len(own)) if len(own) > 1 else math.nan
+            last[architecture] = Evaluated(
+                architecture, images, float(own.mean()), float(behind.mean()), float(error)
+            )
+    return sorted(last.values(), key=lambda one: (-one.images, one.distance))
+
+
+@torch.no_grad()
+def distances(
+    stp: Any, networks: Sequence[nn.Module], dataloader: DataLoader, num_images: int
+) -> NDArray[np.float64]:
+    """Distances of networks to the main network, in eval mode, shape (networks, batches)."""
+    found = []
+
+    def compare(batches: Iterable[Tensor]) -> None:
+        for images in batches:
+            main = stp.task.outputs(stp.model, images)
+            outputs = (stp.task.outputs(network, images) for network in networks)
+            found.append([float(stp.task.distance(own, main)) for own in outputs])
+
+    with ExitStack() as stack:
+        for network in (stp.model, *networks):
+            stack.enter_context(eval_mode(network))
+        on_images(stp.model, dataloader, num_images, compare)
+    return np.array(found).T
