@@ -43,6 +43,7 @@ WHOLE = ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
 SIZE = (3, 160, 160)  # of a scene
 SCENES = {'train': 400, 'val': 150}
 SHOWN = 6  # scenes in the picture
+TIMED = ('backbone', 'whole', 'first stage')  # the last is timed where there is time
 
 
 def prune(out: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -198,7 +199,10 @@ def main() -> None:
     models: dict[str, Any] = {name: runner.model for name, runner in runners.items()}
     models['whole'] = whole
     batch = next(iter(runners['dense'].val_dataloader))
-    functions = {name: functions_of(model.eval(), batch) for name, model in models.items()}
+    functions = {
+        name: functions_of(model.eval(), batch, onnx=not args.tiny)
+        for name, model in models.items()
+    }
     for name, model in models.items():
         summary[name] = {
             **average_precision(runners[name]),
@@ -226,15 +230,17 @@ def detector_macs(model: Any) -> int:
     return int(supernet.cost.macs(supernet.space.largest)[0])
 
 
-def functions_of(model: Any, batch: dict[str, Any]) -> dict[str, Callable[[], object]]:
+def functions_of(model: Any, batch: dict[str, Any], onnx: bool) -> dict[str, Callable[[], object]]:
     """What is timed: the backbone and the whole in PyTorch, the first stage in ONNX Runtime."""
     images = torch.zeros(1, *SIZE)
-    first_stage = session_of(as_onnx(dense_part(model), images))
-    return {
+    found = {
         'backbone': lambda: model.backbone(images),
         'whole': lambda: model.test_step(batch),
-        'first stage': lambda: first_stage(images),
     }
+    if onnx:
+        run = session_of(as_onnx(dense_part(model), images))
+        found['first stage'] = lambda: run(images)
+    return found
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -252,7 +258,8 @@ def table(summary: dict[str, Any]) -> str:
         if key in summary:
             found, dense = summary[key], summary['dense']
             macs = (f'{found[part] / dense[part]:.1%}' for part in ('backbone_macs', 'macs'))
-            times = (f'{ratio:.2f}' for ratio in found['latency_ratios'].values())
+            ratios = found['latency_ratios']
+            times = (f'{ratios[part]:.2f}' if part in ratios else '' for part in TIMED)
             rows.append((name, f'{found["bbox"]:.1f}', f'{found["segm"]:.1f}', *macs, *times))
     result = (
         f'backbone {summary["architecture"]}; classifiers of digits: dense '

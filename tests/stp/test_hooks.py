@@ -162,7 +162,7 @@ def test_hooks_need_the_algorithm(tmp_path):
     ('make', 'message'),
     [
         (lambda: PoolHook(interval=0), r'PoolHook\.interval=0'),
-        (lambda: PoolHook(end=0), r'PoolHook\.end=0'),
+        (lambda: PoolHook(end=-0.1), r'PoolHook\.end=-0\.1'),
         (lambda: SubnetEvalHook(num_images=0), r'SubnetEvalHook\.num_images=0'),
     ],
 )
