@@ -130,7 +130,7 @@ def average_precision(runner: Runner) -> dict[str, float]:
 def draw(models: dict[str, Any], runner: Runner, path: Path) -> None:
     """Some scenes, one below the other: with what is there, and what each detector finds."""
     dataset: Any = runner.val_dataloader.dataset
-    rows = []
+    scenes = []
     for index in range(min(SHOWN, len(dataset))):
         sample = dataset[index]
         image = cv2.imread(sample['data_samples'].img_path)
@@ -142,18 +142,21 @@ def draw(models: dict[str, Any], runner: Runner, path: Path) -> None:
             found = model.test_step(batch)[0].pred_instances
             found = found[found.scores > 0.5].numpy()
             pictures.append(_drawn(image, found.bboxes, found.labels, found.scores, found.masks))
-        rows.append(np.hstack(pictures))
-    width = max(row.shape[1] for row in rows)
-    rows = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0))) for row in rows]
+        scenes.append(pictures)
+    each = max(picture.shape[1] for pictures in scenes for picture in pictures)
+    rows = [
+        np.hstack([np.pad(p, ((0, 8), (0, each - p.shape[1]), (0, 0))) for p in pictures])
+        for pictures in scenes
+    ]
     half = (len(rows) + 1) // 2
-    columns = [np.vstack(rows[:half]), np.vstack(rows[half:] or [np.zeros((1, width, 3))])]
+    columns = [np.vstack(rows[:half]), np.vstack(rows[half:] or [0 * rows[0]])]
     height = max(len(column) for column in columns)
     columns = [np.pad(c, ((0, height - len(c)), (0, 24), (0, 0))) for c in columns]
     title = np.full((28, columns[0].shape[1] * 2, 3), 40, np.uint8)
     names = ['there', *models]
     for column in range(2):
         for place, name in enumerate(names):
-            x = column * columns[0].shape[1] + place * (width // len(names)) + 4
+            x = column * columns[0].shape[1] + place * each + 4
             cv2.putText(title, name, (x, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255,) * 3, 1)
     cv2.imwrite(str(path), np.vstack([title, np.hstack(columns)]))
 
