@@ -313,7 +313,6 @@ def stp(trial: Trial, preset: str) -> Found:
 AFTER_DENSE = {
     'after-30': 0.3,
     'after-50': 0.5,
-    'after-50-taught': 0.5,
     'after-70': 0.7,
 }  # the share of the allowance that the dense network has before the search
 
@@ -323,14 +322,12 @@ def stp_after_dense(trial: Trial, preset: str) -> Found:
     """The recommended preset from a dense network that was trained before, on this account."""
     share, history = AFTER_DENSE[preset], PoolHistory()
     network = dense_network(trial, share)
-    taught = dict(survivor=dict(teacher='main')) if preset.endswith('-taught') else {}
     model = search(
         trial,
         preset='recommended',
         share=1 - share,
         hooks=[history],
         start=lambda: copy.deepcopy(network),
-        **taught,
     )
     return survivor_of(trial, model, history)
 
