@@ -212,7 +212,7 @@ def main() -> None:
             'backbone_macs': count_macs(model.backbone, (torch.zeros(1, *SIZE),)),
             'macs': detector_macs(model),
             'latency_ratios': {
-                part: ratio_of_times(function, functions['dense'][part])
+                part: ratio_of_times(function, functions['dense'][part]) if name != 'dense' else 1.0
                 for part, function in functions[name].items()
             },
         }
