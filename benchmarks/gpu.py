@@ -3,9 +3,11 @@
 The same measurements as ``step.py`` and ``latency.py``, for a CUDA device and several precisions in
 one process. A step of STP does the work of three networks but starts the kernels of three as well,
 so where a network's kernels are too short to fill the device the limit ``1 + r + s`` cannot hold:
-the table has a network at a size that fills it and one that does not. Inference is eager and as a
-CUDA graph, of members of each budget drawn by
-``--seed``; their outputs have to be those of the active subnet, within the precision's rounding.
+the table has a network at a size that fills it and one that does not. cuDNN looks for its kernels
+when it sees a shape for the first time, and every pair of widths is a shape of its own, so
+``--warmup`` steps come before those that are timed. Inference is eager and as a CUDA graph, of
+members of each budget drawn by ``--seed``; their outputs have to be those of the active subnet,
+within the precision's rounding. ``--batches`` without a number leaves it out.
 """
 
 from __future__ import annotations
@@ -26,11 +28,16 @@ from torch import Tensor, nn
 from mmstp import Supernet
 from mmstp.subnets.cut import count_macs
 
-# network, classes, pixels, images in a batch
-TRAINED = (
-    ('resnet50', 1000, 224, 128),
-    ('resnet50_cifar', 100, 32, 256),
-    ('resnet18', 100, 64, 64),
+# network, classes, pixels, images in a batch; precision, backward passes
+TRAINED = tuple(
+    (*network, precision, passes)
+    for network, precisions, ways in (
+        (('resnet50', 1000, 224, 128), ('float32', 'float16', 'bfloat16'), ('together', 'apart')),
+        (('resnet50_cifar', 100, 32, 256), ('float32', 'float16'), ('together',)),
+        (('resnet18', 100, 64, 64), ('float32', 'float16'), ('together',)),
+    )
+    for precision in precisions
+    for passes in ways
 )
 # by precision, the largest difference of an export from the active subnet, relative to the largest
 # output
@@ -39,13 +46,14 @@ PRECISIONS = {'float32': 1e-4, 'float16': 1e-2}
 
 def step_row(args: argparse.Namespace) -> tuple[str, ...]:
     """A line of the table of training steps."""
-    steps = measure(args, warmup=5)
+    steps = measure(args)
     ratio = ratios(steps.stp, steps.dense)
     torch.cuda.empty_cache()
     peak = {kind: peak_memory(kind, args) for kind in ('stp', 'dense')}
     return (
         f'{args.network}, {args.size} pixels, batch {args.batch}',
         args.precision,
+        args.passes,
         f'{1000 * statistics.median(steps.dense):.4g}',
         f'{1000 * statistics.median(steps.stp):.4g}',
         spread(ratio),
@@ -143,26 +151,17 @@ def main() -> int:
     options = parser(__doc__, repeats=20)
     options.add_argument('--device', default='cuda')
     options.add_argument('--target', type=float, default=0.15, help='of the training steps')
+    options.add_argument('--warmup', type=int, default=100, help='steps of STP that are not timed')
     options.add_argument('--targets', type=float, nargs='*', default=[0.55, 0.35, 0.15])
     options.add_argument('--members', type=int, default=3, help='of each budget')
     options.add_argument('--batches', type=int, nargs='*', default=[1, 64], help='of the inference')
     args = options.parse_args()
     prepare(args)
-    steps = [
-        step_row(
-            argparse.Namespace(
-                **vars(args),
-                network=network,
-                classes=classes,
-                size=size,
-                batch=batch,
-                precision=precision,
-                passes='together',
-            )
-        )
-        for network, classes, size, batch in TRAINED
-        for precision in PRECISIONS
-    ]
+    steps = []
+    for network, classes, size, batch, precision, passes in TRAINED:
+        own = dict(network=network, classes=classes, size=size, batch=batch, precision=precision)
+        steps.append(step_row(argparse.Namespace(**vars(args), **own, passes=passes)))
+        print(*steps[-1], sep=' | ', flush=True)
     inference = [
         row
         for batch in args.batches
@@ -175,11 +174,13 @@ def main() -> int:
         f'cuDNN {torch.backends.cudnn.version()}, TF32 in convolutions '
         f"{'on' if torch.backends.cudnn.allow_tf32 else 'off'} (PyTorch's default).",
         f'Training: random images without a data pipeline, budget {args.target:.0%}, medians of '
-        f'{args.repeats} rounds, quartiles in brackets. Goal: at most 1.15 times the limit.',
+        f'{args.repeats} rounds after {args.warmup} steps, quartiles in brackets. Goal: at most '
+        '1.15 times the limit.',
         markdown(
             (
                 'network',
                 'precision',
+                'passes',
                 'dense step, ms',
                 'STP step, ms',
                 'ratio',

@@ -1,10 +1,10 @@
-"""What the choice within one budget of multiply-adds is worth in time: ResNet-50 on ONNX Runtime.
+"""What the choice within one budget of multiply-adds is worth in time: ResNet-50.
 
 Of all architectures that meet a budget, the fastest, the median and the slowest by a latency table
-are exported and run in turn with the dense network, with Torch-Pruning's uniform pruning to the
-same budget, and with members drawn at random: of the default widths and of ``widths='cpu'``. The
-weights are random, and nothing here is about accuracy. The table is measured before, by
-``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``.
+are exported and run as the table says, in turn with the dense network, with Torch-Pruning's uniform
+pruning to the same budget, and with members drawn at random: of the default widths and of those
+that suit the device. The weights are random, and nothing here is about accuracy. The table is
+measured before, by ``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``.
 """
 
 from __future__ import annotations
@@ -59,15 +59,18 @@ def main() -> None:
     logging.disable(logging.WARNING)  # of the exporter to ONNX
     dense, images = classifier(), torch.randn(1, 3, SIDE, SIDE)
     supernet = Supernet(copy.deepcopy(dense), images)
-    aligned = Supernet(copy.deepcopy(dense), images, widths='cpu')
+    latency_table = LatencyTable.read(args.table)
+    setting = Setting.of(latency_table.setting)
+    widths = 'gpu' if setting.device == 'cuda' else 'cpu'
+    aligned = Supernet(copy.deepcopy(dense), images, widths=widths)
     space, cost = supernet.space, supernet.cost
-    cost.use_latency(LatencyTable.read(args.table))
-    setting = Setting('onnxruntime', threads=args.threads)
+    cost.use_latency(latency_table)
+    batch = torch.randn(setting.batch, 3, SIDE, SIDE)
     candidates: list[Candidate] = []
 
     def add(budget: str, name: str, network, architecture='', predicted=None) -> None:
         macs = count_macs(network, (images,))
-        run = setting.runner(network, images)
+        run = setting.runner(network, batch)
         candidates.append(Candidate((budget, name), str(architecture), macs, predicted, run))
 
     largest = space.largest
@@ -82,7 +85,7 @@ def main() -> None:
             chosen = space.decode(rows[order[place]])
             add(percent, f'{name} of {len(rows):,}', supernet.export(chosen), chosen,
                 float(predicted[order[place]]))  # fmt: skip
-        for name, other in (('default widths', supernet), ("widths='cpu'", aligned)):
+        for name, other in (('default widths', supernet), (f'widths={widths!r}', aligned)):
             for chosen in members(other, target, args.members, args.seed):
                 add(percent, f'{args.members} at random, {name}', other.export(chosen))
         add(percent, 'Torch-Pruning', uniform(dense, target, images))
@@ -107,10 +110,10 @@ def main() -> None:
     report(
         args,
         environment('mmpretrain', 'onnx', 'onnxruntime', 'torch-pruning'),
-        f'ResNet-50, {SIDE} pixels, batch 1, random weights, ONNX Runtime on {args.threads} '
-        f'thread; budgets of multiply-adds within {TOLERANCE:.0%}. Medians of {args.repeats} '
-        'rounds in which all take turns; ratios are formed in every round, with the quartiles in '
-        f'brackets. The table of the latency: {cost.latency_fit}.',
+        f'ResNet-50, {SIDE} pixels, random weights; budgets of multiply-adds within '
+        f'{TOLERANCE:.0%}. Medians of {args.repeats} rounds in which all take turns; ratios are '
+        'formed in every round, with the quartiles in brackets. The table of the latency: '
+        f'{cost.latency_fit}.',
         table(
             ('budget', 'network', 'architecture', 'MACs', 'by the table, ms', 'measured, ms',
              'speed-up', 'over Torch-Pruning'),

@@ -111,21 +111,24 @@ class Steps:
         return 1 + self.target + self.support
 
 
-def measure(args: argparse.Namespace, warmup: int) -> Steps:
+def measure(args: argparse.Namespace) -> Steps:
     """Steps of STP and of ordinary training, of networks that are gone afterwards."""
     dense = classifier(args.network, args.classes)
     stp = algorithm(copy.deepcopy(dense).to(args.device), args)
     drawn: list[Architecture] = []
     record(stp, drawn)
-    seconds = interleave(
-        {'stp': stepper(stp, args), 'dense': stepper(dense, args)}, args.repeats, warmup
-    )
+    steps = {'stp': stepper(stp, args), 'dense': stepper(dense, args)}
+    for _ in range(args.warmup):
+        steps['stp']()
+    seconds = interleave(steps, args.repeats, warmup=3)
     cost = stp.supernet.cost
-    share = cost.macs(drawn) / cost.macs([stp.supernet.space.largest])[0]
+    # the main network, the target subnet and the support subnet of every timed step
+    main, target, support = np.reshape(cost.macs(drawn[-3 * args.repeats :]), (-1, 3)).T
+    assert (main == cost.macs([stp.supernet.space.largest])).all()
     return Steps(
         **seconds,
-        target=share[2 * warmup :: 2],
-        support=share[2 * warmup + 1 :: 2],
+        target=target / main,
+        support=support / main,
         pool=len(stp.pool),
         finite=all(bool(p.isfinite().all()) for p in stp.parameters()),
     )
@@ -184,6 +187,9 @@ def main() -> None:
     options.add_argument('--device', default='cpu')
     options.add_argument('--precision', choices=('float32', *LOWER), default='float32')
     options.add_argument(
+        '--warmup', type=int, default=0, help='steps of STP before (default %(default)s)'
+    )
+    options.add_argument(
         '--passes', choices=PASSES, default='together', help='backward passes (default %(default)s)'
     )
     options.add_argument('--peak-memory', choices=('stp', 'dense'), help=argparse.SUPPRESS)
@@ -194,7 +200,7 @@ def main() -> None:
         return
     peak_stp, peak_dense = peaks(args)
 
-    steps = measure(args, warmup=3)
+    steps = measure(args)
     a, b, limit = steps.stp, steps.dense, steps.limit
     report(
         args,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Setting:
             raise LatencyError(f'backend {self.backend}: half and compile are options of torch')
         if importlib.util.find_spec(self.backend) is None:
             raise LatencyError(f'backend {self.backend} is not installed: pip install it')
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Setting:
+        """The setting that `described` was said of, on this machine."""
+        return cls(**{one.name: described[one.name] for one in fields(cls)})
 
     def described(self) -> dict[str, Any]:
         """With the processor and the versions of what runs the network, in plain types."""

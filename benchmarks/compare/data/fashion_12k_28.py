@@ -6,7 +6,7 @@ epochs = 30  # of the dense network, in T
 
 train_dataloader = dict(
     batch_size=256,
-    num_workers=2,
+    num_workers=12,
     persistent_workers=True,
     drop_last=True,
     dataset=dict(indices=12000),
