@@ -311,20 +311,23 @@ def stp(trial: Trial, preset: str) -> Found:
 
 
 AFTER_DENSE = {
-    'after-30': 0.3,
-    'after-50': 0.5,
-    'after-70': 0.7,
-}  # the share of the allowance that the dense network has before the search
+    f'{kind}-{percent}': (percent / 100, options)
+    for kind, options in {
+        'after': dict(preset='recommended'),
+        'screened': dict(preset='pretrained', screen=1),
+    }.items()
+    for percent in (30, 50, 70)
+}  # the share of the allowance that the dense network has before, and how it goes on
 
 
 @method('stp', *AFTER_DENSE)
 def stp_after_dense(trial: Trial, preset: str) -> Found:
-    """The recommended preset from a dense network that was trained before, on this account."""
-    share, history = AFTER_DENSE[preset], PoolHistory()
+    """A preset from a dense network that was trained before, on this account."""
+    (share, options), history = AFTER_DENSE[preset], PoolHistory()
     network = dense_network(trial, share)
     model = search(
         trial,
-        preset='recommended',
+        **options,
         share=1 - share,
         hooks=[history],
         start=lambda: copy.deepcopy(network),
