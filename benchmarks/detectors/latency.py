@@ -11,10 +11,13 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from measure import interleave, ratios
