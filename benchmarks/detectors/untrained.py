@@ -142,7 +142,8 @@ def main() -> None:
         'budget, two batches of eight images to compare them on and two for their losses.',
         table(
             ('budget', 'seed', 'rank correlation of (a) on two batches',
-             'of (a) with the loss', 'of (b)', 'loss of the best by (a)', 'by (b)', 'median', 'best'),
+             'of (a) with the loss', 'of (b)', 'loss of the best by (a)', 'by (b)', 'median',
+             'best'),
             lines,
         ),
         'Heads, all else whole (the first seed):',
