@@ -1,13 +1,15 @@
 """How fast the detectors of ``rows.jsonl`` are, beside the dense ones: writes ``latencies.json``.
 
 One image of 160x160, one thread, in turns: the dense part in ONNX Runtime (images to the maps of
-the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The
-trained networks are read from the folder of the runs.
+the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The same
+ONNX file is evaluated too, with what PyTorch does behind it. The trained networks are read from the
+folder of the runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -24,14 +26,16 @@ from measure import interleave, ratios
 from run import INPUT_SHAPE, ROOT, ROWS, RUN, Study, quiet
 
 from mmstp.atomic_files import write_json
-from mmstp.deploy.onnx import export_onnx, session_of
+from mmstp.deploy.onnx import export_onnx, run_in_onnx, session_of
 from mmstp.stp.two_stages import dense_part
 
 LATENCIES = ROWS.with_name('latencies.json')
 
 
-def functions_of(study: Study, method: str, budget: float) -> dict[str, Callable[[], object]]:
-    """What is timed of a detector."""
+def functions_of(
+    study: Study, method: str, budget: float
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """What is timed of a detector, and the accuracy of its ONNX file."""
     network: Any = RUN[method](study, budget).network.eval()
     image = torch.zeros(1, *INPUT_SHAPE)
     batch = next(iter(study.dataloader('val')))
@@ -45,7 +49,10 @@ def functions_of(study: Study, method: str, budget: float) -> dict[str, Callable
         path = Path(folder) / 'dense.onnx'
         export_onnx(path, dense_part(network), image)
         run = session_of(str(path), threads=1)
-    return {'onnx': lambda: run(image), 'whole': whole}
+        in_onnx = copy.deepcopy(network)
+        run_in_onnx(in_onnx, path, INPUT_SHAPE)
+        accuracy = study.evaluated(in_onnx)
+    return {'onnx': lambda: run(image), 'whole': whole}, accuracy
 
 
 def main() -> None:
@@ -63,15 +70,17 @@ def main() -> None:
     for detector in dict.fromkeys(run[0] for run in runs):
         study = Study(detector, args.seed, args.work_dir.absolute(), math.inf)
         own = [run[1:3] for run in runs if (run[0], run[3]) == (detector, args.seed)]
-        timed = {
-            (run, engine): function
-            for run in own
-            for engine, function in functions_of(study, *run).items()
-        }
+        timed = {}
+        for method, budget in own:
+            functions, accuracy = functions_of(study, method, budget)
+            timed |= {((method, budget), engine): run for engine, run in functions.items()}
+            found[f'{detector} {method} {budget:g}'] = {
+                f'onnx_{kind}': value for kind, value in accuracy.items()
+            }
         seconds = interleave(timed, args.repeats, warmup=3)
         for (method, budget), engine in timed:
             faster = ratios(seconds[('dense', 1.0), engine], seconds[(method, budget), engine])
-            entry = found.setdefault(f'{detector} {method} {budget:g}', {})
+            entry = found[f'{detector} {method} {budget:g}']
             entry[engine] = statistics.median(faster)
             entry[f'{engine}_ms'] = 1000 * statistics.median(seconds[(method, budget), engine])
     write_json(LATENCIES, found)

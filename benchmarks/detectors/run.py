@@ -151,32 +151,19 @@ class Study:
         self, name: str, network: nn.Module, epochs: int, hooks: list[Any] | None = None
     ) -> tuple[Runner, dict[str, float]]:
         """A run of training, begun, gone on with, or read back; with the accuracy at its end."""
-        folder = self.work / self.detector / str(self.seed) / name
         config = copy.deepcopy(self.config)
         set_epochs(config, epochs)
-        runner = Runner(
+        runner = self.runner(
+            name,
             network,
-            str(folder),
-            **{
-                field: config[field]
-                for field in (
-                    'train_dataloader', 'val_dataloader', 'val_evaluator', 'val_cfg',
-                    'optim_wrapper', 'param_scheduler',
-                )
-            },
+            train_dataloader=config.train_dataloader,
+            optim_wrapper=config.optim_wrapper,
+            param_scheduler=config.param_scheduler,
             train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
-            default_hooks=dict(
-                logger=None, checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
-            ),
             custom_hooks=[*(hooks or []), dict(type='mmstp.EpochSeedHook'), Pause(self.until)],
             resume=True,
-            randomness=dict(seed=self.seed),
-            default_scope='mmdet',
-            log_level='ERROR',
-            experiment_name=f'{folder}',
-            cfg=dict(visualizer=None),
-        )  # fmt: skip
-        ended = folder / 'ended.json'
+        )
+        ended = Path(runner.work_dir) / 'ended.json'
         with redirect_stdout(io.StringIO()):  # pycocotools prints a page per evaluation
             if ended.is_file():
                 runner.load_or_resume()
@@ -184,6 +171,31 @@ class Study:
                 runner.train()
                 write_json(ended, average_precision(runner))
         return runner, json.loads(ended.read_text())
+
+    def evaluated(self, network: nn.Module) -> dict[str, float]:
+        """The accuracy of a detector as it is."""
+        runner = self.runner('evaluated', network)
+        with redirect_stdout(io.StringIO()):
+            runner.val()
+        return average_precision(runner)
+
+    def runner(self, name: str, network: nn.Module, **options: Any) -> Runner:
+        """A run in a folder of its own that validates as the detector's config says."""
+        folder = self.work / self.detector / str(self.seed) / name
+        return Runner(
+            network,
+            str(folder),
+            **{key: self.config[key] for key in ('val_dataloader', 'val_evaluator', 'val_cfg')},
+            default_hooks=dict(
+                logger=None, checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+            ),
+            randomness=dict(seed=self.seed),
+            default_scope='mmdet',
+            log_level='ERROR',
+            experiment_name=f'{folder}',
+            cfg=dict(visualizer=None),
+            **options,
+        )
 
     def dataloader(self, part: str) -> Any:
         """Of ``'train'`` or ``'val'``."""
