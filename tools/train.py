@@ -16,7 +16,6 @@ from mmstp.cli.data_checks import check_built_data
 from mmstp.cli.launch import (
     add_common_arguments,
     check_data,
-    is_detection,
     is_stp,
     leave_processes,
     load_config,
@@ -113,7 +112,7 @@ def main() -> None:
         check_data(config, 'train_dataloader', 'val_dataloader')
         choose_checkpoint(config)
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-        if not is_detection(config) and isinstance(runner, Runner):
+        if isinstance(runner, Runner):
             check_built_data(runner)
         if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):  # it can go on anywhere
             runner.register_hook(InterruptHook())

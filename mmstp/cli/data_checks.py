@@ -2,35 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from ..analysis.scratch import random_state_kept
-from ..datasets.labels import check_labels
+from ..datasets.labels import check_labels, innermost
 from ..errors import LaunchError
 from ..stp.algorithm import STP
 from ..stp.of_runner import unwrapped
+from ..stp.tasks import is_detector
 
 
 def check_built_data(runner: Runner) -> None:
-    """Classes of the data sets of a classifier's run, and the size of the images for STP.
+    """Whether the data sets are for the model; of a classifier's also classes and size of images.
 
     Raises:
-        LaunchError: If they do not belong together; see `check_labels` and `check_input_shape`.
+        LaunchError: If they do not belong together, or there is nothing to train on; see
+            `check_library`, `check_labels` and `check_input_shape`.
     """
     model = unwrapped(runner)
-    loaders = {'train_dataloader': runner.train_dataloader}
+    loaders = {'train_dataloader': built(runner)}
     if runner.val_loop is not None:
         loaders['val_dataloader'] = runner.val_dataloader
-    head = getattr(getattr(model, 'model', model), 'head', None)
-    number = getattr(head, 'num_classes', None)
+    field = 'model.model' if isinstance(model, STP) else 'model'
+    network = model.model if isinstance(model, STP) else model
     datasets = {f'{name}.dataset': loader.dataset for name, loader in loaders.items()}
-    classifier = 'model.model' if isinstance(model, STP) else 'model'
-    check_labels(datasets, number if type(number) is int else None, classifier)
+    check_library(datasets, network, field)
+    if is_detector(network):
+        return
+    number = getattr(getattr(network, 'head', None), 'num_classes', None)
+    check_labels(datasets, number if type(number) is int else None, field)
     if isinstance(model, STP):
         shapes = {name: image_shape(loader, model) for name, loader in loaders.items()}
         check_input_shape(tuple(model.supernet.inputs[0].shape[1:]), shapes)
+
+
+def built(runner: Runner) -> DataLoader[Any]:
+    """The training's dataloader.
+
+    Raises:
+        LaunchError: If its data set is empty.
+    """
+    try:
+        return runner.train_dataloader
+    except ValueError as error:
+        if 'need at least one array' not in str(error):  # NumPy's words for an empty data set
+            raise
+        dataset = runner.cfg.train_dataloader.dataset
+        described = {name: dataset[name] for name in _SOURCES if dataset.get(name)}
+        raise LaunchError(
+            f'train_dataloader.dataset has no image to train on: {described}. Expected images with '
+            'at least one label, or box, of the classes in metainfo, that filter_cfg leaves'
+        ) from error
+
+
+_SOURCES = ('type', 'data_root', 'ann_file', 'metainfo', 'filter_cfg')
+
+
+def check_library(datasets: Mapping[str, Any], network: Any, field: str) -> None:
+    """Whether the data sets give a detector boxes, and a classifier labels.
+
+    Args:
+        datasets: Built ones by the field of the config that names them.
+        network: What is trained on them.
+        field: Of the config that names it.
+
+    Raises:
+        LaunchError: If one is of mmdet and the network is no detector of it, or of mmpretrain and
+            it is one.
+    """
+    detects = is_detector(network)
+    other = 'mmpretrain' if detects else 'mmdet'
+    for name, dataset in datasets.items():
+        leaf = innermost(dataset)
+        libraries = {kind.__module__.partition('.')[0] for kind in type(leaf).__mro__}
+        if other in libraries:
+            wanted = ('boxes', 'mmdet') if detects else ('labels of images', 'mmpretrain')
+            raise LaunchError(
+                f'{name} ({type(leaf).__name__}) is of {other}, and {field} '
+                f'({type(network).__name__}) learns from {wanted[0]}: expected a data set of '
+                f'{wanted[1]}, or the other kind of model'
+            )
 
 
 def check_input_shape(shape: tuple[int, ...], images: dict[str, tuple[int, ...]]) -> None:

@@ -48,7 +48,7 @@ def check_labels(
             )
 
 
-def _leaf(dataset: Any) -> Any:
+def innermost(dataset: Any) -> Any:
     """The data set inside wrappers, which share its classes."""
     while not hasattr(dataset, 'get_gt_labels'):
         several = getattr(dataset, 'datasets', None) or [None]
@@ -61,14 +61,14 @@ def _leaf(dataset: Any) -> Any:
 
 def _classes(dataset: Any) -> tuple[str, ...] | None:
     """The classes in the order of their labels; folders, where labels follow from these."""
-    folders = getattr(_leaf(dataset), 'folder_to_idx', None)
+    folders = getattr(innermost(dataset), 'folder_to_idx', None)
     found = folders or (getattr(dataset, 'metainfo', None) or {}).get('classes')
     return tuple(map(str, found)) if found else None
 
 
 def _labels(dataset: Any) -> set[int]:
     """All labels that occur; none where they are too many to look at, or several per image."""
-    leaf = _leaf(dataset)
+    leaf = innermost(dataset)
     if not hasattr(leaf, 'get_gt_labels') or len(dataset) > _COUNTED or leaf is not dataset:
         return set()
     try:

@@ -27,9 +27,15 @@ class Detection:
 
     Raises:
         TypeError: If no part of the detector gives what the whole returns, or that is no map.
+        ValueError: If ``normalize`` is not the default: it is of logits.
     """
 
     def __init__(self, supernet: Supernet, normalize: str) -> None:
+        if normalize != 'layer_norm':
+            raise ValueError(
+                f'model.normalize={normalize!r} is for the logits of classifiers. Leave it out: a '
+                "detector's maps are normalised channel by channel over the positions"
+            )
         refuse_untraced(supernet)
         self.heads = heads_of(supernet.model, supernet.inputs)
         with eval_mode(supernet.model), torch.no_grad():

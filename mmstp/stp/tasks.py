@@ -121,6 +121,11 @@ def summed(losses: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def is_detector(model: object) -> bool:
+    """Whether it is a detector of mmdet, which need not be installed."""
+    return any(kind.__name__ == 'BaseDetector' for kind in type(model).__mro__)
+
+
 def with_task(
     model: nn.Module, input_shape: Sequence[int], space: Mapping[str, Any], name: str | None
 ) -> tuple[Supernet, type[Task]]:
@@ -138,8 +143,7 @@ def with_task(
         TypeError: If it is no model of the task.
     """
     if name is None:
-        detects = any(kind.__name__ == 'BaseDetector' for kind in type(model).__mro__)
-        name = 'mmstp.Detection' if detects else 'mmstp.Classification'
+        name = 'mmstp.Detection' if is_detector(model) else 'mmstp.Classification'
     task: type[Task] | None = TASKS.get(name) if isinstance(name, str) else None
     if task is None:
         raise FieldError(

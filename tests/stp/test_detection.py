@@ -6,16 +6,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from mmstp import Supernet
-from mmstp.errors import FieldError
+from mmstp.errors import BudgetError, FieldError
 from mmstp.registry import MODELS, build_model
 from mmstp.stp.detection import caught, correlation_distance, heads_of
 from mmstp.subnets.cut import count_macs
 from tests import tiny
 from tests.networks import assert_within, randomize
+from tests.runs import free_port, one_of_two
 
 pytest.importorskip('mmdet')
 from mmdet.structures import DetDataSample
@@ -262,3 +265,50 @@ def test_parts_can_be_kept_whole():
     names = [stage.name for stage in found.supernet.space.stages]
     assert names == [f'backbone.layer{i}' for i in range(1, 5)]
     assert isinstance(found.supernet, Supernet)
+
+
+def test_what_is_of_classifiers_is_refused():
+    with pytest.raises(ValueError, match=r"model\.normalize='l2' is for the logits of classifiers"):
+        stp_of('retinanet', normalize='l2')
+    with pytest.raises(TypeError, match='RetinaNet has no head whose loss STP could take'):
+        stp_of('retinanet', task='mmstp.Classification')
+    with pytest.raises(TypeError, match=r'a head gives \(1, 10\), not maps of shape'):
+        tiny.stp(model__task='mmstp.Detection')
+
+
+def test_a_cost_that_the_space_does_not_reach():
+    with pytest.raises(BudgetError, match=r'0\.10% of the dense network.*this space reaches'):
+        stp_of('retinanet', target=0.001)
+
+
+# --- several ranks --------------------------------------------------------------------------------
+
+
+def _rank(rank: int, port: int, out: str) -> None:
+    with one_of_two(rank, port):
+        torch.manual_seed(0)
+        stp = stp_of('mask_rcnn', target_ce=1.0)
+        stp.train()
+        model = MMDistributedDataParallel(stp, broadcast_buffers=False)
+        optimizer = torch.optim.SGD(stp.parameters(), lr=0.01, momentum=0.9)
+        for step in range(2):
+            torch.manual_seed(rank)  # other regions are drawn on every rank
+            batch = images(number=2 * step + rank + 1)
+            loss, _ = stp.parse_losses(model(batch, samples(len(batch)), mode='loss'))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            stp.pool.shrink(1)
+        torch.save((stp.pool.state_dict(), dict(stp.named_parameters())), f'{out}/{rank}.pth')
+
+
+@pytest.mark.slow
+def test_two_ranks_agree(tmp_path):
+    """By stock DDP, without a search for unused parameters, on other images and regions."""
+    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    (pool, weights), (other, others) = (
+        torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in range(2)
+    )
+    assert pool == other
+    assert len(pool['scores']) == 2
+    assert all(torch.equal(weights[name], others[name]) for name in weights)

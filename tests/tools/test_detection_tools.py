@@ -9,14 +9,20 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.datasets import ImageNet
 
 from mmstp import Architecture
+from mmstp.cli.data_checks import check_library
 from mmstp.deploy.export import write_export
 from mmstp.deploy.onnx import session_of
 from mmstp.errors import CheckpointError, LaunchError
+from mmstp.registry import build_model
 from tests import tiny
 
 pytest.importorskip('mmdet')
+from mmdet.registry import DATASETS
+
 DETECTOR = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py'
 SLIM = dict(type='mmpretrain.ResNet', depth=18, stem_channels=16, base_channels=16)
 SUBNET = '((1, 2, 1, 2), (0.5, 1.0, 0.5, 0.7))'
@@ -177,6 +183,32 @@ def test_missing_data_are_reported(call, config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'train_dataloader\.dataset\.data_root'):
         call('train.py', config, '--work-dir', tmp_path, '--cfg-options',
              f'train_dataloader.dataset.data_root={tmp_path}/nowhere/')  # fmt: skip
+
+
+def test_annotations_without_boxes(call, config, scenes, tmp_path):
+    """mmdet leaves such images out, and NumPy has nothing to put together."""
+    file = scenes / 'annotations/instances_train2017.json'
+    content = json.loads(file.read_text()) | {'annotations': []}
+    (tmp_path / 'none.json').write_text(json.dumps(content))
+    with pytest.raises(LaunchError, match=r'dataset has no image to train on: .*none\.json'):
+        call('train.py', config, '--work-dir', tmp_path, '--cfg-options',
+             f'train_dataloader.dataset.ann_file={tmp_path}/none.json')  # fmt: skip
+
+
+def test_data_of_the_other_library(config):
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        boxes = DATASETS.build(cfg.val_dataloader.dataset)
+    detector, classifier = build_model(cfg.model, 'mmdet'), tiny.stp().model
+    labels = ImageNet(data_root='.', lazy_init=True)
+    check_library({'val_dataloader.dataset': boxes}, detector, 'model')
+    check_library({'val_dataloader.dataset': labels}, classifier, 'model.model')
+    with pytest.raises(
+        LaunchError, match=r'\(CocoDataset\) is of mmdet, and model\.model \(ImageCl'
+    ):
+        check_library({'val_dataloader.dataset': boxes}, classifier, 'model.model')
+    with pytest.raises(LaunchError, match=r'\(ImageNet\) is of mmpretrain, and model \(MaskRCNN\)'):
+        check_library({'val_dataloader.dataset': labels}, detector, 'model')
 
 
 def test_batch_scaling_needs_a_batch(call, config, tmp_path):
