@@ -75,7 +75,8 @@ def main() -> None:
             functions, accuracy = functions_of(study, method, budget)
             timed |= {((method, budget), engine): run for engine, run in functions.items()}
             found[f'{detector} {method} {budget:g}'] = {
-                f'onnx_{kind}': value for kind, value in accuracy.items()
+                'seed': args.seed,
+                **{f'onnx_{kind}': value for kind, value in accuracy.items()},
             }
         seconds = interleave(timed, args.repeats, warmup=3)
         for (method, budget), engine in timed:

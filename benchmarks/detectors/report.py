@@ -54,6 +54,7 @@ def lines(rows: list[dict[str, Any]], latencies: dict[str, Any]) -> list[list[st
                     f'{speed[engine]:.2f}' if engine in speed else ''
                     for engine in ('onnx', 'whole')
                 ),
+                _in_onnx(own, speed),
                 f'{len(own)}',
             ]
         )
@@ -76,12 +77,21 @@ def _accuracy(own: dict[int, Any], dense: dict[int, Any], kind: str) -> str:
     return text
 
 
+def _in_onnx(own: dict[int, Any], speed: dict[str, Any]) -> str:
+    """The largest difference of the ONNX file's accuracy, of the seed that was timed."""
+    seed = speed.get('seed')
+    kinds = [kind for kind in ('bbox', 'segm') if f'onnx_{kind}' in speed and seed in own]
+    differences = [abs(speed[f'onnx_{kind}'] - own[seed][kind]) for kind in kinds]
+    return f'{max(differences):.1f}' if differences else ''
+
+
 def main() -> None:
     """Writes the table between its marks."""
     rows = [json.loads(row) for row in (HERE / 'rows.jsonl').read_text().splitlines()]
     path = HERE / 'latencies.json'
     latencies = json.loads(path.read_text()) if path.is_file() else {}
-    head = ['', 'method', 'MACs', 'box AP', 'mask AP', 'epochs', 'dense part', 'whole', 'seeds']
+    head = ['', 'method', 'MACs', 'box AP', 'mask AP', 'epochs', 'dense part', 'whole',
+            'AP by ONNX', 'seeds']  # fmt: skip
     page = ROOT / 'docs/detection.md'
     text = table(head, lines(rows, latencies))
     page.write_text(insert(page.read_text(), 'whole_detectors', text))

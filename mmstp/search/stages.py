@@ -127,7 +127,7 @@ def check_parts(graph: ChannelGraph, fixed: Mapping[str, str], parts: Sequence[s
             raise SpaceError(f'space.parts: {part!r} is there twice, or within another of {parts}')
         if not any(is_within(layer, [part]) for layer in layers):
             raise SpaceError(
-                f'space.parts: {part!r} holds none of the layers that make channels: '
+                f'space.parts: {part!r} holds none of the layers that make channels in the trace: '
                 f'{shortened(sorted(layers), 8)}'
             )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import logging
 import re
 import sys
@@ -23,10 +24,12 @@ from typing import Any
 import mmdet
 import numpy as np
 import torch
+from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -93,9 +96,8 @@ def whole_steps(detector: str) -> Iterator[dict[str, Any]]:
     if 'model' not in config:
         return  # a part for other configs
     model = without_init_cfg(config.model.to_dict())
-    for field, value in (('frozen_stages', -1), ('norm_eval', False)):  # as the docs ask for
-        if isinstance(model.get('backbone'), dict) and field in model['backbone']:
-            model['backbone'][field] = value
+    if isinstance(model.get('backbone'), dict):
+        model['backbone'] |= trained_whole(model['backbone']['type'])
     torch.manual_seed(0)
     fields = dict(target=0.6, tolerance=0.5, pool=dict(size=2, seed=0), target_ce=1.0)
     stp: Any = build_model(
@@ -119,6 +121,16 @@ def whole_steps(detector: str) -> Iterator[dict[str, Any]]:
         cut = pytree.tree_leaves(stp.task.tensors(stp.export().eval(), images))
     if all(torch.equal(a, b) for a, b in zip(own, cut, strict=True)):
         yield {'export': 'equal'}
+
+
+def trained_whole(backbone: str) -> dict[str, Any]:
+    """Fields with which a backbone trains all of its stages and norms, as the docs ask for."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        accepted = inspect.signature(MODELS.get(backbone)).parameters
+    fields = {'norm_eval': False} if 'norm_eval' in accepted else {}
+    if 'frozen_stages' in accepted:
+        fields['frozen_stages'] = accepted['frozen_stages'].default
+    return fields
 
 
 def without_init_cfg(config: Any) -> Any:
