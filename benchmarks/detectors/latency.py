@@ -1,8 +1,8 @@
 """How fast the detectors of ``rows.jsonl`` are, beside the dense ones: writes ``latencies.json``.
 
-One image of 160x160, one thread, in turns: the dense part in ONNX Runtime (images to the maps of
-the heads; of the RPN, in two stages), and the whole in PyTorch, with its choice of boxes. The same
-ONNX file is evaluated too, with what PyTorch does behind it. The trained networks are read from the
+One image of 160x160, one thread, in turns: the dense part (images to the maps of the heads; of the
+RPN, in two stages) in ONNX Runtime and, where it is installed, in OpenVINO, and the whole in
+PyTorch, with its choice of boxes. The ONNX file is evaluated too, with what PyTorch does behind it. The trained networks are read from the
 folder of the runs.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import math
 import statistics
@@ -27,6 +28,7 @@ from run import INPUT_SHAPE, ROOT, ROWS, RUN, Study, quiet
 
 from mmstp.atomic_files import write_json
 from mmstp.deploy.onnx import export_onnx, run_in_onnx, session_of
+from mmstp.deploy.timing import Setting
 from mmstp.stp.two_stages import dense_part
 
 LATENCIES = ROWS.with_name('latencies.json')
@@ -52,7 +54,10 @@ def functions_of(
         in_onnx = copy.deepcopy(network)
         run_in_onnx(in_onnx, path, INPUT_SHAPE)
         accuracy = study.evaluated(in_onnx)
-    return {'onnx': lambda: run(image), 'whole': whole}, accuracy
+    functions = {'onnx': lambda: run(image), 'whole': whole}
+    if importlib.util.find_spec('openvino'):
+        functions['openvino'] = Setting('openvino').runner(dense_part(network), image)
+    return functions, accuracy
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def lines(rows: list[dict[str, Any]], latencies: dict[str, Any]) -> list[list[st
                 f'{statistics.mean(row["epochs"] for row in own.values()):.0f}',
                 *(
                     f'{speed[engine]:.2f}' if engine in speed else ''
-                    for engine in ('onnx', 'whole')
+                    for engine in ('onnx', 'openvino', 'whole')
                 ),
                 _in_onnx(own, speed),
                 f'{len(own)}',
@@ -90,8 +90,8 @@ def main() -> None:
     rows = [json.loads(row) for row in (HERE / 'rows.jsonl').read_text().splitlines()]
     path = HERE / 'latencies.json'
     latencies = json.loads(path.read_text()) if path.is_file() else {}
-    head = ['', 'method', 'MACs', 'box AP', 'mask AP', 'epochs', 'dense part', 'whole',
-            'AP by ONNX', 'seeds']  # fmt: skip
+    head = ['', 'method', 'MACs', 'box AP', 'mask AP', 'epochs', 'ONNX Runtime',
+            'OpenVINO', 'whole', 'AP by ONNX', 'seeds']  # fmt: skip
     page = ROOT / 'docs/detection.md'
     text = table(head, lines(rows, latencies))
     page.write_text(insert(page.read_text(), 'whole_detectors', text))
