@@ -2,8 +2,8 @@
 
 One image of 160x160, one thread, in turns: the dense part (images to the maps of the heads; of the
 RPN, in two stages) in ONNX Runtime and, where it is installed, in OpenVINO, and the whole in
-PyTorch, with its choice of boxes. The ONNX file is evaluated too, with what PyTorch does behind it. The trained networks are read from the
-folder of the runs.
+PyTorch, with its choice of boxes. The ONNX file is evaluated too, with what PyTorch does behind it.
+The trained networks are read from the folder of the runs.
 """
 
 from __future__ import annotations
