@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_distributed
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..architecture import Architecture
@@ -131,6 +132,8 @@ class STP(Wrapper):
             own = {} if data_preprocessor is None else {'data_preprocessor': data_preprocessor}
             classifier = MODELS.build({**own, **model})
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
+        if not is_distributed():  # as the runner will, which may not replace layers of a supernet
+            classifier = revert_sync_batchnorm(classifier)
         self.model = classifier
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
