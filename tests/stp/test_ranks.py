@@ -1,6 +1,8 @@
 """A run of the real runner on other numbers of ranks, and of ranks that come and go."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -12,7 +14,11 @@ from mmengine.runner import Runner
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from mmstp import ArchitecturePool
+from mmstp.stp import algorithm, pool, step
+from mmstp.stp.losses import normalized_kl
 from mmstp.stp.of_runner import stp_of
+from mmstp.stp.passes import Apart
 from tests import tiny
 from tests.networks import assert_within
 from tests.runs import StopAfter, free_port, one_of, same
@@ -94,9 +100,9 @@ class Note(Hook):
         self.found[runner.iter + 1] = {'images': images}
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        pool = stp_of(runner).pool.state_dict()
-        scores = [score for score in pool.pop('scores') if score is not None]
-        self.found[runner.iter + 1].update(loss=outputs['loss'].item(), scores=scores, pool=pool)
+        state = stp_of(runner).pool.state_dict()
+        scores = [score for score in state.pop('scores') if score is not None]
+        self.found[runner.iter + 1].update(loss=outputs['loss'].item(), scores=scores, pool=state)
 
 
 def part(work_dir, ranks, begin, end):
@@ -161,3 +167,85 @@ def test_from_two_ranks_to_one_to_four_is_as_one(tmp_path):
     for key in ('state_dict', 'ema_state_dict'):
         for name, value in last[0][key].items():
             assert_within(last[1][key][name].float(), value.float(), 1e-3, 0.01), name
+
+
+# --- targets of their own -------------------------------------------------------------------------
+
+
+class Ranks:
+    """Runs a function as each of some ranks, in threads; `all_reduce` is their mean."""
+
+    def __init__(self, count, monkeypatch):
+        self.count, self.own = count, threading.local()
+        self.tensors, self.barrier = {}, threading.Barrier(count, timeout=60)
+        monkeypatch.setattr(pool, 'get_world_size', lambda: count)
+        monkeypatch.setattr(step, 'get_rank', lambda: self.own.rank)
+        monkeypatch.setattr(step, 'all_reduce', self.mean)
+
+    def mean(self, tensor, op):
+        assert op == 'mean'
+        self.tensors[self.own.rank] = tensor.clone()
+        self.barrier.wait()
+        tensor.copy_(torch.stack([self.tensors[rank] for rank in range(self.count)]).mean(0))
+        self.barrier.wait()
+
+    def run(self, function):
+        def as_rank(rank):
+            self.own.rank = rank
+            return function(rank)
+
+        with ThreadPoolExecutor(self.count) as threads:
+            return list(threads.map(as_rank, range(self.count)))
+
+
+@pytest.mark.parametrize('options', [{}, {'beta2': 0.0, 'passes': Apart}])
+def test_targets_of_their_own_are_one_process_with_all_draws(options, monkeypatch):
+    built = tiny.stp(model__pool__per_rank=True).train()
+    vars(built).update(options)
+    batches = [tiny.batch(seed=seed) for seed in range(2)]
+    joint, *ranks = (copy.deepcopy(built) for _ in range(3))
+
+    def steps(rank):
+        stp = ranks[rank]
+        for _ in range(3):  # of a pool of five: some are drawn twice
+            sum(stp(*batches[rank], mode='loss').values()).backward()
+            stp.pool.shrink(1)
+
+    with monkeypatch.context() as patched:
+        Ranks(2, patched).run(steps)
+    for _ in range(3):
+        draws = []
+        for _ in batches:
+            target = joint.pool.sample()
+            expanded = [joint.supernet.space.expand(target, joint.pool.rng)] if joint.beta2 else []
+            draws.append([target, *expanded])
+        for subnets, (images, samples) in zip(draws, batches, strict=True):
+            outputs = joint.model(images)
+            distances = []
+            for subnet in subnets:
+                with joint.supernet.activate(subnet):
+                    distances.append(normalized_kl(joint.model(images), outputs))
+            (joint.model.head._get_loss(outputs, samples)['loss'] + sum(distances)).backward()
+            joint.pool.update(subnets[0], distances[0].item())
+        joint.pool.shrink(1)
+    first, second, expected = (stp.pool.state_dict() for stp in (*ranks, joint))
+    assert same(first, second)
+    assert first.pop('scores') == pytest.approx(expected.pop('scores'), rel=1e-4)
+    assert same(first, expected)
+    largest = max(float(parameter.grad.abs().max()) for parameter in joint.parameters())
+    for a, b, both in zip(*(stp.parameters() for stp in (*ranks, joint)), strict=True):
+        assert_within(a.grad + b.grad, both.grad, 1e-4, largest)
+
+
+def test_synchronised_norms_cannot_join_different_subnets(monkeypatch):
+    monkeypatch.setattr(algorithm, 'is_distributed', lambda: True)
+    norms = dict(type='SyncBN')
+    with pytest.raises(ValueError, match=r'per_rank=True: backbone\.bn1 is a SyncBatchNorm'):
+        tiny.stp(model__pool__per_rank=True, model__model__backbone__norm_cfg=norms)
+
+
+def test_a_pool_of_one_process_draws_one():
+    made = tiny.stp(model__pool__per_rank=True).pool
+    assert (made.per_rank, made.draws) == (True, 1)
+    with pytest.raises(ValueError, match=r"pool\.per_rank='yes': expected True or False"):
+        ArchitecturePool(list(made.scores), per_rank='yes')
