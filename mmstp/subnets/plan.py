@@ -22,6 +22,14 @@ from .attributes import Attribute, attributes_of, holder
 from .sized_calls import Ways
 
 
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """In which order its dimensions lie in memory: channels last, or as they are counted."""
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return torch.contiguous_format
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class Selection:
     """The positions kept along one dimension of a tensor."""
@@ -37,6 +45,10 @@ class Selection:
         if self.positions[-1] == count - 1:
             return tensor.narrow(self.dim, 0, count)
         index = torch.from_numpy(self.positions).to(tensor.device)
+        if memory_format_of(tensor) is torch.channels_last:
+            # of the tensor as it lies in memory: what comes out lies there in the same order
+            dim = (0, 3, 1, 2)[self.dim]
+            return tensor.movedim(1, 3).index_select(dim, index).movedim(3, 1)
         return tensor.index_select(self.dim, index)
 
     def pad(self, tensor: Tensor, size: int) -> Tensor:
