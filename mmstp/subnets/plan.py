@@ -44,7 +44,7 @@ class Selection:
             return tensor
         if self.positions[-1] == count - 1:
             return tensor.narrow(self.dim, 0, count)
-        index = torch.from_numpy(self.positions).to(tensor.device)
+        index = self._index(tensor)
         if memory_format_of(tensor) is torch.channels_last:
             # of the tensor as it lies in memory: what comes out lies there in the same order
             dim = (0, 3, 1, 2)[self.dim]
@@ -57,8 +57,20 @@ class Selection:
         if count == size:
             return tensor
         shape = [size if d == self.dim else n for d, n in enumerate(tensor.shape)]
-        index = torch.from_numpy(self.positions).to(tensor.device)
-        return tensor.new_zeros(shape).index_copy(self.dim, index, tensor)
+        return tensor.new_zeros(shape).index_copy(self.dim, self._index(tensor), tensor)
+
+    def _index(self, tensor: Tensor) -> Tensor:
+        """The positions, where the tensor is."""
+        if tensor.device.type == 'cpu' or type(tensor) not in (Tensor, nn.Parameter):
+            return torch.from_numpy(self.positions).to(tensor.device)  # what a trace makes is its
+        return _uploaded(self.positions.tobytes(), tensor.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _uploaded(positions: bytes, device: torch.device) -> Tensor:
+    """Positions on a device, kept: an upload waits until the device has done all it was given."""
+    with torch.inference_mode(False):  # they are kept for backward passes too
+        return torch.from_numpy(np.frombuffer(positions, np.int64).copy()).to(device)
 
 
 @dataclass(frozen=True)
