@@ -62,7 +62,7 @@ class Selection:
     def _index(self, tensor: Tensor) -> Tensor:
         """The positions, where the tensor is."""
         if tensor.device.type == 'cpu' or type(tensor) not in (Tensor, nn.Parameter):
-            return torch.from_numpy(self.positions).to(tensor.device)  # what a trace makes is its
+            return torch.from_numpy(self.positions).to(tensor.device)  # a trace's are not kept
         return _uploaded(self.positions.tobytes(), tensor.device)
 
 

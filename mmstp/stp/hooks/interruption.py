@@ -91,7 +91,7 @@ class InterruptHook(Hook):
         if is_main_process():
             write_text(Path(runner.work_dir) / LAST, os.path.join(runner.work_dir, SAVED))
         for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook):
+            if isinstance(hook, CheckpointHook):  # one may be written in the background
                 hook.finish()
         self.after_train(runner)
         raise Interrupted
