@@ -2,7 +2,8 @@
 
 Each round trains a small network on the digits twice with the same seed: once as it is, and once
 killed at random times (SIGKILL or SIGTERM to all its processes) and started again by the same
-command until it ends. Then weights, optimizer, schedules and the pool have to be equal to the bit::
+command until it ends. Then weights, optimizer, schedules and the pool have to be equal to the bit.
+In every other round checkpoints are written in the background::
 
     python benchmarks/soak.py --minutes 60 --seed 0
 """
@@ -41,6 +42,7 @@ def command(work_dir: Path, seed: int) -> list[str]:
         sys.executable, '-W', 'ignore', str(ROOT / 'tools/train.py'),
         str(ROOT / 'configs/stp/digits.py'), '--work-dir', str(work_dir), '--resume', 'auto',
         '--cfg-options', *OPTIONS, f'randomness.seed={seed}', f'model.pool.seed={seed}',
+        f'default_hooks.checkpoint.background={bool(seed % 2)}',
     ]  # fmt: skip
 
 

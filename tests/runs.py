@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def one_of_two(rank: int, port: int) -> Iterator[None]:
-    """Inside, this process is one of two that have one thread each."""
+def one_of(ranks: int, rank: int, port: int) -> Iterator[None]:
+    """Inside, this process is one of several that have one thread each."""
     os.environ.update(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks),
         LOCAL_RANK=str(rank),
     )  # fmt: skip
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=ranks)
     yield
     torch.distributed.destroy_process_group()
+
+
+one_of_two = partial(one_of, 2)

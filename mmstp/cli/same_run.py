@@ -22,7 +22,7 @@ from ..stp.hooks.pool import STATE
 from ..stp.pool import ArchitecturePool
 
 _OWN = ('target', 'metric', 'tolerance', 'input_shape')
-_POOL = ('sampling', 'alpha')
+_POOL = ('sampling', 'alpha', 'per_rank')
 _POOL_SIZE = 1000  # the default, which `STP` keeps to itself
 # options that change how a network is trained, not what it computes
 _TRAINING = {

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, is_distributed
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..architecture import Architecture
@@ -21,7 +22,7 @@ from ..search.budget import ENUMERABLE, Budget, feasible_rows
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
-from .norm_modes import norms_behind_choices, refuse_eval_norms
+from .norm_modes import norms_behind_choices, refuse_eval_norms, refuse_synchronised
 from .options import check_options, check_ranges
 from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
@@ -59,8 +60,8 @@ class STP(Wrapper):
             model: ``'mmstp.Classification'`` or ``'mmstp.Detection'``.
         space: Options of `mmstp.SearchSpace`: ``widths``, ``divisor``, ``depths``, ``stages``,
             ``fix``, ``stem``.
-        pool: ``size`` (default 1000), ``sampling`` and ``alpha`` of `mmstp.ArchitecturePool`, and
-            ``seed`` (default: from the run's seed).
+        pool: ``size`` (default 1000), ``sampling``, ``alpha`` and ``per_rank`` of
+            `mmstp.ArchitecturePool`, and ``seed`` (default: from the run's seed).
         normalize: How logits are normalised in the distillation, see `normalized_kl`. Classifiers
             of several labels distil label by label (`label_kl`), without it.
         beta1: Weight of the target subnet's distillation (Eq. 4).
@@ -81,7 +82,8 @@ class STP(Wrapper):
 
     Raises:
         FieldError: If an option of ``space`` or ``pool`` does not exist, or is of another kind.
-        ValueError: If an option is out of range, or norms stay in eval mode in training.
+        ValueError: If an option is out of range, norms stay in eval mode in training, or each rank
+            would train its own subnet and norms are synchronised.
         TypeError: If the model gives nothing that its task could compare.
         BudgetError: If no architecture meets the budget.
         SpaceError: If nothing in the model can be pruned.
@@ -131,6 +133,8 @@ class STP(Wrapper):
             own = {} if data_preprocessor is None else {'data_preprocessor': data_preprocessor}
             classifier = MODELS.build({**own, **model})
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
+        if not is_distributed():  # as the runner will, which may not replace layers of a supernet
+            classifier = revert_sync_batchnorm(classifier)
         self.model = classifier
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
@@ -155,6 +159,8 @@ class STP(Wrapper):
             seed = shared_seed()
         rows = feasible_rows(choices, cost, self.budget, size, seed)
         self.pool = ArchitecturePool.drawn(choices, rows, size, seed, **pool)
+        if self.pool.per_rank:
+            refuse_synchronised(classifier)
         self.is_built()
         require_fit(
             self,

@@ -1,4 +1,4 @@
-"""Batches whose loss is not finite: left out of the training and counted; too many end it."""
+"""Batches and steps that are not finite: left out and counted; too many of them end the run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .options import refuse_not_finite
+
+_STATE = ('total', 'in_a_row', 'steps_in_a_row', 'good')
 
 
 class BadBatches:
@@ -21,15 +23,17 @@ class BadBatches:
     Attributes:
         patience: How many in a row end the run. 1: the first does, as where nobody keeps the
             optimizer from a step (`guard`).
-        total: How many there were.
-        in_a_row: How many there were since the last good one.
+        total: How many batches and steps there were.
+        in_a_row: How many batches there were since the last good one.
+        steps_in_a_row: How many steps there were since the last good one.
     """
 
     def __init__(self) -> None:
         self.patience = 1
         self.total = 0
         self.in_a_row = 0
-        self._good = False  # whether there was a good one since the last step
+        self.steps_in_a_row = 0
+        self._good = False  # whether there was a good batch since the last step
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def watch(self, network: nn.Module) -> None:
@@ -48,49 +52,87 @@ class BadBatches:
         try:
             refuse_not_finite(losses, images)
         except ValueError as error:
-            with torch.no_grad():
-                for buffer, before in watched:
-                    buffer.copy_(before)
-            self.total += 1
-            self.in_a_row += 1
-            if self.in_a_row < self.patience:
-                MMLogger.get_current_instance().warning(f'a batch is left out: {error}')
-                return True
-            if self.patience == 1:
-                raise
-            raise ValueError(
-                f'{error}. {self.in_a_row} batches in a row were so (PoolHook.patience), '
-                f'{self.total} since the run began; the weights are those before them'
-            ) from error
-        self.in_a_row, self._good = 0, True
-        return False
+            reason = str(error)
+        else:
+            self.in_a_row, self._good = 0, True
+            return False
+        with torch.no_grad():
+            for buffer, before in watched:
+                buffer.copy_(before)
+        self.in_a_row += 1
+        self._count('batch', self.in_a_row, reason)
+        return True
 
-    def guard(self, optimizer: OptimWrapper) -> None:
-        """Keeps an optimizer from steps without a good batch.
+    def _count(self, what: str, in_a_row: int, reason: str) -> None:
+        self.total += 1
+        if in_a_row < self.patience:
+            MMLogger.get_current_instance().warning(f'a {what} is left out: {reason}')
+            return
+        if self.patience > 1:
+            reason += (
+                f'. So it was {in_a_row} times in a row (PoolHook.patience), {self.total} since '
+                'the run began; the weights are those before them'
+            )
+        raise ValueError(reason)
 
-        Momentum and weight decay would change the weights even if all gradients are zero.
+    def guard(self, optimizer: OptimWrapper, network: nn.Module) -> None:
+        """Keeps an optimizer from steps without a good batch, or with bad gradients.
+
+        Momentum and weight decay would change the weights even if all gradients are zero. With AMP
+        it is the scaler that looks at the gradients, and leaves steps out while it looks for its
+        scale.
+
+        Args:
+            optimizer: Whose ``step`` is another from here on. It raises a `ValueError` if there
+                are too many in a row.
+            network: What it trains.
         """
         own = optimizer.step
+        scaled = isinstance(optimizer, AmpOptimWrapper)
 
         @functools.wraps(own)  # schedulers have marked it, and miss the mark
         def step(**options: Any) -> None:
-            if self._good:
+            if self._good and (scaled or self._gradients_are_finite(network)):
                 own(**options)
             self._good = False
 
         optimizer.step = step
 
+    def _gradients_are_finite(self, network: nn.Module) -> bool:
+        """The same on all ranks, whose gradients are the same; else it is counted."""
+        named = network.named_parameters()
+        gradients = {name: p.grad for name, p in named if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if norm.isfinite():
+            self.steps_in_a_row = 0
+            return True
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        of = f'those of {", ".join(bad[:3])}{", …" * (len(bad) > 3)}' if bad else 'their squares'
+        self.steps_in_a_row += 1
+        self._count(
+            'step',
+            self.steps_in_a_row,
+            f'the loss is finite, and gradients are not ({of}): training diverged (a smaller '
+            'learning rate, clipped gradients), or half precision needs a scale of the loss '
+            "(optim_wrapper.type='AmpOptimWrapper')",
+        )
+        return False
+
     def state_dict(self) -> dict[str, int]:
         """What a resumed run has to know."""
-        return {'total': self.total, 'in_a_row': self.in_a_row, 'good': int(self._good)}
+        return {
+            'total': self.total,
+            'in_a_row': self.in_a_row,
+            'steps_in_a_row': self.steps_in_a_row,
+            'good': int(self._good),
+        }
 
     def load_state_dict(self, state: Any) -> None:
         """Takes over what `state_dict` gave; a `CheckpointError` for anything else."""
-        names = ('total', 'in_a_row', 'good')
-        if not isinstance(state, Mapping) or not all(type(state.get(n)) is int for n in names):
+        if not isinstance(state, Mapping) or not all(type(state.get(n)) is int for n in _STATE):
             raise CheckpointError(f'the state of the search is damaged: bad_batches is {state!r}')
-        self.total, self.in_a_row = state['total'], state['in_a_row']
-        self._good = bool(state['good'])
+        self.total, self.in_a_row, self.steps_in_a_row, good = (state[name] for name in _STATE)
+        self._good = bool(good)
 
 
 def no_loss(network: nn.Module) -> dict[str, Tensor]:

@@ -80,3 +80,19 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) 
         'the backbone, or keep all that is in front of these norms whole and at full '
         'depth (space.stages, space.fix)'
     )
+
+
+def refuse_synchronised(model: nn.Module) -> None:
+    """Raises where norms wait for what other ranks have, which would be another subnet's.
+
+    Raises:
+        ValueError: Naming the first of these norms.
+    """
+    for path, module in model.named_modules():
+        # PyTorch's or mmcv's
+        if any(kind.__name__ == 'SyncBatchNorm' for kind in type(module).__mro__):
+            raise ValueError(
+                f'pool.per_rank=True: {path} is a SyncBatchNorm, which joins the statistics of all '
+                'ranks, and those of different subnets cannot be joined. Take plain batch norms '
+                "(norm_cfg=dict(type='BN')), or per_rank=False"
+            )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..architecture import Architecture
@@ -28,6 +29,8 @@ class ArchitecturePool:
         sampling: ``'even'``: shuffled passes over the pool; ``'uniform'``: independent draws
             (Alg. 1).
         seed: Of the draws. Ranks that share it draw the same.
+        per_rank: Whether each rank trains a target of its own, so that a step has as many visits as
+            there are ranks. All ranks draw all of them, in the same order.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -39,6 +42,7 @@ class ArchitecturePool:
         alpha: float = 0.3,
         sampling: str = 'even',
         seed: int = 0,
+        per_rank: bool = False,
     ) -> None:
         if not architectures:
             raise ValueError('a pool needs at least one architecture')
@@ -47,8 +51,11 @@ class ArchitecturePool:
         check_seed(seed)
         if sampling not in SAMPLINGS:
             raise ValueError(f'pool.sampling={sampling!r}: expected one of {SAMPLINGS}')
+        if type(per_rank) is not bool:
+            raise ValueError(f'pool.per_rank={per_rank!r}: expected True or False')
         self.alpha = alpha
         self.sampling = sampling
+        self.per_rank = per_rank
         self.rng = random.Random(seed)
         self._scores: dict[Architecture, float | None] = dict.fromkeys(architectures)
         self._visits: dict[Architecture, int] = dict.fromkeys(architectures, 0)
@@ -65,13 +72,19 @@ class ArchitecturePool:
             rows: Those that meet the budget, as rows of the space.
             size: How many are drawn; all of them where there are fewer.
             seed: Of what is drawn, and of the pool.
-            **options: ``alpha`` and ``sampling``.
+            **options: ``alpha``, ``sampling`` and ``per_rank``.
         """
         chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
         return cls(list(map(space.decode, rows[chosen])), seed=seed, **options)
 
     def __len__(self) -> int:
         return len(self._scores)
+
+    @property
+    def draws(self) -> int:
+        """How many targets a step has."""
+        several = self.per_rank and dist.is_available() and dist.is_initialized()
+        return dist.get_world_size() if several else 1
 
     def __contains__(self, architecture: Architecture) -> bool:
         return architecture in self._scores

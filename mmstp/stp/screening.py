@@ -31,8 +31,8 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
     Returns:
         The size of the pool.
     """
-    drawn = len(stp.pool)
-    wanted = drawn if visits is None else max(1, end // visits)
+    drawn, draws = len(stp.pool), end * stp.pool.draws
+    wanted = drawn if visits is None else max(1, draws // visits)
     if batches and drawn > 1:
         stp.pool.shrink(drawn - max(wanted, round(SCREENED * runner.max_iters)))
         images = batches * batch_size_of(runner.train_dataloader)
@@ -45,7 +45,7 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
     stp.pool.shrink(len(stp.pool) - wanted)
     size = len(stp.pool)
     runner.logger.info(
-        f'pool: {size} architectures, {end / size:.1f} visits each in the {end} iterations of '
+        f'pool: {size} architectures, {draws / size:.1f} visits each in the {end} iterations of '
         'the search'
     )
     if size == 1 < drawn and not batches:
@@ -54,10 +54,10 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
             f'{visits} times, so one of {drawn} was drawn at random. Train longer, or give '
             'PoolHook a later end or fewer visits'
         )
-    elif visits is None and size > 1 and end / size < 5:
+    elif visits is None and size > 1 and draws / size < 5:
         runner.logger.warning(
             f'the pool has {size} architectures and shrinks within {end} iterations: '
-            f'{end / size:.1f} visits each, fewer than the 5 that scores need to mean '
+            f'{draws / size:.1f} visits each, fewer than the 5 that scores need to mean '
             'anything; use PoolHook.visits=10, or train longer'
         )
     return size

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, get_rank
 from mmengine.logging import MessageHub
 from torch import Tensor
 
+from ..architecture import Architecture
 from .bad_batches import no_loss
 from .passes import Together
 from .tasks import summed
@@ -20,7 +21,8 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     """Three passes: the main network, a target subnet of the pool, a support subnet around it.
 
     Args:
-        stp: An `STP`; the target's distance goes into its pool.
+        stp: An `STP`; the target's distance goes into its pool, with `ArchitecturePool.per_rank`
+            those of all ranks' targets.
         inputs: Images of shape (batch, channels, height, width).
         data_samples: Their labels.
 
@@ -40,7 +42,8 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     backward = passes(stp.model, stp.loss_scale)
     losses = backward.add(_named(main))
     ramp = _ramp(stp.warmup)
-    target, of_target = stp.pool.sample(), {}
+    draws, own_draw, of_target = _draw(stp), get_rank() % stp.pool.draws, {}
+    target, support = draws[own_draw]
     with supernet.activate(target):
         if stp.target_ce:
             own, target_outputs = task.losses_and_outputs(
@@ -54,17 +57,33 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     of_target['loss_target'] = stp.beta1 * ramp * target_distance
     losses.update(backward.add(of_target))
     if stp.beta2:
-        with supernet.activate(space.expand(target, stp.pool.rng)):
+        with supernet.activate(support):
             support_outputs = task.outputs(stp.model, inputs)
         distance = task.distance(support_outputs, outputs)
         losses.update(backward.add({'loss_support': stp.beta2 * ramp * distance}))
     # last: reading the numbers waits for a GPU, which has all three passes queued by now
-    score = f'the unweighted loss of {target}'
-    numbers = _read({**losses, score: target_distance})
+    scores = target_distance.new_zeros(len(draws))
+    scores[own_draw] = len(draws) * target_distance.detach()  # so the mean over ranks is its own
+    names = [
+        f'the unweighted loss of {one}{f" on rank {i}" if stp.pool.per_rank else ""}'
+        for i, (one, _) in enumerate(draws)
+    ]
+    numbers = _read({**losses, **dict(zip(names, scores, strict=True))})
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
-    stp.pool.update(target, numbers[score])
+    for (one, _), name in zip(draws, names, strict=True):
+        stp.pool.update(one, numbers[name])
     return backward.carried(losses)
+
+
+def _draw(stp: Any) -> list[tuple[Architecture, Architecture]]:
+    """The target and support subnets of a step, alike on all ranks: one pair, or one for each."""
+    draws = []
+    for _ in range(stp.pool.draws):
+        target = stp.pool.sample()
+        support = stp.supernet.space.expand(target, stp.pool.rng) if stp.beta2 else target
+        draws.append((target, support))
+    return draws
 
 
 def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:

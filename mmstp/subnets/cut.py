@@ -27,7 +27,7 @@ from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute, attributes_of, holder
 from .compact_spec import CompactSpec
 from .modules import Dynamic, DynamicMixin, FixedSubnet, own_forward
-from .plan import SubnetPlan, named_tensors
+from .plan import SubnetPlan, memory_format_of, named_tensors
 from .swap import Role, Swapped, swap, unswap
 
 
@@ -61,7 +61,7 @@ def cut_out(model: nn.Module, plan: SubnetPlan) -> nn.Module:
         unswap(module, DynamicMixin)
     spec = describe(model, plan)
     tensors = {
-        key: plan.narrow(key, tensor.detach()).clone(memory_format=torch.contiguous_format)
+        key: plan.narrow(key, tensor.detach()).clone(memory_format=memory_format_of(tensor))
         for key, tensor in named_tensors(model).items()
         if key in spec.shapes
     }

@@ -23,7 +23,7 @@ from ..errors import CallError
 from ..foreign import has_hooks_before, is_buffer
 from .attention import Forward, forward_of, is_supplied
 from .attributes import Attribute
-from .plan import SubnetPlan
+from .plan import SubnetPlan, memory_format_of
 from .sized_calls import SuppliedSizes, unsupplied
 from .swap import FORWARD, Role, Swapped, swap
 
@@ -239,7 +239,7 @@ def _narrow_tensor(name: str, contiguous: bool) -> property:
         whole, is_parameter = tensor, isinstance(tensor, nn.Parameter)
         tensor = plan.narrow(key, tensor)
         if contiguous:
-            tensor = tensor.contiguous()
+            tensor = tensor.contiguous(memory_format=memory_format_of(whole))
         if whole.requires_grad and not tensor.requires_grad:
             # made without gradients; ATen takes other paths for weights that are not trained
             tensor = tensor.detach().requires_grad_()

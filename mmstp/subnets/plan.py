@@ -22,6 +22,14 @@ from .attributes import Attribute, attributes_of, holder
 from .sized_calls import Ways
 
 
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """In which order its dimensions lie in memory: channels last, or as they are counted."""
+    if tensor.dim() != 4 or tensor.is_contiguous():
+        return torch.contiguous_format
+    last = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class Selection:
     """The positions kept along one dimension of a tensor."""
@@ -36,7 +44,11 @@ class Selection:
             return tensor
         if self.positions[-1] == count - 1:
             return tensor.narrow(self.dim, 0, count)
-        index = torch.from_numpy(self.positions).to(tensor.device)
+        index = self._index(tensor)
+        if memory_format_of(tensor) is torch.channels_last:
+            # of the tensor as it lies in memory: what comes out lies there in the same order
+            dim = (0, 3, 1, 2)[self.dim]
+            return tensor.movedim(1, 3).index_select(dim, index).movedim(3, 1)
         return tensor.index_select(self.dim, index)
 
     def pad(self, tensor: Tensor, size: int) -> Tensor:
@@ -45,8 +57,20 @@ class Selection:
         if count == size:
             return tensor
         shape = [size if d == self.dim else n for d, n in enumerate(tensor.shape)]
-        index = torch.from_numpy(self.positions).to(tensor.device)
-        return tensor.new_zeros(shape).index_copy(self.dim, index, tensor)
+        return tensor.new_zeros(shape).index_copy(self.dim, self._index(tensor), tensor)
+
+    def _index(self, tensor: Tensor) -> Tensor:
+        """The positions, where the tensor is."""
+        if tensor.device.type == 'cpu' or type(tensor) not in (Tensor, nn.Parameter):
+            return torch.from_numpy(self.positions).to(tensor.device)  # a trace's are not kept
+        return _uploaded(self.positions.tobytes(), tensor.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _uploaded(positions: bytes, device: torch.device) -> Tensor:
+    """Positions on a device, kept: an upload waits until the device has done all it was given."""
+    with torch.inference_mode(False):  # they are kept for backward passes too
+        return torch.from_numpy(np.frombuffer(positions, np.int64).copy()).to(device)
 
 
 @dataclass(frozen=True)

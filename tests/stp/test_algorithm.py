@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.logging import MessageHub
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.runner.amp import autocast
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -224,6 +224,15 @@ def test_pretrained_of_another_width_is_an_error(tmp_path):
 def test_bad_fields_are_named(options, error, message):
     with pytest.raises(error, match=message):
         tiny.stp(**options)
+
+
+def test_without_other_processes_synchronised_norms_are_plain_ones():
+    """As MMEngine's runner would make them, when layers may not be replaced any more."""
+    stp, plain = tiny.stp(model__model__backbone__norm_cfg=dict(type='SyncBN')), tiny.stp()
+    assert revert_sync_batchnorm(stp) is stp
+    stp.supernet.check_intact()
+    images, _ = tiny.batch()
+    assert torch.equal(stp.train()(images), plain.train()(images))
 
 
 def test_checkpointed_blocks_are_refused():

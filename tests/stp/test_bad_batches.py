@@ -1,6 +1,7 @@
 """Batches whose loss is not finite: nothing changes, they are counted, and too many end the run."""
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from torch.overrides import TorchFunctionMode
 
 from mmstp.errors import CheckpointError
 from mmstp.stp.bad_batches import BadBatches
@@ -20,12 +22,17 @@ from tests.runs import free_port, one_of_two, same, scalars
 def optimizer_of(stp, **options):
     own = torch.optim.SGD(stp.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     found = OptimWrapper(own, **options)
-    stp.bad_batches.guard(found)
+    stp.bad_batches.guard(found, stp)
     return found
 
 
+@functools.cache
+def built():
+    return tiny.stp(model__survivor={})
+
+
 def ready(alone=False):
-    stp = tiny.stp(model__survivor={}).train()
+    stp = copy.deepcopy(built()).train()
     stp.driver, stp.bad_batches.patience = object(), 3
     if alone:
         stp.pool.shrink(len(stp.pool) - 1)
@@ -100,13 +107,84 @@ def test_too_many_in_a_row_end_the_run_with_what_is_known():
     for value in (float('nan'), None, float('nan'), float('nan')):
         step(stp, optimizer, value)
     before = state_of(stp, optimizer)
-    message = r'images \[3\] of this batch.*3 batches in a row.*PoolHook\.patience.*4 since the run'
+    message = (
+        r'images \[3\] of this batch.*3 times in a row \(PoolHook\.patience\), 4 since the run'
+    )
     with pytest.raises(ValueError, match=message):
         step(stp, optimizer, float('nan'))
     assert same(state_of(stp, optimizer), before)
 
 
-@pytest.mark.parametrize('state', [None, {}, {'total': 1, 'in_a_row': 'x', 'good': 0}])
+def spoil_gradient(stp):
+    """Of one layer, where the loss is finite; a handle to stop it with."""
+    weight = stp.model.backbone.layer1[0].conv1.weight
+    return weight.register_hook(lambda gradient: gradient * float('nan'))
+
+
+@pytest.mark.parametrize('options', [{}, {'clip_grad': dict(max_norm=1.0)}])
+def test_gradients_that_are_not_finite_make_no_step(options):
+    """Clipping would spread them over all layers."""
+    stp = ready()
+    optimizer = optimizer_of(stp, accumulative_counts=2, **options)
+
+    def trained():
+        return copy.deepcopy([list(stp.parameters()), optimizer.state_dict()['state']])
+
+    for seed in range(2):
+        step(stp, optimizer, seed=seed)
+    before = trained()
+    step(stp, optimizer, seed=2)
+    handle = spoil_gradient(stp)
+    step(stp, optimizer, seed=3)
+    assert same(trained(), before)
+    counted = stp.bad_batches
+    assert (counted.total, counted.in_a_row, counted.steps_in_a_row) == (1, 0, 1)
+    handle.remove()
+    for seed in range(4, 6):  # without what was summed up then
+        step(stp, optimizer, seed=seed)
+    assert not same(trained(), before)
+    assert all(parameter.isfinite().all() for parameter in stp.parameters())
+    assert (counted.total, counted.steps_in_a_row) == (1, 0)
+
+
+class Reads(TorchFunctionMode):
+    """Counts what waits for a device: tensors that become numbers."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        names = ('item', 'tolist', '__bool__', '__float__', '__int__', '__index__')
+        self.count += function.__name__ in names
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('alone', [False, True])
+def test_a_step_reads_its_losses_once_and_its_gradients_once(alone):
+    stp = ready(alone)
+    optimizer = optimizer_of(stp)
+    images, samples = tiny.batch()
+    with Reads() as forward:
+        losses = stp(images, samples, mode='loss')
+    sum(losses.values()).backward()
+    with Reads() as optimizing:
+        optimizer.step()
+    assert (forward.count, optimizing.count) == (1, 1)
+
+
+def test_too_many_such_steps_end_the_run():
+    stp = ready()
+    optimizer = optimizer_of(stp)
+    spoil_gradient(stp)
+    for _ in range(2):
+        step(stp, optimizer)
+    message = r'gradients are not \(those of model\.backbone\.layer1\.0\.conv1\.weight\).* 3 times'
+    with pytest.raises(ValueError, match=message):
+        step(stp, optimizer)
+
+
+@pytest.mark.parametrize(
+    'state', [None, {}, {'total': 1, 'in_a_row': 'x', 'steps_in_a_row': 0, 'good': 0}]
+)
 def test_a_damaged_state_is_refused(state):
     with pytest.raises(CheckpointError, match='damaged: bad_batches is'):
         BadBatches().load_state_dict(state)
@@ -134,10 +212,38 @@ def test_they_are_counted_in_the_log_and_in_checkpoints(tmp_path):
     assert [line['bad_batches'] for line in lines if 'pool_size' in line] == [1, 1, 2, 2]
     assert all(line['loss'] > 0 for line in lines if 'loss' in line)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['mmstp']['bad_batches']
-    assert saved == {'total': 2, 'in_a_row': 0, 'good': 0}
+    assert saved == {'total': 2, 'in_a_row': 0, 'steps_in_a_row': 0, 'good': 0}
 
 
-def _rank(rank: int, port: int, out: str) -> None:
+class SpoilPass(Spoil):
+    """Makes the distance of one subnet NaN there, and no image."""
+
+    def __init__(self, number, *iterations):
+        super().__init__(*iterations)
+        self.number = number  # 0: the target, 1: the support subnet
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        task = stp_of(runner).task
+        vars(task).pop('distance', None)
+        if runner.iter in self.iterations:
+            own = task.distance
+            factors = iter([float('nan') if i == self.number else 1 for i in range(2)])
+            task.distance = lambda *outputs: own(*outputs) * next(factors)
+
+
+class SpoilGradient(Spoil):
+    """The gradient of a layer, and no loss."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter in self.iterations:
+            self.handle = spoil_gradient(stp_of(runner))
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter in self.iterations:
+            self.handle.remove()
+
+
+def _rank(rank: int, port: int, out: str, spoil: Hook) -> None:
     with one_of_two(rank, port):
         cfg = tiny.config(Path(out) / 'run', optim_wrapper__accumulative_counts=2)
         cfg.launcher = 'pytorch'
@@ -147,15 +253,17 @@ def _rank(rank: int, port: int, out: str) -> None:
         )  # fmt: skip
         runner = Runner.from_cfg(cfg)
         if rank:
-            runner.register_hook(Spoil(1))  # where gradients would be summed over the ranks
+            runner.register_hook(spoil)
         runner.train()
         stp = stp_of(runner)
         torch.save([stp.bad_batches.total, stp.state_dict()], f'{out}/{rank}.pth')
 
 
 @pytest.mark.slow
-def test_ranks_decide_alike(tmp_path):
-    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize('spoil', [Spoil(1), SpoilPass(0, 1), SpoilPass(1, 1), SpoilGradient(1)])
+def test_ranks_decide_alike(spoil, tmp_path):
+    """One has NaN in a pass or in a gradient, where gradients would be summed over the ranks."""
+    mp.spawn(_rank, args=(free_port(), str(tmp_path), spoil), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert first[0] == second[0] == 1
     assert same(first[1], second[1])

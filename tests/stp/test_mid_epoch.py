@@ -117,9 +117,12 @@ def test_killed_anywhere_it_ends_with_the_same(at, teacher, tmp_path):
     assert same(first, second)
 
 
-def _rank(rank: int, port: int, out: str, at: int) -> None:
+def _rank(rank: int, port: int, out: str, at: int, per_rank: bool) -> None:
     with one_of_two(rank, port):
-        cfg = config(Path(out) / 'run', randomness__seed=3, train_dataloader__batch_size=8)
+        cfg = config(
+            Path(out) / 'run', randomness__seed=3, train_dataloader__batch_size=8,
+            model__pool__per_rank=per_rank,
+        )  # fmt: skip
         cfg.launcher = 'pytorch'
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
@@ -131,16 +134,21 @@ def _rank(rank: int, port: int, out: str, at: int) -> None:
         runner.register_hook(StopAfter(5))
         with pytest.raises(KeyboardInterrupt):
             runner.train()
-        torch.save(stp_of(runner).state_dict(), f'{out}/{at}_{rank}.pth')
+        stp = stp_of(runner)
+        torch.save([stp.state_dict(), stp.pool.state_dict()], f'{out}/{at}_{rank}.pth')
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('at', [1, 2])  # with gradients half summed up, and behind a step
-def test_two_ranks_go_on_as_they_would_have(at, tmp_path):
+# with gradients half summed up, and behind a step
+@pytest.mark.parametrize(('at', 'per_rank'), [(1, False), (2, False), (3, True)])
+def test_two_ranks_go_on_as_they_would_have(at, per_rank, tmp_path):
     """Their running statistics and gradients, which only one writes, included."""
     for start in (0, at):
-        mp.spawn(_rank, args=(free_port(), str(tmp_path), start), nprocs=2)
+        mp.spawn(_rank, args=(free_port(), str(tmp_path), start, per_rank), nprocs=2)
     for rank in (0, 1):
-        expected, found = (torch.load(tmp_path / f'{start}_{rank}.pth') for start in (0, at))
+        (expected, pool), (found, other) = (
+            torch.load(tmp_path / f'{start}_{rank}.pth') for start in (0, at)
+        )
         for key, value in expected.items():
             assert torch.equal(value, found[key]), (rank, key)
+        assert same(pool, other)

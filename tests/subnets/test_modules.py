@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from mmstp import Architecture, Supernet
+from mmstp.subnets import plan
 from mmstp.subnets.attributes import ATTRIBUTE_RULES, register_sizes
 from mmstp.subnets.check import FAILS
 from mmstp.subnets.modules import DynamicMixin
@@ -257,6 +259,30 @@ def test_selection_is_numpy_s_take(dim, positions):
     assert np.array_equal(selected.numpy(), expected)
     prefix = positions == list(range(len(positions)))
     assert (selected.data_ptr() == tensor.data_ptr()) == prefix  # a view where it can be one
+
+
+def test_positions_are_uploaded_once(monkeypatch):
+    """To any device but the CPU, where they are; what a trace makes of them is not kept."""
+    seen = []
+    own = torch.from_numpy
+    monkeypatch.setattr(torch, 'from_numpy', lambda array: seen.append(len(array)) or own(array))
+    plan._uploaded.cache_clear()
+    weight = torch.empty(5, 4, device='meta')
+
+    def selected(tensor, positions=(0, 2, 4)):
+        return Selection(0, np.array(positions))(tensor)
+
+    with torch.inference_mode():
+        assert selected(weight).shape == (3, 4)
+    assert selected(nn.Parameter(weight)).requires_grad
+    assert seen == [3]
+    assert not plan._uploaded(np.array([0, 2, 4]).tobytes(), weight.device).is_inference()
+    selected(weight, (0, 3))
+    assert seen == [3, 2]
+    with FakeTensorMode() as fake:
+        for _ in range(2):
+            assert isinstance(selected(fake.from_tensor(weight)), FakeTensor)
+    assert seen == [3, 2, 3, 3]
 
 
 class Slopes(nn.Module):

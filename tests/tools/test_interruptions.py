@@ -1,14 +1,17 @@
 """Runs that are told to end, killed while they save, or find the disk full."""
 
+import copy
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +23,7 @@ from mmstp.cli.launch import load_config
 from mmstp.cli.resuming import newest_checkpoint
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import CheckpointError
+from mmstp.stp.hooks import checkpoints
 from mmstp.stp.hooks.checkpoints import LAST, CheckpointHook, WholeFiles
 from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, Interrupted, InterruptHook
 from tests import tiny
@@ -60,7 +64,8 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_it_had_not_come(
 ):
     handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)]
     command = ('train.py', tiny_config, '--work-dir', tmp_path, '--resume', 'auto',
-               '--cfg-options', 'train_cfg.val_interval=1')  # fmt: skip
+               '--cfg-options', 'train_cfg.val_interval=1',
+               'default_hooks.checkpoint.background=True')  # fmt: skip
     own = Runner.from_cfg
     with monkeypatch.context() as patch:
 
@@ -101,12 +106,14 @@ class FillTheDisk(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 
 
-def test_a_full_disk_stops_the_run_before_anything_is_removed(tmp_path):
+@pytest.mark.parametrize('background', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_full_disk_stops_the_run_before_anything_is_removed(background, tmp_path):
     """Where one checkpoint is kept, which MMEngine removes before it writes the next."""
     cfg = tiny.config(tmp_path, train_cfg__val_interval=1)
     cfg.default_hooks.checkpoint = dict(
-        type='mmstp.CheckpointHook', max_keep_ckpts=1, interval=2, by_epoch=False, save_best='auto'
-    )
+        type='mmstp.CheckpointHook', max_keep_ckpts=1, interval=2, by_epoch=False,
+        save_best='auto', background=background,
+    )  # fmt: skip
     (tmp_path / 'iter_99.pth.tmp').touch()  # of a run that was killed while it wrote
     runner = Runner.from_cfg(cfg)
     runner.register_hook(FillTheDisk())
@@ -116,6 +123,74 @@ def test_a_full_disk_stops_the_run_before_anything_is_removed(tmp_path):
     kept = sorted(path.name for path in tmp_path.glob('*.pth*'))  # iter_2 made way for iter_4
     assert kept == ['best_accuracy_top1_iter_4.pth', 'iter_4.pth']
     assert newest_checkpoint(tmp_path)[1]['meta']['iter'] == 4
+
+
+class WriteLate(Hook):
+    """Has each file written when the step behind its checkpoint is done; keeps its content."""
+
+    priority = 'HIGHEST'  # before the hook that saves, and behind those that were registered before
+
+    def __init__(self, monkeypatch):
+        self.done, self.expected = threading.Semaphore(0), []
+        own = checkpoints.whole_file
+
+        @contextmanager
+        def late(path):
+            assert self.done.acquire(timeout=60)
+            with own(path) as file:
+                yield file
+
+        monkeypatch.setattr(checkpoints, 'whole_file', late)
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        assert not (Path(runner.work_dir) / f'iter_{runner.iter}.pth').exists()
+        if runner.iter:
+            self.done.release()
+
+    def after_train_epoch(self, runner):
+        self.done.release()
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        self.expected.append(copy.deepcopy({key: checkpoint[key] for key in WHOLE}))
+
+
+def test_in_the_background_each_file_is_of_its_step(tmp_path, monkeypatch):
+    """Though weights and optimizer have gone on when it is written."""
+    cfg = tiny.config(tmp_path, train_cfg__max_epochs=1)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.default_hooks.checkpoint = dict(
+        type='mmstp.CheckpointHook', interval=1, by_epoch=False, background=True
+    )
+    runner, late = Runner.from_cfg(cfg), WriteLate(monkeypatch)
+    runner.register_hook(late)
+    runner.train()
+    assert same([content(tmp_path / f'iter_{i}.pth') for i in range(1, 5)], late.expected)
+    assert not same(late.expected[0], late.expected[1])
+
+
+def test_what_fails_in_the_background_is_raised_at_the_end_and_nothing_removed(tmp_path):
+    (tmp_path / 'file').touch()
+    hook = CheckpointHook(background=True)
+    hook.file_backend = WholeFiles()
+    hook.file_backend.remove(tmp_path / 'file')
+    WholeFiles(background=True).put(b'new', tmp_path / 'file' / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'a\.pth cannot be written: '):
+        hook.finish()
+    assert (tmp_path / 'file').exists()
+    hook.finish()
+    assert not (tmp_path / 'file').exists()
+
+
+def test_the_background_is_for_local_folders():
+    with pytest.raises(ValueError, match='background=1: expected True or False'):
+        CheckpointHook(background=1)
+    hook, runner = (
+        CheckpointHook(background=True, backend_args=dict(backend='http')),
+        Mock(work_dir='x'),
+    )
+    runner.message_hub.runtime_info = {}
+    with pytest.raises(ValueError, match=r'background=True writes to local folders, not to'):
+        hook.before_train(runner)
 
 
 def test_what_was_written_anew_is_not_removed(tmp_path):
@@ -160,14 +235,15 @@ def test_signals_are_not_heard_outside_the_main_thread(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('background', [False, True])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_all_processes_of_a_run_get_the_signal(number, tiny_config, trained, tmp_path):
+def test_all_processes_of_a_run_get_the_signal(number, background, tiny_config, trained, tmp_path):
     """As schedulers send it: to the workers of the dataloaders too, again and again."""
     command = [
         sys.executable, '-W', 'ignore', tiny.ROOT / 'tools/train.py', tiny_config,
         '--work-dir', tmp_path, '--resume', 'auto', '--cfg-options',
         'train_dataloader.num_workers=2', 'default_hooks.checkpoint.by_epoch=False',
-        'default_hooks.checkpoint.interval=1',
+        'default_hooks.checkpoint.interval=1', f'default_hooks.checkpoint.background={background}',
     ]  # fmt: skip
     codes = []
     while not codes or codes[-1]:

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mmpretrain
@@ -15,6 +16,7 @@ from mmengine.config import Config
 
 from mmstp.errors import CheckpointError, LaunchError
 from tests import tiny
+from tests.runs import free_port
 
 TOOLS = tiny.ROOT / 'tools'
 
@@ -160,18 +162,61 @@ def test_demo_writes_its_summary(call, tmp_path, capsys):
     assert (tmp_path / 'pool.png').exists()
 
 
-def test_dist_train_runs_two_processes(tiny_config, tmp_path):
-    done = subprocess.run(
-        ['bash', str(TOOLS / 'dist_train.sh'), str(tiny_config), '2', '--work-dir', str(tmp_path),
-         '--cfg-options', 'train_cfg.max_epochs=1'],
-        env={**os.environ, 'PYTHON': sys.executable, 'PORT': str(20000 + os.getpid() % 20000),
-             'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tiny.ROOT)},
+def dist_train(config, work_dir, *options, **env):
+    """``tools/dist_train.sh CONFIG 2``, which ends within five minutes."""
+    return subprocess.run(
+        ['bash', str(TOOLS / 'dist_train.sh'), str(config), '2', '--work-dir', str(work_dir),
+         '--cfg-options', *options],
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': str(free_port()),
+             'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tiny.ROOT), **env},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
+
+
+def test_dist_train_runs_two_processes(tiny_config, tmp_path):
+    done = dist_train(tiny_config, tmp_path, 'train_cfg.max_epochs=1')
     assert done.returncode == 0, done.stderr[-3000:]
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert saved['meta']['iter'] == 2  # 64 images in batches of 2 x 16
     assert len(saved['mmstp']['pool']['architectures']) == 1
+
+
+FAILING = """
+import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Failing(Hook):
+    def before_train_iter(self, runner, *args, **kwargs):
+        if runner.rank == 1 and runner.iter == 1:
+            if {killed}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError('no image could be read')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('killed', [False, True])
+def test_a_rank_that_dies_ends_the_job_with_its_error(killed, tiny_config, tmp_path):
+    (tmp_path / 'failing.py').write_text(FAILING.format(killed=killed))
+    config = Config.fromfile(tiny_config)
+    config.custom_imports.imports.append('failing')
+    config.custom_hooks.append(dict(type='Failing'))
+    config.default_hooks.checkpoint.update(by_epoch=False, interval=1)
+    config.dump(tmp_path / 'config.py')
+    began = time.monotonic()
+    paths = f'{tiny.ROOT}:{tmp_path}'
+    done = dist_train(tmp_path / 'config.py', tmp_path, 'train_cfg.max_epochs=1', PYTHONPATH=paths)
+    assert time.monotonic() - began < 90
+    assert done.returncode == 1
+    said = 'Signal 9 (SIGKILL) received by PID' if killed else 'no image could be read'
+    assert said in done.stderr
+    assert 'rank      : 1 (local_rank: 1)' in done.stderr
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_1.pth']
 
 
 @pytest.mark.parametrize('script', sorted(TOOLS.glob('*.sh')), ids=lambda path: path.name)

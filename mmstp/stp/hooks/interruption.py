@@ -18,7 +18,7 @@ from ...atomic_files import write_text
 from ...registry import HOOKS
 from ..mid_epoch import agree
 from ..of_runner import unwrapped
-from .checkpoints import LAST
+from .checkpoints import LAST, CheckpointHook
 
 SAVED = 'interrupted.pth'
 EXIT_CODE = 75  # `os.EX_TEMPFAIL`, which Windows has not: run it again
@@ -90,6 +90,9 @@ class InterruptHook(Hook):
         )  # fmt: skip
         if is_main_process():
             write_text(Path(runner.work_dir) / LAST, os.path.join(runner.work_dir, SAVED))
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):  # one may be written in the background
+                hook.finish()
         self.after_train(runner)
         raise Interrupted
 

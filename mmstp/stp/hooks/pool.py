@@ -51,8 +51,8 @@ class PoolHook(Hook):
         screen: Batches of training images on which candidates get a first score, before any is
             trained, so that the best stay when the pool is cut; for main networks that are trained
             already.
-        patience: How many batches in a row whose loss is not finite end the run. Until then they
-            are left out, and counted as ``bad_batches``.
+        patience: How many batches in a row whose loss is not finite, or steps whose gradients are
+            not, end the run. Until then they are left out, and counted as ``bad_batches``.
 
     Raises:
         FieldError: If an option does not exist.
@@ -96,7 +96,7 @@ class PoolHook(Hook):
         stp.driver, self._gradients = self, {}
         if isinstance(runner.optim_wrapper, OptimWrapper):
             stp.bad_batches.patience = self.patience
-            stp.bad_batches.guard(runner.optim_wrapper)
+            stp.bad_batches.guard(runner.optim_wrapper, stp)
             if stp.passes is Apart:
                 stp.loss_scale = scale_of(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
