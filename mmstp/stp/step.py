@@ -17,10 +17,10 @@ from .tasks import summed
 
 
 def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
-    """Three passes: the main network, a target subnet of the pool, a support subnet around it.
+    """Three passes: the main network, a target subnet of a pool, a support subnet around it.
 
     Args:
-        stp: An `STP`; the target's distance goes into its pool.
+        stp: An `STP`; the target's distance goes into its pool's scores.
         inputs: Images of shape (batch, channels, height, width).
         data_samples: Their labels.
 
@@ -40,7 +40,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     backward = passes(stp.model, stp.loss_scale)
     losses = backward.add(_named(main))
     ramp = _ramp(stp.warmup)
-    target, of_target = stp.pool.sample(), {}
+    (budget, target), of_target = stp.pools.draw(), {}
     with supernet.activate(target):
         if stp.target_ce:
             own, target_outputs = task.losses_and_outputs(
@@ -54,7 +54,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     of_target['loss_target'] = stp.beta1 * ramp * target_distance
     losses.update(backward.add(of_target))
     if stp.beta2:
-        with supernet.activate(space.expand(target, stp.pool.rng)):
+        with supernet.activate(stp.pools.support(space, budget, target)):
             support_outputs = task.outputs(stp.model, inputs)
         distance = task.distance(support_outputs, outputs)
         losses.update(backward.add({'loss_support': stp.beta2 * ramp * distance}))
@@ -63,7 +63,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     numbers = _read({**losses, score: target_distance})
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
-    stp.pool.update(target, numbers[score])
+    stp.pools[budget].update(target, numbers[score])
     return backward.carried(losses)
 
 
