@@ -97,9 +97,10 @@ class Pools(Mapping[str, ArchitecturePool]):
         return label, self[label].sample()
 
     def support(self, space: SearchSpace, label: str, target: Architecture) -> Architecture:
-        """What a target is enlarged to: a member of the next larger budget's pool.
+        """What a target is enlarged to, so that a step trains two budgets.
 
-        At random of those that contain it; where there is none, any enlargement (Eq. 6).
+        It is the smallest that also contains a member of the next larger budget's pool, drawn at
+        random; for the largest budget any enlargement (Eq. 6).
 
         Args:
             space: The search space.
@@ -107,8 +108,9 @@ class Pools(Mapping[str, ArchitecturePool]):
             target: Of its pool.
         """
         rng, larger = self[label].rng, self._larger(label)
-        members = [] if larger is None else [a for a in self[larger].scores if a.contains(target)]
-        return rng.choice(members) if members else space.expand(target, rng)
+        if larger is None:
+            return space.expand(target, rng)
+        return target.joined(rng.choice(list(self[larger].scores)))
 
     def _larger(self, label: str) -> str | None:
         labels = list(self)

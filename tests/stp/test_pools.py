@@ -50,6 +50,21 @@ def test_budgets_take_turns_and_score_their_own(stp):
         }
 
 
+def test_supports_contain_their_target_and_one_of_the_next_larger_budget(stp):
+    space = stp.supernet.space
+    for label, larger in zip(LABELS, [*LABELS[1:], None], strict=True):
+        supports = set()
+        for target in stp.pools[label].scores:
+            for _ in range(10):
+                support = space.check(stp.pools.support(space, label, target))
+                supports.add(support)
+                assert support.contains(target)
+                assert larger is None or support in {
+                    target.joined(other) for other in stp.pools[larger].scores
+                }
+        assert len(supports) > len(stp.pools[label])
+
+
 def test_no_two_pools_share_a_member(made):
     for own, other in itertools.combinations(made.pools.values(), 2):
         assert not set(own.scores) & set(other.scores)
