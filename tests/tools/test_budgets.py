@@ -82,6 +82,14 @@ def test_the_budget_that_is_cut_out_is_named(call, config, run, tmp_path):
     assert metrics['accuracy/top1'] == pytest.approx(line['subnet-macs-60/accuracy/top1'])
 
 
+def test_the_pool_of_one_is_drawn(call, run, tmp_path):
+    picture = tmp_path / 'pool.png'
+    with pytest.raises(ValueError, match='--budget None: expected one of 30, macs-60'):
+        call('analysis_tools/plot_pool.py', run, '--out', picture)
+    call('analysis_tools/plot_pool.py', run, '--out', picture, '--budget', 'macs-60')
+    assert picture.exists()
+
+
 def test_the_space_is_shown_for_each(call, config, capsys):
     with pytest.raises(SystemExit, match='1'):
         call('search_space.py', config, '--cfg-options', 'model.target=[0.4,0.41]')
