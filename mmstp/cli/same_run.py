@@ -41,9 +41,9 @@ _TRAINING = {
 }
 
 
-def search_of(content: Mapping[str, Any], path: str | Path) -> Any:
+def search_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
     """The state of the search in a checkpoint; a `CheckpointError` where there is none."""
-    state = content.get(STATE)
+    state: Any = content.get(STATE)
     if not has_pools(state):
         raise CheckpointError(
             f'checkpoint {str(path)!r} was not written by an STP run: it holds no state of the '
@@ -126,8 +126,10 @@ def _leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
 
 
 def _in_one_order(target: Any) -> Any:
-    """Several budgets are the same in any order."""
-    return sorted(target, key=str) if isinstance(target, (list, tuple)) else target
+    """Several budgets are the same in any order, and a list of one is its entry."""
+    if not isinstance(target, (list, tuple)):
+        return target
+    return target[0] if len(target) == 1 else sorted(target, key=str)
 
 
 def _with_the_dense(widths: Any) -> Any:

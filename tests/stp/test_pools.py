@@ -70,6 +70,13 @@ def test_no_two_pools_share_a_member(made):
         assert not set(own.scores) & set(other.scores)
 
 
+def test_ranks_compare_every_pool_by_its_own_names(stp):
+    before = copy.deepcopy(stp.pools.fields())
+    stp.pools['40'].update(stp.pools['40'].best, 0.1)
+    after = stp.pools.fields()
+    assert {name for name in before if before[name] != after[name]} == {'scores-40', 'visits-40'}
+
+
 def test_a_list_of_one_is_its_number():
     alone, listed = (tiny.stp(model__target=target) for target in (0.4, [0.4]))
     for stp in (alone, listed):
