@@ -82,6 +82,12 @@ class Architecture:
             and all(a >= b for a, b in zip(self.widths, other.widths, strict=True))
         )
 
+    def joined(self, other: Architecture) -> Architecture:
+        """The smallest that contains both, of as many stages."""
+        return Architecture(
+            tuple(map(max, self.depths, other.depths)), tuple(map(max, self.widths, other.widths))
+        )
+
     def __str__(self) -> str:
         return f'({self.depths}, {self.widths})'
 

@@ -46,6 +46,9 @@ def test_contains_is_the_partial_order_of_all_parts():
         pairs = zip(one.depths + one.widths, other.depths + other.widths, strict=True)
         assert one.contains(other) == all(a >= b for a, b in pairs)
         assert (one.contains(other) and other.contains(one)) == (one == other)
+        both = [a for a in every if a.contains(one) and a.contains(other)]
+        assert one.joined(other) in both
+        assert all(a.contains(one.joined(other)) for a in both)
 
 
 def test_other_stages_are_not_contained():

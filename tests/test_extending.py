@@ -49,7 +49,7 @@ def example(heading):
 
 def report(supernet):
     budget = Budget.of(0.9, 'macs', 0.3, supernet.space, supernet.cost)
-    return describe_space(supernet, budget)[0]
+    return describe_space(supernet, {'': budget})[0]
 
 
 def prunes(supernet):

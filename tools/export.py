@@ -36,7 +36,9 @@ from mmstp.deploy.export import check_folder
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
 from mmstp.search.budget import feasible_rows, most_uniform
+from mmstp.search.budgets import find_budget
 from mmstp.stp.algorithm import STP
+from mmstp.stp.pools import Pools
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,6 +73,11 @@ def parse_args() -> argparse.Namespace:
         '--onnx', action='store_true',
         help='also write compact.onnx and backbone.onnx, and compare them with PyTorch',
     )  # fmt: skip
+    parser.add_argument(
+        '--budget',
+        help='of a run with several, the one that is cut out: as model.target has it (0.35), or '
+        'its label (35)',
+    )
     add_config_options(parser)
     return parser.parse_args()
 
@@ -105,7 +112,7 @@ def check_same_folder(args: argparse.Namespace) -> None:
     own = Path(args.config).parent
     weights = Path(args.checkpoint).parent if args.checkpoint else own
     folders = {Path(path).resolve() for path in (args.out, own, weights)}
-    if len(folders) > 1 or args.architecture:
+    if len(folders) > 1 or args.architecture or args.budget:
         raise LaunchError(
             f'{args.config} is the config of an export: its own folder is what --out has to name, '
             'and its architecture cannot be chosen anew. To cut out another subnet give config '
@@ -120,6 +127,10 @@ def check_same_folder(args: argparse.Namespace) -> None:
 
 def export(config: Config, args: argparse.Namespace) -> None:
     """Loads the run and writes the subnet that is asked for."""
+    if args.budget and args.architecture not in (None, 'uniform'):
+        raise LaunchError(
+            f'--architecture {args.architecture} is one already: leave --budget {args.budget} out'
+        )
     stp = build_stp(config)
     if args.checkpoint:
         dataset_meta = load_search(stp, args.checkpoint, config)
@@ -134,24 +145,41 @@ def export(config: Config, args: argparse.Namespace) -> None:
         args.num_images = 2000 if args.checkpoint and not stp.alone else 0
     if args.num_images:
         check_data(config, 'train_dataloader')
-    architecture = chosen(stp, args.architecture)
-    if not args.architecture and len(stp.pool) > 1:
-        logger().warning(
-            f'the search is not finished: the best of {len(stp.pool)} candidates is cut'
-        )
+    architecture = chosen(stp, args.architecture, args.budget)
     export_subnet(
         args.out, config, stp, architecture, args.num_images, args.checkpoint, dataset_meta
     )
 
 
-def chosen(stp: STP, text: str | None) -> Architecture:
-    """The architecture that was asked for, or the best one."""
-    if text is None:
-        return stp.pool.best
-    if text != 'uniform':
+def chosen(stp: STP, text: str | None, budget: str | None) -> Architecture:
+    """The architecture that was asked for, or the best one of a budget."""
+    if text not in (None, 'uniform'):
         return Architecture.of(text)
-    space, cost = stp.supernet.space, stp.supernet.cost
-    return most_uniform(space, feasible_rows(space, cost, stp.budget, stp.pool_size))
+    label = label_of(stp.pools, budget)
+    if text == 'uniform':
+        space, cost = stp.supernet.space, stp.supernet.cost
+        own = stp.pools.budgets[label]
+        return most_uniform(space, feasible_rows(space, cost, own, stp.pool_size))
+    pool = stp.pools[label]
+    if len(pool) > 1:
+        logger().warning(f'the search is not finished: the best of {len(pool)} candidates is cut')
+    return pool.best
+
+
+def label_of(pools: Pools, text: str | None) -> str:
+    """The budget that a flag names, by its label or as ``model.target`` has it.
+
+    Raises:
+        LaunchError: If there is none, or several and none is named.
+    """
+    if text is None and len(pools) == 1:
+        return pools.only
+    if text is not None and (label := find_budget(pools.budgets, text)) is not None:
+        return label
+    said = 'say with --budget' if text is None else f'--budget {text}: expected'
+    raise LaunchError(
+        f'{said} which of the budgets of this run is to be cut out: {", ".join(pools)} (in percent)'
+    )
 
 
 def logger() -> MMLogger:

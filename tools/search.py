@@ -40,7 +40,7 @@ from mmstp.search.budget import Budget, feasible_rows
 from mmstp.stp.algorithm import STP
 from mmstp.stp.halving import Evaluated, halve
 from mmstp.stp.hooks.statistics import on_images
-from mmstp.stp.pool import ArchitecturePool
+from mmstp.stp.pools import Pools
 from mmstp.stp.screening import screen
 
 
@@ -100,7 +100,9 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     target = target_of(args.target)
-    metric = config.model.get('metric', default_of(STP, 'metric'))
+    metric, tolerance = (
+        config.model.get(name, default_of(STP, name)) for name in ('metric', 'tolerance')
+    )
     fields = ('train_dataloader', f'{args.data}_dataloader')
     if config.get(fields[1]) is None:
         raise LaunchError(f'--data {args.data}: the config has no {fields[1]}')
@@ -111,7 +113,7 @@ def main() -> None:
     with plain_loading():
         stp, dataset_meta = load_main_network(config, args.checkpoint)
         space, cost = stp.supernet.space, stp.supernet.cost
-        budget = Budget.of(target, metric, stp.budget.tolerance, space, cost)
+        budget = Budget.of(target, metric, tolerance, space, cost)
         loaders = [Runner.build_dataloader(config[field]) for field in fields]
         check_images(loaders[0], stp)
         stp.to(get_device())
@@ -174,7 +176,7 @@ def propose(stp: STP, budget: Budget, dataloader, args: argparse.Namespace) -> N
     """Puts those into the pool that meet the budget and are nearest to the main network."""
     space = stp.supernet.space
     rows = feasible_rows(space, stp.supernet.cost, budget, args.screened)
-    stp.pool = ArchitecturePool.drawn(space, rows, args.screened, seed=0)
+    stp.pools = Pools.drawn(space, {'': budget}, {'': rows}, args.screened, seed=0)
     count = len(stp.pool)
     logger().info(
         f'{budget} within {budget.tolerance:.1%}: {len(rows):,} architectures of '

@@ -7,7 +7,7 @@ import argparse
 
 from mmstp.cli.estimate import estimate
 from mmstp.cli.launch import add_config_options, load_config
-from mmstp.cli.search_config import budget_of, supernet_of
+from mmstp.cli.search_config import budgets_in, supernet_of
 from mmstp.cli.space_report import describe_space
 from mmstp.config_fields import positive
 
@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.cfg_options)
     supernet = supernet_of(config)
-    text, met = describe_space(supernet, budget_of(config, supernet))
+    text, met = describe_space(supernet, budgets_in(config, supernet))
     print(text)
     if not met:
         raise SystemExit(1)

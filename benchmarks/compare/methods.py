@@ -13,8 +13,10 @@ of two phases gives each half. Where a rule for the architecture is needed, the 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 
-from mmstp import STP, Architecture, Supernet
-from mmstp.search.budget import most_uniform
+from mmstp import STP, Architecture, Budget, Supernet
+from mmstp.search.budget import feasible_rows, most_uniform
+from mmstp.search.budgets import find_budget
+from mmstp.stp.halving import halve
+from mmstp.stp.hooks.statistics import on_images
+from mmstp.stp.pools import Pools
 from mmstp.stp.presets import PRESETS as PRESETS_OF_STP
-from mmstp.stp.screening import SCREENED
+from mmstp.stp.screening import SCREENED, screen
 
 
 @dataclass
@@ -310,6 +316,56 @@ def stp(trial: Trial, preset: str) -> Found:
     return found
 
 
+BUDGETS = (0.15, 0.35, 0.55)
+TOGETHER = 1.3  # of the allowance of one run, for all of them
+
+
+@method('stp', 'budgets')
+def stp_budgets(trial: Trial, preset: str) -> Found:
+    """One run for all of `BUDGETS`, as ``short``; the row is of one of them.
+
+    The rows of all have the time of the whole run.
+    """
+    model = of_budget(
+        trial, preset, BUDGETS[0], target=list(BUDGETS), share=TOGETHER, **PRESETS['short']
+    )
+    label = find_budget(model.pools.budgets, f'{trial.setting.budget}')
+    if label is None:
+        raise ValueError(f'stp:budgets is for the budgets {BUDGETS}, not {trial.setting.budget}')
+    architecture = model.pools[label].best
+    network = trial.calibrated(model.export(architecture))
+    return Found(network, architecture, {'main_top1': trial.top1(model)})
+
+
+@method('stp', 'afterwards')
+def stp_afterwards(trial: Trial, preset: str) -> Found:
+    """What ``tools/search.py`` finds in the main network of ``short`` for the middle budget.
+
+    Its time is that of the main network; what the search takes is a column.
+    """
+    history = PoolHistory()  # the row of ``short`` itself may read this run
+    model = of_budget(trial, 'short', BUDGETS[1], **PRESETS['short'], hooks=[history])
+    start = time.process_time()
+    space, cost = model.supernet.space, model.supernet.cost
+    budget = Budget.of(trial.setting.budget, 'macs', TOLERANCE, space, cost)
+    rows = {'': feasible_rows(space, cost, budget, DRAWN)}
+    model.pools = Pools.drawn(space, {'': budget}, rows, DRAWN, seed=0)
+    images = trial.training_images()
+    on_images(model, images, 256, partial(screen, model))
+    model.pool.shrink(len(model.pool) - 32)
+    best = halve(model, list(model.pool.scores), images, images, 256)[0].architecture
+    found = {'searched_seconds': round(time.process_time() - start, 1)}
+    return Found(trial.calibrated(model.export(best)), best, found)
+
+
+def of_budget(trial: Trial, preset: str, budget: float, **options: Any) -> STP:
+    """A run of STP that rows of several budgets read: it lies with those of one of them."""
+    own = replace(trial, setting=replace(trial.setting, preset=preset, budget=budget))
+    model = search(own, **options)
+    trial.seconds, trial.steps, trial.epochs = own.seconds, own.steps, own.epochs
+    return model
+
+
 AFTER_DENSE = {
     f'{kind}-{percent}': (percent / 100, options)
     for kind, options in {
@@ -355,6 +411,7 @@ def search(
     annealed: bool = False,
     screen: int = 0,
     start: Callable[[], nn.Module] | None = None,
+    target: float | Sequence[float] | None = None,
     **options: Any,
 ) -> STP:
     """A run of STP.
@@ -373,13 +430,15 @@ def search(
         screen: Batches on which candidates are screened.
         start: Makes the main network; with the seed's weights by default. The channels of another
             are ordered by importance.
+        target: The budgets, if not that of the trial.
         options: Of `STP`.
     """
+    target = trial.setting.budget if target is None else target
 
     def build(size: int = 1) -> STP:
         stp = STP(
             (start or trial.dense)(),
-            target=trial.setting.budget,
+            target=target,
             tolerance=TOLERANCE,
             input_shape=trial.data.input_shape,
             space={**trial.network.space, **(space or {})},
@@ -405,7 +464,8 @@ def search(
         if 'survivor' in epochs:
             end = epochs['search'] / sum(epochs.values())
         iterations = sum(epochs.values()) * trial.steps_per_epoch() * end
-        size = size or max(8, min(DRAWN, int(iterations / VISITS)))
+        visits = VISITS * (len(target) if isinstance(target, Sequence) else 1)
+        size = size or max(8, min(DRAWN, int(iterations / visits)))
     shrinking = dict(type='mmstp.PoolHook', end=end, interval=interval, screen=screen)
     model: Any = trial.trained(
         'stp',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import PRESETS
+from methods import BUDGETS, PRESETS
 
 # What a user would choose between.
 HEADLINE = [
@@ -144,6 +144,17 @@ SUITES: dict[str, list[dict[str, Any]]] = {
                 )
             ],
             'length': [0.1, 0.3],
+            'seed': range(3),
+        }
+    ],
+    # several budgets: one run for all, one for each, or a search in the main network of one
+    'budgets': [
+        {
+            **SLIM,
+            'methods': [
+                ('stp', preset) for preset in ('budgets', 'short', 'recommended', 'afterwards')
+            ],
+            'budget': list(BUDGETS),
             'seed': range(3),
         }
     ],

@@ -20,6 +20,7 @@ from ..search.space import SearchSpace
 from ..stp.algorithm import STP
 from ..stp.hooks.pool import STATE
 from ..stp.pool import ArchitecturePool
+from ..stp.search_state import has_pools
 
 _OWN = ('target', 'metric', 'tolerance', 'input_shape')
 _POOL = ('sampling', 'alpha', 'per_rank')
@@ -42,8 +43,8 @@ _TRAINING = {
 
 def search_of(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
     """The state of the search in a checkpoint; a `CheckpointError` where there is none."""
-    state = content.get(STATE)
-    if not isinstance(state, dict) or 'pool' not in state:
+    state: Any = content.get(STATE)
+    if not has_pools(state):
         raise CheckpointError(
             f'checkpoint {str(path)!r} was not written by an STP run: it holds no state of the '
             'search'
@@ -99,6 +100,7 @@ def _compared(model: Mapping[str, Any]) -> dict[str, Any]:
     found['model.pool.size'] = pool.get('size', _POOL_SIZE)
     for name in _POOL:
         found[f'model.pool.{name}'] = pool.get(name, default_of(ArchitecturePool, name))
+    found['model.target'] = _in_one_order(found['model.target'])
     found['model.space.widths'] = _with_the_dense(found['model.space.widths'])
     found['model.space.fix'] = sorted(found['model.space.fix'] or ())
     found['model.space.stages'] = found['model.space.stages'] or {}
@@ -121,6 +123,13 @@ def _leaves(value: Any, field: str) -> Iterator[tuple[str, Any]]:
         yield field, name.rpartition('.')[2]
     elif value is not None:  # as if it were not said
         yield field, _plain(value)
+
+
+def _in_one_order(target: Any) -> Any:
+    """Several budgets are the same in any order, and a list of one is its entry."""
+    if not isinstance(target, (list, tuple)):
+        return target
+    return target[0] if len(target) == 1 else sorted(target, key=str)
 
 
 def _with_the_dense(widths: Any) -> Any:

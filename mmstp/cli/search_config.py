@@ -10,6 +10,7 @@ from ..config_fields import default_of
 from ..errors import LaunchError
 from ..registry import MODELS
 from ..search.budget import Budget
+from ..search.budgets import budgets_of
 from ..stp.algorithm import STP, check_fields
 from ..stp.tasks import with_task
 from ..subnets.supernet import Supernet
@@ -34,13 +35,13 @@ def supernet_of(config: Config) -> Supernet:
     return supernet
 
 
-def budget_of(config: Config, supernet: Supernet) -> Budget:
-    """The budget of the config; the supernet takes over the latency that it names."""
+def budgets_in(config: Config, supernet: Supernet) -> dict[str, Budget]:
+    """The budgets of the config by label; the supernet takes over the latency that it names."""
     supernet.use_latency(_option(config, 'latency'))
     target, metric, tolerance = (
         _option(config, name) for name in ('target', 'metric', 'tolerance')
     )
-    return Budget.of(target, metric, tolerance, supernet.space, supernet.cost)
+    return budgets_of(target, metric, tolerance, supernet.space, supernet.cost)
 
 
 def _option(config: Config, name: str) -> Any:

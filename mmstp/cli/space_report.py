@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..analysis.walk import NO_HANDLER
 from ..errors import BudgetError
 from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.budgets import rows_by_budget
 from ..search.cost import amount
 from ..search.stages import by_reason
 from ..subnets.supernet import Supernet
@@ -13,8 +16,8 @@ MET, NOT_MET = 'met by', 'cannot be met'
 _SAMPLED = 1000  # architectures looked for where a space is too large to be enumerated
 
 
-def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
-    """Stages, groups, fixed layers and the range of costs; and whether the budget can be met."""
+def describe_space(supernet: Supernet, budgets: Mapping[str, Budget]) -> tuple[str, bool]:
+    """Stages, groups, fixed layers and the range of costs; and whether the budgets can be met."""
     space = supernet.space
     lines = ['stage                       depths            widths                     groups']
     what = ' (left out)' if space.prune_slow else ' (space.prune_slow=True leaves them out)'
@@ -52,21 +55,36 @@ def describe_space(supernet: Supernet, budget: Budget) -> tuple[str, bool]:
         + ', '.join(f'{smallest[f"{metric}_ratio"]:.2%} of the {metric}' for metric in metrics)
         + ')',
     ]
-    target = f'target   {budget} within {budget.tolerance:.2%}: '
+    met = True
+    for label, budget in budgets.items():
+        own, found = _describe_budget(supernet, budget, label if len(budgets) > 1 else '')
+        lines, met = [*lines, '', *own], met and found
+    if met:
+        try:
+            rows_by_budget(space, supernet.cost, budgets, _SAMPLED)
+        except BudgetError as error:
+            lines, met = [*lines, '', str(error)], False
+    if supernet.cost.latency_fit is not None:
+        lines.append(f'latency  {supernet.cost.latency_fit}')
+    return '\n'.join(lines), met
+
+
+def _describe_budget(supernet: Supernet, budget: Budget, label: str) -> tuple[list[str], bool]:
+    """What meets it; and whether anything does."""
+    space = supernet.space
+    target = f'target   {f"{label}: " if label else ""}{budget} within {budget.tolerance:.2%}: '
     try:
         met = feasible_rows(space, supernet.cost, budget, _SAMPLED)
     except BudgetError as error:
-        return '\n'.join([*lines, '', f'{target}{NOT_MET}', f'         {error}']), False
+        return [f'{target}{NOT_MET}', f'         {error}'], False
     if space.size <= ENUMERABLE:
         found = f'{MET} {len(met):,} architectures ({len(met) / space.size:.2%} of the space)'
     else:
         found = f'can be met; a random search found {len(met):,} architectures'
-    lines += ['', target + found]
+    lines = [target + found]
     for limit in budget.limits if len(budget.limits) > 1 else ():
         costs = supernet.cost.count(met, limit.metric) / limit.target
         lines.append(
             f'         they use {costs.min():.1%} to {costs.max():.1%} of the {limit.metric}'
         )
-    if supernet.cost.latency_fit is not None:
-        lines.append(f'latency  {supernet.cost.latency_fit}')
-    return '\n'.join(lines), True
+    return lines, True

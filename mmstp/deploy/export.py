@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def _without_search(config: Config) -> Config:
     hooks = config.get('custom_hooks') or []
     found.custom_hooks = [h for h in hooks if type_of(h['type'], HOOKS) not in _OWN_HOOKS]
     checkpoint: Any = found.get('default_hooks', {}).get('checkpoint') or {}
-    if str(checkpoint.get('save_best', '')).startswith('subnet/'):
-        checkpoint.save_best = checkpoint.save_best.removeprefix('subnet/')
+    if isinstance(checkpoint.get('save_best'), str):
+        checkpoint.save_best = re.sub(r'^subnet(-[^/]*)?/', '', checkpoint.save_best)
     found.load_from, found.resume = None, False
     found.pop('work_dir', None)
     return found

@@ -58,6 +58,7 @@ class Budget:
         tolerance: float,
         space: SearchSpace,
         cost: CostModel,
+        field: str = 'target',
     ) -> Budget:
         """A budget from a config.
 
@@ -70,6 +71,7 @@ class Budget:
             tolerance: Relative to the target.
             space: The search space.
             cost: Its cost model.
+            field: Where it stands in the config, for messages.
 
         Raises:
             BudgetError: If a value is out of range, or there is no table of the latency.
@@ -77,18 +79,18 @@ class Budget:
         several = isinstance(target, Mapping)
         targets = dict(target) if isinstance(target, Mapping) else {metric: target}
         if not targets:
-            raise BudgetError(f'target={target!r}: expected a number for at least one metric')
+            raise BudgetError(f'{field}={target!r}: expected a number for at least one metric')
         if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
             raise BudgetError(f'tolerance={tolerance!r}: expected a fraction in [0, 1)')
         limits = []
         for name, value in targets.items():
-            field = f'target[{name!r}]' if several else 'target'
+            entry = f'{field}[{name!r}]' if several else field
             if name not in (*METRICS, LATENCY):
-                at = field if several else f'metric={name!r}'
+                at = entry if several else f'metric={name!r}'
                 raise BudgetError(f'{at}: expected one of {(*METRICS, LATENCY)}')
             if type(value) not in (int, float) or not 0 < value < np.inf:
                 raise BudgetError(
-                    f'{field}={value!r}: expected a fraction in (0, 1] or a number above'
+                    f'{entry}={value!r}: expected a fraction in (0, 1] or a number above'
                 )
             (dense,) = cost.count(space.largest, name).tolist()
             number = value * dense if value <= 1 else float(value)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_world_size, is_distributed
+from mmengine.dist import get_world_size
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..architecture import Architecture
@@ -18,21 +17,23 @@ from ..checkpoints import require_fit
 from ..config_fields import default_of, options_of, positive, refuse_unknown
 from ..errors import ArchitectureError
 from ..registry import MODELS
-from ..search.budget import ENUMERABLE, Budget, feasible_rows
+from ..search.budget import ENUMERABLE, Budget
+from ..search.budgets import Target, budgets_of, rows_by_budget
 from ..search.space import SearchSpace
 from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms, refuse_synchronised
-from .options import check_options, check_ranges
+from .options import check_options, check_ranges, refuse_survivor
 from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
 from .pool import ArchitecturePool
+from .pools import Pools
 from .presets import preset_of
 from .pretrained import load_pretrained
 from .step import search_losses, survivor_losses
 from .survivor import SurvivorPhase
 from .tasks import with_task
-from .wrapper import Wrapper
+from .wrapper import Wrapper, to_wrap
 
 
 @MODELS.register_module()
@@ -49,7 +50,8 @@ class STP(Wrapper):
     Args:
         model: A classifier of mmpretrain or a detector of mmdet, as a config or built.
         target: The budget: a fraction of the dense network's cost, or a number above 1. Required.
-            Several limits by metric, ``dict(macs=0.35, params=0.4)``: see `mmstp.Budget`.
+            Several limits by metric, ``dict(macs=0.35, params=0.4)``: see `mmstp.Budget`. A list
+            of such: several budgets, each with a pool of its own (`Pools`), which take turns.
         metric: What a single one counts: ``'macs'``, ``'params'``, ``'activations'`` or
             ``'latency'``.
         latency: The file with the latency of the space, from ``tools/latency_table.py``.
@@ -85,14 +87,14 @@ class STP(Wrapper):
         ValueError: If an option is out of range, norms stay in eval mode in training, or each rank
             would train its own subnet and norms are synchronised.
         TypeError: If the model gives nothing that its task could compare.
-        BudgetError: If no architecture meets the budget.
+        BudgetError: If no architecture meets the budget, or one meets two.
         SpaceError: If nothing in the model can be pruned.
     """
 
     def __init__(
         self,
         model: Mapping[str, Any] | nn.Module,
-        target: float | Mapping[str, float] | None = None,
+        target: Target | None = None,
         metric: str = 'macs',
         latency: str | None = None,
         tolerance: float = 0.02,
@@ -127,14 +129,8 @@ class STP(Wrapper):
         check_ranges(normalize, warmup, beta1=beta1, beta2=beta2, target_ce=target_ce)
         if pretrained and '://' not in pretrained and not Path(pretrained).is_file():
             raise FileNotFoundError(f'model.pretrained={pretrained!r} is not a file')
-        if isinstance(model, nn.Module):
-            classifier: Any = model
-        else:
-            own = {} if data_preprocessor is None else {'data_preprocessor': data_preprocessor}
-            classifier = MODELS.build({**own, **model})
+        classifier = to_wrap(model, data_preprocessor)
         super().__init__(data_preprocessor=classifier.data_preprocessor, init_cfg=init_cfg)
-        if not is_distributed():  # as the runner will, which may not replace layers of a supernet
-            classifier = revert_sync_batchnorm(classifier)
         self.model = classifier
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
@@ -152,14 +148,13 @@ class STP(Wrapper):
         self._norms = norms_behind_choices(self.supernet)
         self.train()
         choices, cost = self.supernet.space, self.supernet.cost
-        self.budget = Budget.of(target, metric, tolerance, choices, cost)
+        budgets = budgets_of(target, metric, tolerance, choices, cost)
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
-        seed = pool.pop('seed', None)
-        if seed is None:
-            seed = shared_seed()
-        rows = feasible_rows(choices, cost, self.budget, size, seed)
-        self.pool = ArchitecturePool.drawn(choices, rows, size, seed, **pool)
-        if self.pool.per_rank:
+        if pool.get('seed') is None:
+            pool['seed'] = shared_seed()
+        rows = rows_by_budget(choices, cost, budgets, size, pool['seed'])
+        self.pools = Pools.drawn(choices, budgets, rows, size, **pool)
+        if pool.get('per_rank'):
             refuse_synchronised(classifier)
         self.is_built()
         require_fit(
@@ -167,12 +162,22 @@ class STP(Wrapper):
             'A checkpoint of the dense classifier goes into model.pretrained; a checkpoint of an '
             'STP run needs the config of that run.',
         )
-        MMLogger.get_current_instance().info(
-            f'STP: {choices.size:,} architectures, {len(rows):,} of them '
-            f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} '
-            f'{self.budget} within {tolerance:.1%}, '
-            f'{len(self.pool)} in the pool'
-        )
+        for label, budget in budgets.items():
+            MMLogger.get_current_instance().info(
+                f'STP: {choices.size:,} architectures, {len(rows[label]):,} of them '
+                f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} {budget} within '
+                f'{tolerance:.1%}, {len(self.pools[label])} in the pool'
+            )
+
+    @property
+    def pool(self) -> ArchitecturePool:
+        """The pool, where there is one budget; else a `BudgetError`, and they are in `pools`."""
+        return self.pools[self.pools.only]
+
+    @property
+    def budget(self) -> Budget:
+        """The budget, where there is one; else a `BudgetError`."""
+        return self.pools.budgets[self.pools.only]
 
     def init_weights(self) -> None:
         """Initialises the classifier, or loads ``pretrained`` and orders its channels.
@@ -195,11 +200,8 @@ class STP(Wrapper):
         if self.teacher is not None:
             self.teacher.eval()
         if mode and not self.alone:
-            self._refuse_eval_norms()
+            refuse_eval_norms(self._norms, self.model)
         return self
-
-    def _refuse_eval_norms(self) -> None:
-        refuse_eval_norms(self._norms, getattr(self.model, 'backbone', None))
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """A step of MMEngine's training loop.
@@ -243,7 +245,7 @@ class STP(Wrapper):
         if self.alone:
             return survivor_losses(self, inputs, data_samples or [])
         if self.training:  # a hook may have changed modes behind `train`
-            self._refuse_eval_norms()
+            refuse_eval_norms(self._norms, self.model)
         return search_losses(self, inputs, data_samples or [])
 
     def export(self, architecture: Architecture | None = None) -> nn.Module:
@@ -264,8 +266,7 @@ class STP(Wrapper):
 
     def go_alone(self) -> None:
         """Puts the last subnet of the pool, cut out, in the place of the main network."""
-        assert self.survivor is not None
-        assert len(self.pool) == 1
+        assert self.survivor is not None and len(self.pool) == 1
         main, self.model = self.model, self.export()
         self.alone = True
         self.data_preprocessor = self.model.data_preprocessor
@@ -293,4 +294,6 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
     SurvivorPhase.of(survivor)
     trained = fields.get('pretrained') or isinstance(fields.get('model'), nn.Module)
-    preset_of(fields.get('preset', default_of(STP, 'preset')), bool(trained))
+    preset = fields.get('preset', default_of(STP, 'preset'))
+    phase = preset_of(preset, bool(trained)).survivor
+    refuse_survivor(fields.get('target'), survivor, preset, phase is not None)

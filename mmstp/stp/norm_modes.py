@@ -55,8 +55,8 @@ def norms_behind_choices(supernet: Supernet) -> list[tuple[str, nn.Module]]:
     return [(path, modules[path]) for path in paths if isinstance(modules.get(path), BatchNorm)]
 
 
-def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) -> None:
-    """Raises where one of these norms is in eval mode.
+def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], model: nn.Module) -> None:
+    """Raises where one of these norms of a model is in eval mode.
 
     Raises:
         ValueError: Naming the norms, and the options that put them there.
@@ -64,6 +64,7 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], backbone: object) 
     frozen = [path for path, norm in norms if not norm.training]
     if not frozen:
         return
+    backbone = getattr(model, 'backbone', None)
     options = {
         name: value
         for name in ('norm_eval', 'frozen_stages')

@@ -18,49 +18,66 @@ from .hooks.statistics import batch_size_of, on_images
 SCREENED = 0.2
 
 
-def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches: int) -> int:
-    """Cuts the pool to what can be visited often enough, and says what is left of it.
+def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches: int) -> None:
+    """Cuts the pools to what can be visited often enough, and says what is left of them.
 
     Args:
         runner: About to train.
         stp: Its `STP`.
-        end: Iterations of the search.
-        visits: How often each candidate is to be visited on average; None: the pool stays as it is.
+        end: Iterations of the search; each of its pools has the same share of them.
+        visits: How often each candidate is to be visited on average; None: the pools stay as they
+            are.
         batches: On which candidates are screened; 0: those that stay are random.
-
-    Returns:
-        The size of the pool.
     """
-    drawn, draws = len(stp.pool), end * stp.pool.draws
-    wanted = drawn if visits is None else max(1, draws // visits)
-    if batches and drawn > 1:
-        stp.pool.shrink(drawn - max(wanted, round(SCREENED * runner.max_iters)))
+    drawn = {label: len(pool) for label, pool in stp.pools.items()}
+    own = end // len(drawn)
+    draws = own * stp.pools.draws
+    wanted = max(drawn.values()) if visits is None else max(1, draws // visits)
+    if batches and max(drawn.values()) > 1:
+        for pool in stp.pools.values():
+            most = round(SCREENED * runner.max_iters / len(drawn))
+            pool.shrink(len(pool) - max(wanted, most))
         images = batches * batch_size_of(runner.train_dataloader)
         on_images(stp.model, runner.train_dataloader, images, partial(screen, stp))
-        scores = sorted(stp.pool.scores.values())
-        runner.logger.info(
-            f'screened: {len(scores)} of {drawn} architectures on {images} images; distances to '
-            f'the main network from {scores[0]:.4f} to {scores[-1]:.4f}'
-        )
-    stp.pool.shrink(len(stp.pool) - wanted)
-    size = len(stp.pool)
+    for label, pool in stp.pools.items():
+        name = f'pool{stp.pools.suffix(label)}'
+        if batches and drawn[label] > 1:
+            scores = sorted(pool.scores.values())
+            runner.logger.info(
+                f'{name}: screened {len(scores)} of {drawn[label]} architectures on {images} '
+                f'images; distances to the main network from {scores[0]:.4f} to {scores[-1]:.4f}'
+            )
+        pool.shrink(len(pool) - wanted)
+        _tell(runner, name, len(pool), drawn[label], own, draws, visits, batches)
+
+
+def _tell(
+    runner: Runner,
+    name: str,
+    size: int,
+    drawn: int,
+    end: int,
+    draws: int,
+    visits: int | None,
+    batches: int,
+) -> None:
+    """Logs what a pool begins with, and that has ``draws`` visits in ``end`` iterations."""
     runner.logger.info(
-        f'pool: {size} architectures, {draws / size:.1f} visits each in the {end} iterations of '
+        f'{name}: {size} architectures, {draws / size:.1f} visits each in the {end} iterations of '
         'the search'
     )
     if size == 1 < drawn and not batches:
         runner.logger.warning(
-            f'there is no search: its {end} iterations are too few to visit two architectures '
-            f'{visits} times, so one of {drawn} was drawn at random. Train longer, or give '
-            'PoolHook a later end or fewer visits'
+            f'{name}: there is no search: its {end} iterations are too few to visit two '
+            f'architectures {visits} times, so one of {drawn} was drawn at random. Train longer, '
+            'or give PoolHook a later end or fewer visits'
         )
     elif visits is None and size > 1 and draws / size < 5:
         runner.logger.warning(
-            f'the pool has {size} architectures and shrinks within {end} iterations: '
+            f'{name} has {size} architectures and shrinks within {end} iterations: '
             f'{draws / size:.1f} visits each, fewer than the 5 that scores need to mean '
             'anything; use PoolHook.visits=10, or train longer'
         )
-    return size
 
 
 @torch.no_grad()
@@ -71,21 +88,22 @@ def screen(stp: Any, batches: Iterable[Tensor]) -> None:
     they are.
 
     Args:
-        stp: An `STP`; the distances go into its pool, as a first visit of each.
+        stp: An `STP`; the distances go into its pools, as a first visit of each.
         batches: Images of shape (batch, channels, height, width).
     """
     supernet, task = stp.supernet, stp.task
-    candidates, count, mode = list(stp.pool.scores), 0, stp.training
+    candidates = [(pool, one) for pool in stp.pools.values() for one in pool.scores]
+    count, mode = 0, stp.training
     distances = torch.zeros(len(candidates), dtype=torch.float64)
     stp.train()  # norms normalise by the batch, as they will in the search
     for images in batches:
         with supernet.activate(supernet.space.largest):
             teacher = task.outputs(stp.model, images)
-        for i, candidate in enumerate(candidates):
+        for i, (_, candidate) in enumerate(candidates):
             with supernet.activate(candidate):
                 distances[i] += float(task.distance(task.outputs(stp.model, images), teacher))
         count += 1
     stp.train(mode)
     all_reduce(distances, 'mean')  # over the ranks
-    for candidate, distance in zip(candidates, (distances / count).tolist(), strict=True):
-        stp.pool.update(candidate, distance)
+    for (pool, one), distance in zip(candidates, (distances / count).tolist(), strict=True):
+        pool.update(one, distance)

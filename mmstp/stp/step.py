@@ -18,7 +18,7 @@ from .tasks import summed
 
 
 def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
-    """Three passes: the main network, a target subnet of the pool, a support subnet around it.
+    """Three passes: the main network, a target subnet of a pool, a support subnet around it.
 
     Args:
         stp: An `STP`; the target's distance goes into its pool, with `ArchitecturePool.per_rank`
@@ -42,8 +42,8 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     backward = passes(stp.model, stp.loss_scale)
     losses = backward.add(_named(main))
     ramp = _ramp(stp.warmup)
-    draws, own_draw, of_target = _draw(stp), get_rank() % stp.pool.draws, {}
-    target, support = draws[own_draw]
+    draws, own_draw, of_target = _draw(stp), get_rank() % stp.pools.draws, {}
+    _, target, support = draws[own_draw]
     with supernet.activate(target):
         if stp.target_ce:
             own, target_outputs = task.losses_and_outputs(
@@ -65,24 +65,24 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     scores = target_distance.new_zeros(len(draws))
     scores[own_draw] = len(draws) * target_distance.detach()  # so the mean over ranks is its own
     names = [
-        f'the unweighted loss of {one}{f" on rank {i}" if stp.pool.per_rank else ""}'
-        for i, (one, _) in enumerate(draws)
+        f'the unweighted loss of {one}{f" on rank {i}" if len(draws) > 1 else ""}'
+        for i, (_, one, _) in enumerate(draws)
     ]
     numbers = _read({**losses, **dict(zip(names, scores, strict=True))})
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
-    for (one, _), name in zip(draws, names, strict=True):
-        stp.pool.update(one, numbers[name])
+    for (budget, one, _), name in zip(draws, names, strict=True):
+        stp.pools[budget].update(one, numbers[name])
     return backward.carried(losses)
 
 
-def _draw(stp: Any) -> list[tuple[Architecture, Architecture]]:
-    """The target and support subnets of a step, alike on all ranks: one pair, or one for each."""
+def _draw(stp: Any) -> list[tuple[str, Architecture, Architecture]]:
+    """The subnets of a step, alike on all ranks: budget, target and support, once or by rank."""
     draws = []
-    for _ in range(stp.pool.draws):
-        target = stp.pool.sample()
-        support = stp.supernet.space.expand(target, stp.pool.rng) if stp.beta2 else target
-        draws.append((target, support))
+    for _ in range(stp.pools.draws):
+        budget, target = stp.pools.draw()
+        support = stp.pools.support(stp.supernet.space, budget, target) if stp.beta2 else target
+        draws.append((budget, target, support))
     return draws
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from mmengine.model import BaseModel
+from mmengine.dist import is_distributed
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from torch import nn
+
+from ..registry import MODELS
 
 
 class Wrapper(BaseModel):
@@ -40,3 +45,19 @@ class Wrapper(BaseModel):
         """The depth of a parameter in the model, for layer-wise decay of the learning rate."""
         found: tuple[int, int] = self.model.get_layer_depth(param_name.removeprefix('model.'))
         return found
+
+
+def to_wrap(model: Mapping[str, Any] | nn.Module, data_preprocessor: Any) -> Any:
+    """The model inside, built where it is a config.
+
+    In a single process its norms are not synchronised: the runner would put others in their place,
+    and a supernet's layers may not be replaced.
+
+    Args:
+        model: Built, or a config.
+        data_preprocessor: The model's, where its config names none.
+    """
+    if not isinstance(model, nn.Module):
+        own = {} if data_preprocessor is None else {'data_preprocessor': data_preprocessor}
+        model = MODELS.build({**own, **model})
+    return model if is_distributed() else revert_sync_batchnorm(model)

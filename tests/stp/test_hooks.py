@@ -67,7 +67,7 @@ def test_what_is_logged(finished):
 
 
 def test_best_architecture_is_written_at_every_checkpoint(finished):
-    content = json.loads((Path(finished.work_dir) / BEST).read_text())
+    content = json.loads((Path(finished.work_dir) / f'{BEST}.json').read_text())
     assert Architecture.parse(content['architecture']) == stp_of(finished).pool.best
     assert content['macs_ratio'] == pytest.approx(0.4, rel=0.1)
     saved = torch.load(Path(finished.work_dir) / 'epoch_1.pth', weights_only=False)

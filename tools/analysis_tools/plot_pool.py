@@ -28,7 +28,7 @@ def read_scalars(work_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def plot_pool(work_dir: Path, out: Path) -> None:
+def plot_pool(work_dir: Path, out: Path, budget: str | None = None) -> None:
     """Pool size, its spread, the scores, and the accuracy of the main network and best subnet.
 
     The first three end with the search. Where the survivor is then trained alone, a line says so.
@@ -36,8 +36,18 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     Args:
         work_dir: Of an STP run.
         out: The picture's file.
+        budget: Of several, the label of the one that is shown.
+
+    Raises:
+        ValueError: If the run has no such pool.
     """
-    lines = read_scalars(work_dir)
+    lines, suffix = read_scalars(work_dir), f'-{budget}' if budget else ''
+    sizes = {name for line in lines for name in line if name.startswith('pool_size')}
+    if sizes and f'pool_size{suffix}' not in sizes:
+        labels = sorted(name.removeprefix('pool_size').removeprefix('-') for name in sizes)
+        accepted = f'one of {", ".join(labels)}' if all(labels) else 'none: the run has one budget'
+        raise ValueError(f'--budget {budget}: expected {accepted}')
+    lines = [_without(suffix, line) for line in lines]
     every = [line for line in lines if 'pool_size' in line]
     train = [line for line in every if 'loss_target' in line]  # the search
     metric = next((m for m in METRICS if any(f'subnet/{m}' in line for line in lines)), METRICS[0])
@@ -94,13 +104,24 @@ def plot_pool(work_dir: Path, out: Path) -> None:
     plt.close(figure)
 
 
+def _without(suffix: str, line: dict[str, Any]) -> dict[str, Any]:
+    """A line with the numbers of one budget under the names that they have where it is the only."""
+    own = {}
+    for name, value in line.items():
+        first, slash, rest = name.partition('/')
+        if suffix and first.endswith(suffix):
+            own[first.removesuffix(suffix) + slash + rest] = value
+    return {**line, **own}
+
+
 def main() -> None:
     """Reads the folder and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('--out', type=Path, default=Path('pool.png'))
+    parser.add_argument('--budget', help='of a run with several, the label of one (15)')
     args = parser.parse_args()
-    plot_pool(args.work_dir, args.out)
+    plot_pool(args.work_dir, args.out, args.budget)
 
 
 if __name__ == '__main__':

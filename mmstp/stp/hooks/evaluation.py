@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ...architecture import Architecture
 from ...config_fields import options_of, positive, refuse_unknown
 from ...registry import HOOKS
 from ..of_runner import stp_of
@@ -18,9 +19,10 @@ from .statistics import calibrate_on
 class SubnetEvalHook(Hook):
     """Evaluates the pool's best subnet after the main network, on the same data and metrics.
 
-    Its metrics carry the prefix ``subnet/``. It is cut out, and the statistics of its norm layers
-    are estimated anew, so the main network is not touched. In the survivor phase it is the network
-    that is trained: its own metrics get the prefix as well, so that curves go on.
+    Its metrics carry the prefix ``subnet/``; of several budgets each has its own, such as
+    ``subnet-15/``, and ``subnet/`` are the means. It is cut out, and the statistics of its norm
+    layers are estimated anew, so the main network is not touched. In the survivor phase it is the
+    network that is trained: its own metrics get the prefix as well, so that curves go on.
 
     Args:
         num_images: Training images for the statistics.
@@ -51,11 +53,23 @@ class SubnetEvalHook(Hook):
         if stp.alone:
             metrics.update({f'subnet/{name}': value for name, value in metrics.items()})
             return
-        network: Any = stp.export()
+        found = {
+            label: self._of_subnet(runner, loop, pool.best) for label, pool in stp.pools.items()
+        }
+        for label, own in found.items():
+            prefix = f'subnet{stp.pools.suffix(label)}'
+            metrics.update({f'{prefix}/{name}': value for name, value in own.items()})
+        if len(found) > 1:
+            for name in next(iter(found.values())):
+                metrics[f'subnet/{name}'] = sum(own[name] for own in found.values()) / len(found)
+
+    def _of_subnet(self, runner: Runner, loop: Any, architecture: Architecture) -> dict[str, Any]:
+        """A subnet's own metrics."""
+        network: Any = stp_of(runner).export(architecture)
         calibrate_on(network, runner.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False
         for batch in loop.dataloader:
             loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
-        found = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-        metrics.update({f'subnet/{name}': value for name, value in found.items()})
+        found: dict[str, Any] = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        return found

@@ -26,18 +26,20 @@ from ..pool import ShrinkSchedule
 from ..refused import refuse_fields
 from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
-from ..search_state import read_search
+from ..search_state import pools_state, read_search
 from ..survivor import begin_alone
 from .seeding import EpochSeedHook
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
-BEST = 'best_architecture.json'
+BEST = 'best_architecture'  # the file's name, before the suffix of a budget
 
 
 @HOOKS.register_module()
 class PoolHook(Hook):
     """Shrinks the pool, logs it, keeps it in the checkpoints and writes the best architecture out.
+
+    Of several budgets each has a pool; all shrink in the same iterations.
 
     With ``model.survivor`` it then turns the run over to the survivor.
 
@@ -80,8 +82,9 @@ class PoolHook(Hook):
         self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
         self.patience = positive('PoolHook.patience', patience)
         self.end = end
-        self._size: int | None = None  # of the pool when the training started
-        self._spread: float | None = None
+        self._sizes: dict[str, int] = {}  # of the pools when the training started
+        self._spread: dict[str, float] = {}
+        self._end = 0  # the iteration after which each has one left
         self._gradients: dict[str, Any] = {}  # of the checkpoint that was loaded
 
     def before_train(self, runner: Runner) -> None:
@@ -100,13 +103,17 @@ class PoolHook(Hook):
             if stp.passes is Apart:
                 stp.loss_scale = scale_of(runner.optim_wrapper)
         interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
-        end = self.search_end(stp, runner.max_iters)
-        if self._size is None:
+        end = self._end = self.search_end(stp, runner.max_iters)
+        if not self._sizes:
             visits = stp.preset.visits if self.visits is None else self.visits
             screen = stp.preset.screen if self.screen is None else self.screen
-            self._size = begin_search(runner, stp, end, visits, screen)
-        self._schedule = ShrinkSchedule(self._size, interval, end)
-        refuse_differing({**stp.pool.state_dict(), 'schedule': astuple(self._schedule)})
+            begin_search(runner, stp, end, visits, screen)
+            self._sizes = {label: len(pool) for label, pool in stp.pools.items()}
+        self._schedules = {
+            label: ShrinkSchedule(size, interval, end) for label, size in self._sizes.items()
+        }
+        schedules = [astuple(schedule) for schedule in self._schedules.values()]
+        refuse_differing({**stp.pools.fields(), 'schedule': schedules})
 
     def search_end(self, stp: STP, iterations: int) -> int:
         """After how many of a training's iterations a single architecture is left.
@@ -129,7 +136,7 @@ class PoolHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
-        if stp.survivor is None or stp.alone or runner.iter < self._schedule.end:
+        if stp.survivor is None or stp.alone or runner.iter < self._end:
             return
         if not runner.optim_wrapper.should_update():
             return  # gradients are being accumulated, of the main network
@@ -143,47 +150,53 @@ class PoolHook(Hook):
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
-        if self._schedule.due(runner.iter + 1):
-            refuse_differing(stp.pool.state_dict())
-        drops = self._schedule.drops(runner.iter + 1, len(stp.pool))
-        if drops:
-            stp.pool.shrink(drops)
-            self._report(runner, stp, runner.iter + 1)
+        if any(schedule.due(runner.iter + 1) for schedule in self._schedules.values()):
+            refuse_differing(stp.pools.fields())
         hub = runner.message_hub
-        hub.update_scalar('train/pool_size', len(stp.pool))
         if stp.bad_batches.total:
             hub.update_scalar('train/bad_batches', stp.bad_batches.total)
         if stp.bad_batches.in_a_row and outputs:
             outputs.clear()  # else the zeros that stand for its losses would be averaged in the log
-        best = stp.pool.scores[stp.pool.best]
-        if best is not None:
-            hub.update_scalar('train/best_score', best)
-        if drops or self._spread is None:
-            self._spread = spread(stp.pool.scores, stp.supernet.space.largest)
-        hub.update_scalar('train/pool_spread', self._spread)
+        for label, pool in stp.pools.items():
+            drops = self._schedules[label].drops(runner.iter + 1, len(pool))
+            if drops:
+                pool.shrink(drops)
+                self._report(runner, stp, label, runner.iter + 1)
+            suffix = stp.pools.suffix(label)
+            hub.update_scalar(f'train/pool_size{suffix}', len(pool))
+            best = pool.scores[pool.best]
+            if best is not None:
+                hub.update_scalar(f'train/best_score{suffix}', best)
+            if drops or label not in self._spread:
+                self._spread[label] = spread(pool.scores, stp.supernet.space.largest)
+            hub.update_scalar(f'train/pool_spread{suffix}', self._spread[label])
 
     def after_train_epoch(self, runner: Runner) -> None:
         _refuse_weights(stp_of(runner))  # before `CheckpointHook` takes the oldest checkpoint away
         agree(runner, stp_of(runner))
 
-    def _report(self, runner: Runner, stp: STP, step: int) -> None:
-        best = stp.pool.best
+    def _report(self, runner: Runner, stp: STP, label: str, step: int) -> None:
+        pool, suffix = stp.pools[label], stp.pools.suffix(label)
+        best = pool.best
         described = stp.supernet.describe(best)
-        metrics = dict.fromkeys(['macs', *(limit.metric for limit in stp.budget.limits)])
+        metrics = dict.fromkeys(
+            ['macs', *(limit.metric for limit in stp.pools.budgets[label].limits)]
+        )
         ratios = {metric: described[f'{metric}_ratio'] for metric in metrics}
-        score = stp.pool.scores[best]
+        score = pool.scores[best]
         scored = '(not visited yet)' if score is None else f'with score {score:.4f}'
         runner.logger.info(
-            f'pool: {len(stp.pool)} left, best {best} {scored}, '
+            f'pool{suffix}: {len(pool)} left, best {best} {scored}, '
             + ', '.join(f'{ratio:.2%} of the {metric}' for metric, ratio in ratios.items())
         )
         names = [stage.name for stage in stp.supernet.space.stages]
         scalars = {
-            **{f'best/{metric}_ratio': ratio for metric, ratio in ratios.items()},
-            **{f'best/depth/{name}': d for name, d in zip(names, best.depths, strict=True)},
-            **{f'best/width/{name}': w for name, w in zip(names, best.widths, strict=True)},
+            **{f'{metric}_ratio': ratio for metric, ratio in ratios.items()},
+            **{f'depth/{name}': d for name, d in zip(names, best.depths, strict=True)},
+            **{f'width/{name}': w for name, w in zip(names, best.widths, strict=True)},
         }
-        runner.visualizer.add_scalars(scalars, step=step)
+        own = {f'best{suffix}/{name}': value for name, value in scalars.items()}
+        runner.visualizer.add_scalars(own, step=step)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
@@ -192,20 +205,19 @@ class PoolHook(Hook):
             gradients = summed_gradients(runner, stp)
             checkpoint[GRADIENTS] = {key: value.cpu() for key, value in gradients.items()}
         checkpoint[STATE] = {
-            'pool': stp.pool.state_dict(),
-            'pool_size': self._size or len(stp.pool),
-            'best': str(stp.pool.best),
+            **pools_state(stp, self._sizes),
             'alone': stp.alone,
             'teacher': stp.teacher is not None,
             'bad_batches': stp.bad_batches.state_dict(),
         }
-        found = {
-            **stp.supernet.describe(stp.pool.best),
-            'iteration': runner.iter,
-            'pool_size': len(stp.pool),
-            'score': stp.pool.scores[stp.pool.best],
-        }
-        write_json(Path(runner.work_dir) / BEST, found)
+        for label, pool in stp.pools.items():
+            found = {
+                **stp.supernet.describe(pool.best),
+                'iteration': runner.iter,
+                'pool_size': len(pool),
+                'score': pool.scores[pool.best],
+            }
+            write_json(Path(runner.work_dir) / f'{BEST}{stp.pools.suffix(label)}.json', found)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
@@ -216,7 +228,7 @@ class PoolHook(Hook):
             )
         if bad := not_finite(stp, checkpoint.get('state_dict', {})):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
-        self._size, alone = read_search(stp, checkpoint[STATE])
+        self._sizes, alone = read_search(stp, checkpoint[STATE])
         self._gradients = checkpoint.get(GRADIENTS, {})
         if 'bad_batches' in checkpoint[STATE]:
             stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
@@ -225,8 +237,13 @@ class PoolHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         stp_of(runner).driver = None
-        self._report(runner, stp_of(runner), runner.iter)
-        runner.logger.info('cut it out with: python tools/export.py CONFIG CHECKPOINT --out DIR')
+        pools = stp_of(runner).pools
+        for label in pools:
+            self._report(runner, stp_of(runner), label, runner.iter)
+            budget = f' --budget {label}' if len(pools) > 1 else ''
+            runner.logger.info(
+                f'cut it out with: python tools/export.py CONFIG CHECKPOINT{budget} --out DIR'
+            )
 
 
 def _refuse_unplaced(runner: Runner) -> None:
