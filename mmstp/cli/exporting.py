@@ -14,6 +14,7 @@ from ..deploy.export import BACKBONE, max_abs_difference, reload, write_export
 from ..errors import LaunchError
 from ..stp.algorithm import STP
 from ..stp.hooks.statistics import calibrate_on
+from ..stp.tasks import is_detector
 from .data_checks import check_input_shape, image_shape
 
 
@@ -64,7 +65,12 @@ def export_subnet(
 
 
 def check_images(dataloader: Any, stp: STP) -> None:
-    """Warns where the costs in the export are those of images of another size than the run's."""
+    """Warns where the costs in the export are those of images of another size than the run's.
+
+    Images of detectors have many sizes.
+    """
+    if is_detector(stp.model):
+        return
     try:
         shape = tuple(stp.supernet.inputs[0].shape[1:])
         check_input_shape(shape, {'train_dataloader': image_shape(dataloader, stp)})

@@ -80,7 +80,7 @@ def newest_checkpoint(
             refuse(content, named)
             return named, content
         except CheckpointError as error:
-            refused.append(f'{LAST} names a file that does not do: {error}')
+            refused.append(f'{LAST} names a file that cannot be taken: {error}')
             found = [path for path in found if path.absolute() != Path(named).absolute()]
     elif found:
         state = 'is empty' if (folder / LAST).is_file() else 'is missing'

@@ -12,6 +12,7 @@ from ..registry import MODELS
 from ..search.budget import Budget
 from ..search.budgets import budgets_of
 from ..stp.algorithm import STP, check_fields
+from ..stp.norm_modes import norms_behind_choices, refuse_eval_norms
 from ..stp.tasks import with_task
 from ..subnets.supernet import Supernet
 from .launch import is_stp
@@ -23,6 +24,8 @@ def supernet_of(config: Config) -> Supernet:
     Raises:
         LaunchError: If the config is none.
         FieldError: For fields that ``train.py`` would refuse, whether they matter here or not.
+        TypeError: If the model gives nothing that its task could compare.
+        ValueError: If norms stay in eval mode in training.
     """
     model = config.get('model')
     if not isinstance(model, dict) or not is_stp(config):
@@ -31,7 +34,11 @@ def supernet_of(config: Config) -> Supernet:
     check_fields({name: value for name, value in model.items() if name != 'type'})
     classifier = MODELS.build(config.model.model)
     shape, space = _option(config, 'input_shape'), config.model.get('space') or {}
-    supernet, _ = with_task(classifier, shape, space, config.model.get('task'))
+    supernet, task = with_task(classifier, shape, space, config.model.get('task'))
+    task(supernet, _option(config, 'normalize'))
+    classifier.train()
+    refuse_eval_norms(norms_behind_choices(supernet), classifier)
+    classifier.eval()
     return supernet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,10 +103,24 @@ def as_onnx(network: nn.Module, images: Tensor, free: Sequence[int] = ()) -> byt
         warnings.simplefilter('ignore', FutureWarning)  # of torch to itself
         program: Any = torch.onnx.export(
             network, (images,), dynamo=True, verbose=False,
+            input_names=['images'], output_names=names_of(network(images)),
             dynamic_shapes=(dict.fromkeys(free, Dim.AUTO),) if free else None,
         )  # fmt: skip
     content: bytes = program.model_proto.SerializeToString()
     return content
+
+
+def names_of(outputs: Any) -> list[str]:
+    """Names of outputs: where each lies in what the network returns.
+
+    That of a single tensor is ``output``; ``output_1_0`` is the first of the second list.
+    """
+    paths, _ = pytree.tree_flatten_with_path(outputs)
+    return [
+        '_'.join(['output', *re.findall(r'\w+', pytree.keystr(path))])
+        for path, value in paths
+        if isinstance(value, Tensor)
+    ]
 
 
 def _runs_at_other_sizes(

@@ -1,14 +1,16 @@
-"""Fields of MMEngine's config under which a search cannot run, each with its reason."""
+"""What of MMEngine's config a search cannot run with, each with its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 
 from ..registry import type_of
+from .hooks.evaluation import SubnetEvalHook
 
 REFUSED = {
     'compile': 'torch.compile cannot follow a network that is another subnet in every pass. Leave '
@@ -29,6 +31,21 @@ STRATEGY = (
     "and sharded parameters (FSDP, DeepSpeed) have no channels to take. Leave 'strategy' and "
     "'runner_type' out of the config: MMEngine's Runner trains on several GPUs too"
 )
+
+
+def refuse_unmeasured(hooks: Iterable[Hook]) -> None:
+    """Raises a `RuntimeError` where checkpoints are chosen by a subnet that nothing evaluates."""
+    hooks = list(hooks)
+    if any(isinstance(hook, SubnetEvalHook) for hook in hooks):
+        return
+    for hook in hooks:
+        best = getattr(hook, 'save_best', None)
+        for name in best if isinstance(best, list) else [best]:
+            if str(name).startswith('subnet'):
+                raise RuntimeError(
+                    f'default_hooks.checkpoint.save_best={name!r}: nothing evaluates subnets. Add '
+                    "dict(type='mmstp.SubnetEvalHook') to custom_hooks"
+                )
 
 
 def refuse_fields(config: Mapping[str, Any]) -> None:

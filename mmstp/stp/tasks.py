@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import FieldError
+from ..errors import FieldError, TraceError
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
 from .heads import checked_logits, losses_and_logits, read_head
@@ -39,6 +40,7 @@ class Task(Protocol):
 
         Raises:
             TypeError: If it is no model of the task.
+        TraceError: If it cannot be traced.
         """
 
     def follow(self, model: nn.Module) -> None:
@@ -151,4 +153,12 @@ def with_task(
             "mmstp.registry.TASKS, such as 'mmstp.Detection'"
         )
     options = {**task.prepare(model), **space}
-    return Supernet(model, torch.zeros(1, *input_shape), **options), task
+    try:
+        return Supernet(model, torch.zeros(1, *input_shape), **options), task
+    except TraceError as error:
+        if not is_detector(model) or not re.search('data_samples|img_metas', str(error)):
+            raise
+        raise TraceError(
+            f'{error.args[0].rstrip(": ")}. Its forward asks for what is known of the images '
+            '(data_samples), and a detector is traced with images alone'
+        ) from error

@@ -12,7 +12,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from mmstp import Supernet
-from mmstp.errors import BudgetError, FieldError
+from mmstp.errors import BudgetError, FieldError, TraceError
 from mmstp.registry import MODELS, build_model
 from mmstp.stp.detection import caught, correlation_distance, heads_of
 from mmstp.subnets.cut import count_macs
@@ -217,6 +217,20 @@ def test_what_cannot_be_compared_is_refused():
     network = build_model(config, 'mmdet')
     network.__class__ = Boxes
     with pytest.raises(TypeError, match='returns nothing that one of its parts gives'):
+        MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
+
+
+def test_a_forward_that_asks_for_more_than_images_is_refused():
+    config = detector('retinanet')
+
+    class Asks(type(build_model(config, 'mmdet'))):
+        def _forward(self, batch_inputs, batch_data_samples=None):
+            assert batch_data_samples is not None
+            return super()._forward(batch_inputs, batch_data_samples)
+
+    network = build_model(config, 'mmdet')
+    network.__class__ = Asks
+    with pytest.raises(TraceError, match='Its forward asks for what is known of the images'):
         MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
 
 

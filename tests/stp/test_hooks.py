@@ -190,6 +190,14 @@ def test_two_drivers_are_refused(tmp_path):
         train(cfg)
 
 
+def test_a_best_that_nothing_evaluates_is_refused(tmp_path):
+    cfg = tiny.config(tmp_path)
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != 'mmstp.SubnetEvalHook']
+    cfg.default_hooks.checkpoint.save_best = 'subnet/accuracy/top1'
+    with pytest.raises(RuntimeError, match=r"save_best='subnet/accuracy/top1': nothing evaluates"):
+        train(cfg)
+
+
 def test_compiled_training_is_refused(tmp_path):
     cfg = tiny.config(tmp_path)
     cfg.compile = True

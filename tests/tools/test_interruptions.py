@@ -220,7 +220,7 @@ def test_a_foreign_checkpoint_is_named_and_the_one_before_taken(
     config = load_config(str(tiny_config))
     name, _ = newest_checkpoint(tmp_path, partial(refuse_other_run, config))
     assert name == str(tmp_path / 'epoch_1.pth')
-    assert f'{LAST} names a file that does not do: ' in warnings()
+    assert f'{LAST} names a file that cannot be taken: ' in warnings()
     assert message in warnings()
 
 

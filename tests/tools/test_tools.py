@@ -72,6 +72,11 @@ def test_search_space_tells_what_there_is(call, tiny_config, capsys):
     assert re.search(r'they use [\d.]+% to [\d.]+% of the params', text)
 
 
+def test_search_space_refuses_what_training_would(call, tiny_config):
+    with pytest.raises(ValueError, match=r'norms stay in eval mode in training \(norm_eval=True'):
+        call('search_space.py', tiny_config, '--cfg-options', 'model.model.backbone.norm_eval=True')
+
+
 def test_search_space_tells_that_a_target_cannot_be_met(call, tiny_config, capsys):
     with pytest.raises(SystemExit, match='1'):
         call('search_space.py', tiny_config, '--cfg-options', 'model.target=0.01')

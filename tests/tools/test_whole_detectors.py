@@ -181,6 +181,15 @@ def in_onnx(call, exported, tmp_path_factory):
     return folder
 
 
+def test_onnx_names_outputs_by_their_place(in_onnx):
+    onnx = pytest.importorskip('onnx')
+    graph = onnx.load(in_onnx / 'compact.onnx').graph
+    assert [value.name for value in graph.input] == ['images']
+    names = [value.name for value in graph.output]
+    assert names[:2] == ['output_0_0', 'output_0_1']
+    assert 'output_1_1_0' in names
+
+
 def test_onnx_has_the_maps_of_the_first_stage(in_onnx):
     outputs = session_of(str(in_onnx / 'compact.onnx'))(torch.randn(3, 3, 96, 128))
     anchors, boxes, sizes = 3, 4, [(24, 32), (12, 16), (6, 8), (3, 4)]

@@ -46,7 +46,8 @@ def plot_pool(work_dir: Path, out: Path, budget: str | None = None) -> None:
     if sizes and f'pool_size{suffix}' not in sizes:
         labels = sorted(name.removeprefix('pool_size').removeprefix('-') for name in sizes)
         accepted = f'one of {", ".join(labels)}' if all(labels) else 'none: the run has one budget'
-        raise ValueError(f'--budget {budget}: expected {accepted}')
+        given = f'--budget {budget}' if budget else '--budget is missing'
+        raise ValueError(f'{given}: expected {accepted}')
     lines = [_without(suffix, line) for line in lines]
     every = [line for line in lines if 'pool_size' in line]
     train = [line for line in every if 'loss_target' in line]  # the search

@@ -23,7 +23,7 @@ from ..of_runner import stp_of
 from ..options import is_number, not_finite
 from ..passes import Apart, scale_of
 from ..pool import ShrinkSchedule
-from ..refused import refuse_fields
+from ..refused import refuse_fields, refuse_unmeasured
 from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import pools_state, read_search
@@ -93,6 +93,7 @@ class PoolHook(Hook):
         if sum(isinstance(hook, PoolHook) for hook in runner.hooks) > 1:
             raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
         refuse_fields(runner.cfg)
+        refuse_unmeasured(runner.hooks)
         _refuse_unplaced(runner)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
