@@ -36,7 +36,7 @@ from mmstp.deploy.export import check_folder
 from mmstp.deploy.onnx import write_onnx
 from mmstp.errors import LaunchError
 from mmstp.search.budget import feasible_rows, most_uniform
-from mmstp.search.budgets import find_budget
+from mmstp.search.budgets import find_budgets
 from mmstp.stp.algorithm import STP
 from mmstp.stp.pools import Pools
 
@@ -174,8 +174,11 @@ def label_of(pools: Pools, text: str | None) -> str:
     """
     if text is None and len(pools) == 1:
         return pools.only
-    if text is not None and (label := find_budget(pools.budgets, text)) is not None:
-        return label
+    named = [] if text is None else find_budgets(pools.budgets, text)
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise LaunchError(f'--budget {text} is each of {", ".join(named)}: expected one of these')
     said = 'say with --budget' if text is None else f'--budget {text}: expected'
     raise LaunchError(
         f'{said} which of the budgets of this run is to be cut out: {", ".join(pools)} (in percent)'

@@ -28,7 +28,7 @@ from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 
 from mmstp import STP, Architecture, Budget, Supernet
 from mmstp.search.budget import feasible_rows, most_uniform
-from mmstp.search.budgets import find_budget
+from mmstp.search.budgets import find_budgets
 from mmstp.stp.halving import halve
 from mmstp.stp.hooks.statistics import on_images
 from mmstp.stp.pools import Pools
@@ -329,10 +329,10 @@ def stp_budgets(trial: Trial, preset: str) -> Found:
     model = of_budget(
         trial, preset, BUDGETS[0], target=list(BUDGETS), share=TOGETHER, **PRESETS['short']
     )
-    label = find_budget(model.pools.budgets, f'{trial.setting.budget}')
-    if label is None:
+    labels = find_budgets(model.pools.budgets, f'{trial.setting.budget}')
+    if not labels:
         raise ValueError(f'stp:budgets is for the budgets {BUDGETS}, not {trial.setting.budget}')
-    architecture = model.pools[label].best
+    architecture = model.pools[labels[0]].best
     network = trial.calibrated(model.export(architecture))
     return Found(network, architecture, {'main_top1': trial.top1(model)})
 

@@ -32,6 +32,7 @@ def check_built_data(runner: Runner) -> None:
     datasets = {f'{name}.dataset': loader.dataset for name, loader in loaders.items()}
     check_library(datasets, network, field)
     if is_detector(network):
+        check_classes(datasets, network, field)
         return
     number = getattr(getattr(network, 'head', None), 'num_classes', None)
     check_labels(datasets, number if type(number) is int else None, field)
@@ -86,6 +87,30 @@ def check_library(datasets: Mapping[str, Any], network: Any, field: str) -> None
                 f'({type(network).__name__}) learns from {wanted[0]}: expected a data set of '
                 f'{wanted[1]}, or the other kind of model'
             )
+
+
+def check_classes(datasets: Mapping[str, Any], network: Any, field: str) -> None:
+    """Whether a detector tells apart what is in its data sets.
+
+    Args:
+        datasets: As in `check_library`, like the others.
+        network: See there.
+        field: See there.
+
+    Raises:
+        LaunchError: If their classes differ, or are not as many as the head's.
+    """
+    parts = dict(network.named_modules())
+    for path in ('bbox_head', 'mask_head', 'roi_head.bbox_head', 'roi_head.bbox_head.0'):
+        number = getattr(parts.get(path), 'num_classes', None)
+        for name, dataset in datasets.items():
+            classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+            if type(number) is int and classes and len(classes) != number:
+                raise LaunchError(
+                    f'{name} has {len(classes)} classes ({", ".join(classes[:3])}, …), '
+                    f'{field}.{path}.num_classes = {number}: set num_classes={len(classes)} there, '
+                    'or metainfo.classes of the data set (without it, it has those of COCO)'
+                )
 
 
 def check_input_shape(shape: tuple[int, ...], images: dict[str, tuple[int, ...]]) -> None:

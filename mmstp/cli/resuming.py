@@ -69,8 +69,16 @@ def newest_checkpoint(
     # checkpoints with the best metric hold no optimizer, so the training cannot go on from them
     found = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
     refused: list[str] = []
+    inside = Path(named).absolute().parent == folder.absolute()
+    if named and inside and not found and not Path(named).exists():
+        MMLogger.get_instance('mmstp').warning(
+            f'{folder / LAST} names {named!r}, which was not written (a full disk, or the end of '
+            'the run while it was): there is no checkpoint, and the training starts from its '
+            'beginning'
+        )
+        return None
     if named:
-        if Path(named).absolute().parent != folder.absolute():
+        if not inside:
             MMLogger.get_instance('mmstp').warning(
                 f'{folder / LAST} names {named!r}, which lies in another folder: was the work dir '
                 'copied or moved? --resume FILE names a checkpoint'

@@ -77,6 +77,8 @@ class Budget:
             BudgetError: If a value is out of range, or there is no table of the latency.
         """
         several = isinstance(target, Mapping)
+        if not isinstance(metric, str):
+            raise BudgetError(f'metric={metric!r}: expected one of {(*METRICS, LATENCY)}')
         targets = dict(target) if isinstance(target, Mapping) else {metric: target}
         if not targets:
             raise BudgetError(f'{field}={target!r}: expected a number for at least one metric')

@@ -65,25 +65,19 @@ def _label(budget: Budget, by_metric: bool) -> str:
     )
 
 
-def find_budget(budgets: Mapping[str, Budget], text: str) -> str | None:
-    """The label of the budget that a text names: by the label, or by the number of its only limit.
-
-    Returns:
-        None where there is none.
-    """
-    if text in budgets:
-        return text
+def find_budgets(budgets: Mapping[str, Budget], text: str) -> list[str]:
+    """Labels of the budgets that a text names: by the label, or by the number of the only limit."""
     try:
         number = float(text)
     except ValueError:
-        return None
+        number = math.nan
+    found = []
     for label, budget in budgets.items():
         first, *others = budget.limits
-        if not others and any(
-            math.isclose(number, own) for own in (first.target, first.target / first.dense)
-        ):
-            return label
-    return None
+        numbers = [] if others else [first.target, first.target / first.dense]
+        if text == label or any(math.isclose(number, own) for own in numbers):
+            found.append(label)
+    return found
 
 
 def rows_by_budget(

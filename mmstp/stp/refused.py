@@ -33,19 +33,28 @@ STRATEGY = (
 )
 
 
-def refuse_unmeasured(hooks: Iterable[Hook]) -> None:
-    """Raises a `RuntimeError` where checkpoints are chosen by a subnet that nothing evaluates."""
-    hooks = list(hooks)
-    if any(isinstance(hook, SubnetEvalHook) for hook in hooks):
-        return
+def refuse_unmeasured(hooks: Iterable[Hook], prefixes: Iterable[str]) -> None:
+    """Raises a `RuntimeError` where checkpoints are chosen by a subnet that nothing evaluates.
+
+    Args:
+        hooks: Of the run.
+        prefixes: What the metrics of its subnets begin with.
+    """
+    hooks, expected = list(hooks), tuple(f'{prefix}/' for prefix in prefixes)
+    evaluated = any(isinstance(hook, SubnetEvalHook) for hook in hooks)
     for hook in hooks:
         best = getattr(hook, 'save_best', None)
-        for name in best if isinstance(best, list) else [best]:
-            if str(name).startswith('subnet'):
-                raise RuntimeError(
-                    f'default_hooks.checkpoint.save_best={name!r}: nothing evaluates subnets. Add '
-                    "dict(type='mmstp.SubnetEvalHook') to custom_hooks"
-                )
+        names = best if isinstance(best, list) else [best]
+        for name in filter(lambda name: str(name).startswith('subnet'), names):
+            if evaluated and str(name).startswith(expected):
+                continue
+            said = f'default_hooks.checkpoint.save_best={name!r}'
+            if evaluated:
+                raise RuntimeError(f'{said}: expected a metric of {", ".join(expected)}')
+            raise RuntimeError(
+                f"{said}: nothing evaluates subnets. Add dict(type='mmstp.SubnetEvalHook') to "
+                'custom_hooks'
+            )
 
 
 def refuse_fields(config: Mapping[str, Any]) -> None:

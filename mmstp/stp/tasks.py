@@ -152,7 +152,10 @@ def with_task(
             f'model.task={name!r}: expected the name of a task that is registered in '
             "mmstp.registry.TASKS, such as 'mmstp.Detection'"
         )
-    options = {**task.prepare(model), **space}
+    prepared = task.prepare(model)
+    options = {**prepared, **space}
+    if isinstance(space.get('times'), Mapping):  # the others are what they were
+        options['times'] = {**prepared.get('times', {}), **space['times']}
     try:
         return Supernet(model, torch.zeros(1, *input_shape), **options), task
     except TraceError as error:

@@ -6,7 +6,7 @@ import pytest
 
 from mmstp.errors import BudgetError
 from mmstp.search.budget import feasible_rows
-from mmstp.search.budgets import budgets_of, find_budget, rows_by_budget
+from mmstp.search.budgets import budgets_of, find_budgets, rows_by_budget
 
 
 def budgets(supernet, target, metric='macs', tolerance=0.05):
@@ -41,7 +41,13 @@ def test_labels_are_shares_whatever_a_target_is(supernet_of):
         '30': '30', '0.3': '30', '0.125': '12.5', f'{dense / 8}': '12.5', '0.5': 'params-50',
         'macs-80-params-90': 'macs-80-params-90', '0.8': None, '31': None, 'x': None,
     }.items():  # fmt: skip
-        assert find_budget(found, text) == label
+        assert find_budgets(found, text) == ([label] if label else [])
+
+
+def test_a_number_may_name_two_budgets(supernet_of):
+    found = budgets(supernet_of('wrn16_2'), [0.5, {'params': 0.5}])
+    assert find_budgets(found, '0.5') == list(found)
+    assert find_budgets(found, 'params-50') == ['params-50']
 
 
 @pytest.mark.parametrize(

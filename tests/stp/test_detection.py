@@ -261,6 +261,13 @@ def test_parts_that_are_none_are_named(parts, message):
         stp_of('retinanet', space=dict(parts=parts))
 
 
+def test_times_of_one_head_leave_those_of_the_others():
+    model = stp_of('mask_rcnn', space=dict(times={'roi_head.bbox_head': 4}))  # as without
+    (macs,) = model.supernet.cost.macs([model.supernet.space.largest])
+    (given,) = stp_of('mask_rcnn').supernet.cost.macs([model.supernet.space.largest])
+    assert macs == given
+
+
 @pytest.mark.parametrize(
     ('times', 'message'),
     [

@@ -196,6 +196,10 @@ def test_a_best_that_nothing_evaluates_is_refused(tmp_path):
     cfg.default_hooks.checkpoint.save_best = 'subnet/accuracy/top1'
     with pytest.raises(RuntimeError, match=r"save_best='subnet/accuracy/top1': nothing evaluates"):
         train(cfg)
+    cfg = tiny.config(tmp_path)
+    cfg.default_hooks.checkpoint.save_best = 'subnet-50/accuracy/top1'
+    with pytest.raises(RuntimeError, match=r"top1': expected a metric of subnet/, subnet/"):
+        train(cfg)
 
 
 def test_compiled_training_is_refused(tmp_path):

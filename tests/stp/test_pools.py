@@ -3,9 +3,12 @@
 import copy
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
+from mmengine.logging import MMLogger
 
+from mmstp import SubnetEvalHook
 from mmstp.errors import BudgetError, CheckpointError, FieldError
 from mmstp.stp.algorithm import check_fields
 from mmstp.stp.search_state import pools_state, read_search
@@ -48,6 +51,16 @@ def test_budgets_take_turns_and_score_their_own(stp):
         assert {a for a, score in pool.scores.items() if score is not None} == {
             a for a, number in pool.visits.items() if number
         }
+
+
+@pytest.mark.parametrize('main', [{}, {'AP': 0.5}])
+def test_a_subnet_that_finds_nothing_has_0(stp, main, monkeypatch):
+    hook, found = SubnetEvalHook(num_images=8), iter([{}, {'AP': 0.3}, {'AP': 0.6}])
+    monkeypatch.setattr(hook, '_of_subnet', lambda *_: next(found))
+    metrics, runner = dict(main), SimpleNamespace(model=stp, logger=MMLogger('test'))
+    hook._evaluate(runner, None, metrics)
+    mean = {'subnet/AP': pytest.approx(0.3)}
+    assert metrics == main | mean | {'subnet-25/AP': 0, 'subnet-40/AP': 0.3, 'subnet-60/AP': 0.6}
 
 
 def test_supports_contain_their_target_and_one_of_the_next_larger_budget(stp):

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.datasets import ImageNet
 
 from mmstp import Architecture
-from mmstp.cli.data_checks import check_library
+from mmstp.cli.data_checks import check_classes, check_library
 from mmstp.deploy.export import write_export
 from mmstp.deploy.onnx import session_of
 from mmstp.errors import CheckpointError, LaunchError
@@ -209,6 +209,21 @@ def test_data_of_the_other_library(config):
         check_library({'val_dataloader.dataset': boxes}, classifier, 'model.model')
     with pytest.raises(LaunchError, match=r'\(ImageNet\) is of mmpretrain, and model \(MaskRCNN\)'):
         check_library({'val_dataloader.dataset': labels}, detector, 'model')
+
+
+def test_classes_of_detectors(config):
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        boxes = DATASETS.build(cfg.val_dataloader.dataset)
+        cfg.val_dataloader.dataset.pop('metainfo')
+        of_coco = DATASETS.build({**cfg.val_dataloader.dataset, 'lazy_init': True})
+    network = build_model(cfg.model, 'mmdet')
+    check_classes({'train_dataloader.dataset': boxes}, network, 'model')
+    message = (
+        r'has 80 classes \(person, bicycle, car, …\), model\.roi_head\.bbox_head\.num_classes = 10'
+    )
+    with pytest.raises(LaunchError, match=rf'val_dataloader\.dataset {message}'):
+        check_classes({'val_dataloader.dataset': of_coco}, network, 'model')
 
 
 def test_batch_scaling_needs_a_batch(call, config, tmp_path):

@@ -67,6 +67,13 @@ def test_nothing_good_is_an_error_that_names_every_file(call, tiny_config, work_
     assert (work_dir / 'epoch_1.pth').read_bytes() == before
 
 
+def test_a_first_checkpoint_that_was_not_written_is_the_beginning(tmp_path, warnings):
+    """A full disk, or the end of a run that writes in the background."""
+    (tmp_path / LAST).write_text(str(tmp_path / 'epoch_1.pth'))
+    assert newest_checkpoint(tmp_path) is None
+    assert 'which was not written' in warnings()
+
+
 def test_an_empty_folder_is_the_beginning(tmp_path):
     assert newest_checkpoint(tmp_path) is None
 

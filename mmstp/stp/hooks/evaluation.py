@@ -56,11 +56,18 @@ class SubnetEvalHook(Hook):
         found = {
             label: self._of_subnet(runner, loop, pool.best) for label, pool in stp.pools.items()
         }
+        # a detector that finds nothing has no metrics: those of the others, or of the main network
+        names = list(dict.fromkeys(name for own in found.values() for name in own)) or [*metrics]
         for label, own in found.items():
             prefix = f'subnet{stp.pools.suffix(label)}'
+            if names and not own:
+                runner.logger.warning(
+                    f'{prefix} found nothing in the validation: its metrics are 0'
+                )
+                own.update(dict.fromkeys(names, 0.0))
             metrics.update({f'{prefix}/{name}': value for name, value in own.items()})
         if len(found) > 1:
-            for name in next(iter(found.values())):
+            for name in names:
                 metrics[f'subnet/{name}'] = sum(own[name] for own in found.values()) / len(found)
 
     def _of_subnet(self, runner: Runner, loop: Any, architecture: Architecture) -> dict[str, Any]:

@@ -93,7 +93,8 @@ class PoolHook(Hook):
         if sum(isinstance(hook, PoolHook) for hook in runner.hooks) > 1:
             raise RuntimeError('there are two PoolHooks in custom_hooks: the pool has one driver')
         refuse_fields(runner.cfg)
-        refuse_unmeasured(runner.hooks)
+        prefixes = ['subnet', *(f'subnet{stp.pools.suffix(label)}' for label in stp.pools)]
+        refuse_unmeasured(runner.hooks, prefixes)
         _refuse_unplaced(runner)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
