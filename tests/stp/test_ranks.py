@@ -15,7 +15,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from mmstp import ArchitecturePool
-from mmstp.stp import algorithm, pool, step
+from mmstp.stp import pool, step, wrapper
 from mmstp.stp.losses import normalized_kl
 from mmstp.stp.of_runner import stp_of
 from mmstp.stp.passes import Apart
@@ -178,7 +178,7 @@ class Ranks:
     def __init__(self, count, monkeypatch):
         self.count, self.own = count, threading.local()
         self.tensors, self.barrier = {}, threading.Barrier(count, timeout=60)
-        monkeypatch.setattr(pool, 'get_world_size', lambda: count)
+        monkeypatch.setattr(pool.ArchitecturePool, 'draws', count)
         monkeypatch.setattr(step, 'get_rank', lambda: self.own.rank)
         monkeypatch.setattr(step, 'all_reduce', self.mean)
 
@@ -238,7 +238,7 @@ def test_targets_of_their_own_are_one_process_with_all_draws(options, monkeypatc
 
 
 def test_synchronised_norms_cannot_join_different_subnets(monkeypatch):
-    monkeypatch.setattr(algorithm, 'is_distributed', lambda: True)
+    monkeypatch.setattr(wrapper, 'is_distributed', lambda: True)
     norms = dict(type='SyncBN')
     with pytest.raises(ValueError, match=r'per_rank=True: backbone\.bn1 is a SyncBatchNorm'):
         tiny.stp(model__pool__per_rank=True, model__model__backbone__norm_cfg=norms)
