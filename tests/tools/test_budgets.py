@@ -84,7 +84,7 @@ def test_the_budget_that_is_cut_out_is_named(call, config, run, tmp_path):
 
 def test_the_pool_of_one_is_drawn(call, run, tmp_path):
     picture = tmp_path / 'pool.png'
-    with pytest.raises(ValueError, match='--budget None: expected one of 30, macs-60'):
+    with pytest.raises(ValueError, match='--budget is missing: expected one of 30, macs-60'):
         call('analysis_tools/plot_pool.py', run, '--out', picture)
     call('analysis_tools/plot_pool.py', run, '--out', picture, '--budget', 'macs-60')
     assert picture.exists()
