@@ -21,7 +21,7 @@ def check_built_data(runner: Runner) -> None:
 
     Raises:
         LaunchError: If they do not belong together, or there is nothing to train on; see
-            `check_library`, `check_labels` and `check_input_shape`.
+            `check_library`, `check_classes`, `check_labels` and `check_input_shape`.
     """
     model = unwrapped(runner)
     loaders = {'train_dataloader': built(runner)}

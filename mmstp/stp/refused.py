@@ -40,7 +40,7 @@ def refuse_unmeasured(hooks: Iterable[Hook], prefixes: Iterable[str]) -> None:
         hooks: Of the run.
         prefixes: What the metrics of its subnets begin with.
     """
-    hooks, expected = list(hooks), tuple(f'{prefix}/' for prefix in prefixes)
+    hooks, expected = list(hooks), tuple(dict.fromkeys(f'{prefix}/' for prefix in prefixes))
     evaluated = any(isinstance(hook, SubnetEvalHook) for hook in hooks)
     for hook in hooks:
         best = getattr(hook, 'save_best', None)

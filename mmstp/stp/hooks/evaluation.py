@@ -68,7 +68,8 @@ class SubnetEvalHook(Hook):
             metrics.update({f'{prefix}/{name}': value for name, value in own.items()})
         if len(found) > 1:
             for name in names:
-                metrics[f'subnet/{name}'] = sum(own[name] for own in found.values()) / len(found)
+                total = sum(own.get(name, 0.0) for own in found.values())
+                metrics[f'subnet/{name}'] = total / len(found)
 
     def _of_subnet(self, runner: Runner, loop: Any, architecture: Architecture) -> dict[str, Any]:
         """A subnet's own metrics."""
