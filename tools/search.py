@@ -12,14 +12,11 @@ With ``--out`` the best is written there as ``tools/export.py`` does.
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from torch import Tensor
 
 from mmstp.checkpoints import plain_loading
 from mmstp.cli.exporting import check_images, export_subnet
@@ -36,12 +33,9 @@ from mmstp.cli.launch import (
 from mmstp.config_fields import default_of
 from mmstp.deploy.export import check_folder
 from mmstp.errors import LaunchError
-from mmstp.search.budget import Budget, feasible_rows
+from mmstp.search.budget import Budget
 from mmstp.stp.algorithm import STP
-from mmstp.stp.halving import Evaluated, halve
-from mmstp.stp.hooks.statistics import on_images
-from mmstp.stp.pools import Pools
-from mmstp.stp.screening import screen
+from mmstp.stp.halving import Evaluated, halve, propose
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,7 +111,7 @@ def main() -> None:
         loaders = [Runner.build_dataloader(config[field]) for field in fields]
         check_images(loaders[0], stp)
         stp.to(get_device())
-        propose(stp, budget, loaders[0], args)
+        propose(stp, budget, loaders[0], args.screened, args.candidates, args.images)
         found = halve(stp, list(stp.pool.scores), *loaders, args.images)
         print(table(stp, budget, found))
         if args.out:
@@ -172,27 +166,6 @@ def target_of(limits: list[tuple[str, float]]) -> float | dict[str, float]:
     return by_metric.get('', by_metric)
 
 
-def propose(stp: STP, budget: Budget, dataloader, args: argparse.Namespace) -> None:
-    """Puts those into the pool that meet the budget and are nearest to the main network."""
-    space = stp.supernet.space
-    rows = feasible_rows(space, stp.supernet.cost, budget, args.screened)
-    stp.pools = Pools.drawn(space, {'': budget}, {'': rows}, args.screened, seed=0)
-    count = len(stp.pool)
-    logger().info(
-        f'{budget} within {budget.tolerance:.1%}: {len(rows):,} architectures of '
-        f'{space.size:,}, {count} are screened on {args.images} images'
-    )
-    on_images(stp.model, dataloader, args.images, lambda images: screen(stp, logged(images)))
-    stp.pool.shrink(count - args.candidates)
-
-
-def logged(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Batches; the log says which of them are done."""
-    for number, batch in enumerate(batches, start=1):
-        yield batch
-        logger().info(f'screened on batch {number}, of {len(batch)} images')
-
-
 def table(stp: STP, budget: Budget, found: list[Evaluated]) -> str:
     """What was evaluated, the best first; a row for each with its last round."""
     architectures = [one.architecture for one in found]
@@ -210,11 +183,6 @@ def table(stp: STP, budget: Budget, found: list[Evaluated]) -> str:
             f'{one.images:8}{one.distance:10.4f}  {one.behind:.4f}{error}'
         )
     return '\n'.join(lines)
-
-
-def logger() -> MMLogger:
-    """The tool's."""
-    return MMLogger.get_instance('mmstp')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +26,11 @@ from torch import Tensor, nn
 from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 
 from mmstp import STP, Architecture, Budget, Supernet
-from mmstp.search.budget import feasible_rows, most_uniform
+from mmstp.search.budget import most_uniform
 from mmstp.search.budgets import find_budgets
-from mmstp.stp.halving import halve
-from mmstp.stp.hooks.statistics import on_images
-from mmstp.stp.pools import Pools
+from mmstp.stp.halving import halve, propose
 from mmstp.stp.presets import PRESETS as PRESETS_OF_STP
-from mmstp.stp.screening import SCREENED, screen
+from mmstp.stp.screening import SCREENED
 
 
 @dataclass
@@ -348,11 +345,8 @@ def stp_afterwards(trial: Trial, preset: str) -> Found:
     start = time.process_time()
     space, cost = model.supernet.space, model.supernet.cost
     budget = Budget.of(trial.setting.budget, 'macs', TOLERANCE, space, cost)
-    rows = {'': feasible_rows(space, cost, budget, DRAWN)}
-    model.pools = Pools.drawn(space, {'': budget}, rows, DRAWN, seed=0)
     images = trial.training_images()
-    on_images(model, images, 256, partial(screen, model))
-    model.pool.shrink(len(model.pool) - 32)
+    propose(model, budget, images, DRAWN, 32, 256)
     best = halve(model, list(model.pool.scores), images, images, 256)[0].architecture
     found = {'searched_seconds': round(time.process_time() - start, 1)}
     return Found(trial.calibrated(model.export(best)), best, found)

@@ -27,8 +27,7 @@ def check_built_data(runner: Runner) -> None:
     loaders = {'train_dataloader': built(runner)}
     if runner.val_loop is not None:
         loaders['val_dataloader'] = runner.val_dataloader
-    field = 'model.model' if isinstance(model, STP) else 'model'
-    network = model.model if isinstance(model, STP) else model
+    field, network = ('model.model', model.model) if isinstance(model, STP) else ('model', model)
     datasets = {f'{name}.dataset': loader.dataset for name, loader in loaders.items()}
     check_library(datasets, network, field)
     if is_detector(network):
@@ -90,7 +89,7 @@ def check_library(datasets: Mapping[str, Any], network: Any, field: str) -> None
 
 
 def check_classes(datasets: Mapping[str, Any], network: Any, field: str) -> None:
-    """Whether a detector tells apart what is in its data sets.
+    """Whether a detector's head has as many classes as its data sets.
 
     Args:
         datasets: As in `check_library`, like the others.
@@ -98,7 +97,7 @@ def check_classes(datasets: Mapping[str, Any], network: Any, field: str) -> None
         field: See there.
 
     Raises:
-        LaunchError: If their classes differ, or are not as many as the head's.
+        LaunchError: If not.
     """
     parts = dict(network.named_modules())
     for path in ('bbox_head', 'mask_head', 'roi_head.bbox_head', 'roi_head.bbox_head.0'):

@@ -1,7 +1,8 @@
-"""Which of some subnets keeps most of the main network as it is: successive halving, no training.
+"""Which subnets keep most of the main network as it is: screening, then successive halving.
 
-All are evaluated on a few images, the better half on twice as many, and so on. In a round all see
-the same images with the same augmentation, so that they can be compared in pairs.
+Nothing is trained. Those that the screening leaves are evaluated on a few images, the better half
+on twice as many, and so on. In a round all see the same images with the same augmentation, so that
+they can be compared in pairs.
 
 References:
     Jamieson and Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter
@@ -11,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,11 @@ from torch.utils.data import DataLoader
 
 from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
+from ..search.budget import Budget, feasible_rows
 from .hooks.statistics import calibrate_on, on_images
 from .options import refuse_not_finite
+from .pools import Pools
+from .screening import screen
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,45 @@ class Evaluated:
     distance: float
     behind: float
     error: float
+
+
+def propose(
+    stp: Any,
+    budget: Budget,
+    dataloader: DataLoader,
+    screened: int,
+    candidates: int,
+    num_images: int,
+) -> None:
+    """Puts those into the pool that meet a budget and are nearest to the main network (Eq. 8).
+
+    Args:
+        stp: An `STP` with its main network, whose pool is another then.
+        budget: Any.
+        dataloader: Of whose images some are taken to screen on.
+        screened: How many architectures are screened, of those that meet the budget.
+        candidates: How many of them stay.
+        num_images: To screen on.
+
+    Raises:
+        BudgetError: If no architecture meets the budget.
+    """
+    space, logger = stp.supernet.space, MMLogger.get_current_instance()
+    rows = feasible_rows(space, stp.supernet.cost, budget, screened)
+    stp.pools = Pools.drawn(space, {'': budget}, {'': rows}, screened, seed=0)
+    count = len(stp.pool)
+    logger.info(
+        f'{budget} within {budget.tolerance:.1%}: {len(rows):,} architectures of '
+        f'{space.size:,}, {count} are screened on {num_images} images'
+    )
+
+    def logged(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches, start=1):
+            yield batch
+            logger.info(f'screened on batch {number}, of {len(batch)} images')
+
+    on_images(stp.model, dataloader, num_images, lambda images: screen(stp, logged(images)))
+    stp.pool.shrink(count - candidates)
 
 
 def halve(
