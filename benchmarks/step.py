@@ -275,8 +275,9 @@ def main() -> None:
         environment('mmpretrain'),
         f'{args.network}, {args.classes} classes, {args.size} pixels, batch {args.batch}, '
         f'{args.device}, {args.precision}, {args.layout}, budget {args.target:.0%}, passes '
-        f'{args.passes}{", streams" * args.streams}, {steps.pool} architectures in the pool. Medians of {args.repeats} rounds, '
-        'quartiles in brackets. Goal: at most 1.10 times the limit.',
+        f'{args.passes}{", streams" * args.streams}, {steps.pool} architectures in the pool. '
+        f'Medians of {args.repeats} rounds, quartiles in brackets. '
+        'Goal: at most 1.10 times the limit.',
         markdown(
             ('', 'STP', 'ordinary training', 'ratio'),
             [
