@@ -4,9 +4,12 @@ A step of STP runs the main network, a target subnet and a support subnet, forwa
 time followed the multiply-adds and nothing else cost any, it would take ``1 + r + s`` dense steps,
 where r and s are the shares of the two subnets: the proportional limit. Both shares are counted for
 the architectures that were drawn in this very run, round by round (their means estimate r and
-E[r_support]). Steps are forward, backward, SGD with momentum and zeroing the gradients, on random
-images without a data pipeline, by MMEngine's ``OptimWrapper`` or, at a lower precision, its
-``AmpOptimWrapper``. The goal is at most 1.10 times the limit.
+E[r_support]). The other yardstick are static networks of these architectures, cut out and trained
+beside the dense one: narrow layers use a processor less well than their multiply-adds say, and a
+subnet cannot be quicker than the network that it would be alone. Steps are forward, backward, SGD
+with momentum and zeroing the gradients, on random images without a data pipeline, by MMEngine's
+``OptimWrapper`` or, at a lower precision, its ``AmpOptimWrapper``. The goal is at most 1.10 times
+the limit.
 
 Memory is the peak of three steps above what the built model takes, each kind of step in a process
 of its own: gradients, momenta and activations. On the CPU it is resident memory, on CUDA what
@@ -49,8 +52,8 @@ LOWER = ('bfloat16', 'float16')
 LAYOUTS = ('contiguous_format', 'channels_last')
 
 
-def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
-    """One training step of a classifier or of STP around one."""
+def stepper(model: nn.Module, args: argparse.Namespace, update: bool = True) -> Callable[[], None]:
+    """One training step of a classifier or of STP around one; or its passes alone."""
     layout = getattr(torch, args.layout)
     model.to(args.device, memory_format=layout).train()
     inputs = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
@@ -69,7 +72,11 @@ def stepper(model: nn.Module, args: argparse.Namespace) -> Callable[[], None]:
     def step() -> None:
         with optimizing.optim_context(model):
             loss, _ = model.parse_losses(model(inputs, samples, mode='loss'))
-        optimizing.update_params(loss)
+        if update:
+            optimizing.update_params(loss)
+        else:
+            optimizing.backward(loss)
+            optimizing.zero_grad()
 
     return step
 
@@ -133,6 +140,8 @@ class Steps:
         support: The support subnets'.
         pool: How many architectures there are.
         finite: Whether all weights are afterwards.
+        static: What a dense step and the passes of the two subnets, cut out, take, in dense steps;
+            round by round, if asked for.
         idle: The share of a step of STP in which no kernel runs, and of a dense one; on CUDA.
     """
 
@@ -142,6 +151,7 @@ class Steps:
     support: NDArray[np.float64]
     pool: int
     finite: bool
+    static: list[float]
     idle: tuple[float, float] | None
 
     @property
@@ -150,8 +160,13 @@ class Steps:
         return 1 + self.target + self.support
 
 
-def measure(args: argparse.Namespace) -> Steps:
-    """Steps of STP and of ordinary training, of networks that are gone afterwards."""
+def measure(args: argparse.Namespace, static: bool = False) -> Steps:
+    """Steps of STP and of ordinary training, of networks that are gone afterwards.
+
+    Args:
+        args: The command line.
+        static: Whether to measure static networks too.
+    """
     dense = classifier(args.network, args.classes)
     stp = algorithm(copy.deepcopy(dense).to(args.device), args)
     drawn: list[Architecture] = []
@@ -162,7 +177,8 @@ def measure(args: argparse.Namespace) -> Steps:
     seconds = interleave(steps, args.repeats, warmup=3)
     cost = stp.supernet.cost
     # the main network, the target subnet and the support subnet of every timed step
-    main, target, support = np.reshape(cost.macs(drawn[-3 * args.repeats :]), (-1, 3)).T
+    timed = drawn[-3 * args.repeats :]
+    main, target, support = np.reshape(cost.macs(timed), (-1, 3)).T
     assert (main == cost.macs([stp.supernet.space.largest])).all()
     return Steps(
         **seconds,
@@ -170,10 +186,24 @@ def measure(args: argparse.Namespace) -> Steps:
         support=support / main,
         pool=len(stp.pool),
         finite=all(bool(p.isfinite().all()) for p in stp.parameters()),
+        static=[
+            static_step(steps['dense'], [stp.export(one) for one in timed[at + 1 : at + 3]], args)
+            for at in range(0, static * len(timed), 3)
+        ],
         idle=(idle_share(steps['stp']), idle_share(steps['dense']))
         if args.device.startswith('cuda')
         else None,
     )
+
+
+def static_step(
+    dense: Callable[[], None], subnets: list[nn.Module], args: argparse.Namespace
+) -> float:
+    """What a dense step and the passes of subnets take together, in dense steps."""
+    passes = {str(i): stepper(subnet, args, update=False) for i, subnet in enumerate(subnets)}
+    seconds = interleave({'dense': dense, **passes}, repeats=3, warmup=2)
+    total = [sum(times) for times in zip(*seconds.values(), strict=True)]
+    return statistics.median(ratios(total, seconds['dense']))
 
 
 def idle_share(step: Callable[[], None], repeats: int = 5) -> float:
@@ -268,7 +298,7 @@ def main() -> None:
         return
     peak_stp, peak_dense = peaks(args)
 
-    steps = measure(args)
+    steps = measure(args, static=True)
     a, b, limit = steps.stp, steps.dense, steps.limit
     report(
         args,
@@ -294,6 +324,13 @@ def main() -> None:
                     f'{limit.mean():.2f}',
                 ),
                 ('step over its limit', '', '', f'**{spread(ratios(ratios(a, b), limit))}**'),
+                ('the three networks, static', '', '', spread(steps.static)),
+                (
+                    'step over these',
+                    '',
+                    '',
+                    f'**{statistics.median(ratios(a, b)) / statistics.median(steps.static):.2f}**',
+                ),
                 (
                     'total time over total limit',
                     '',
