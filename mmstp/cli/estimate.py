@@ -92,7 +92,8 @@ def _measured(runner: Runner, missing: str, rounds: int) -> str:
 
     def survivor() -> Any:
         alone = copy.deepcopy(stp)
-        alone.pool.shrink(len(alone.pool) - 1)
+        for pool in alone.pools.values():
+            pool.shrink(len(pool) - 1)
         alone.go_alone()
         if alone.teacher is None:
             alone.supernet.model.to('meta')
