@@ -164,7 +164,7 @@ def each_clipped(clip: Callable[..., Any], networks: Sequence[nn.Module]) -> Cal
         for parameter in parameters:
             apart[owners[parameter]].append(parameter)
         norms = [clip(own, **options) for own in apart.values()]
-        return None if None in norms else max(norms)
+        return None if norms[0] is None else max(norms)
 
     return clip_each
 

@@ -14,7 +14,6 @@ from mmengine.runner import Runner
 from mmstp.cli.launch import build_stp, load_search
 from mmstp.errors import ArchitectureError
 from mmstp.stp.of_runner import stp_of
-from mmstp.stp.passes import Apart
 from mmstp.stp.pools import Pools
 from mmstp.stp.several import Several
 from mmstp.stp.survivor import hand_over
