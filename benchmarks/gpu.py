@@ -17,6 +17,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from measure import environment, interleave, parser, prepare, ratios, report, spread
@@ -28,17 +29,29 @@ from torch import Tensor, nn
 from mmstp import Supernet
 from mmstp.subnets.cut import count_macs
 
-# network, classes, pixels, images in a batch; precision, backward passes
-TRAINED = tuple(
-    (*network, precision, passes)
-    for network, precisions, ways in (
-        (('resnet50', 1000, 224, 128), ('float32', 'float16', 'bfloat16'), ('together', 'apart')),
-        (('resnet50_cifar', 100, 32, 256), ('float32', 'float16'), ('together',)),
-        (('resnet18', 100, 64, 64), ('float32', 'float16'), ('together',)),
+RESNET50, IMAGENET = dict(network='resnet50', classes=1000), dict(size=224, batch=128)
+CIFAR = dict(network='resnet50_cifar', classes=100, size=32, batch=256)
+SMALL = dict(network='resnet18', classes=100, size=64, batch=64)
+FLOAT16, LAST = dict(precision='float16'), dict(layout='channels_last')
+# what a row has where its network says nothing else
+COMMON = dict(precision='float32', layout='contiguous_format', passes='together', streams=False)
+APART, STREAMS = dict(passes='apart'), dict(streams=True)
+TRAINED: list[dict[str, Any]] = [
+    {**COMMON, **network, **options}
+    for network, variants in (
+        (
+            {**RESNET50, **IMAGENET},
+            ({}, APART, STREAMS, FLOAT16, {**FLOAT16, **APART}, {**LAST, 'precision': 'bfloat16'}),
+        ),
+        (
+            {**RESNET50, **IMAGENET, **FLOAT16, **LAST, 'batch': 64},
+            ({}, APART, STREAMS),
+        ),
+        (CIFAR, (FLOAT16,)),
+        (SMALL, (FLOAT16, {**FLOAT16, **STREAMS})),
     )
-    for precision in precisions
-    for passes in ways
-)
+    for options in variants
+]
 # by precision, the largest difference of an export from the active subnet, relative to the largest
 # output
 PRECISIONS = {'float32': 1e-4, 'float16': 1e-2}
@@ -53,9 +66,12 @@ def step_row(args: argparse.Namespace) -> tuple[str, ...]:
     return (
         f'{args.network}, {args.size} pixels, batch {args.batch}',
         args.precision,
-        args.passes,
+        args.layout.replace('_format', '').replace('_', ' '),
+        args.passes + ', streams' * args.streams,
         f'{1000 * statistics.median(steps.dense):.4g}',
         f'{1000 * statistics.median(steps.stp):.4g}',
+        f'{args.batch / statistics.median(steps.stp):,.0f}',
+        ' / '.join(f'{share:.0%}' for share in steps.idle or ()),
         spread(ratio),
         f'{steps.limit.mean():.2f}',
         f'**{spread(ratios(ratio, steps.limit))}**',
@@ -158,9 +174,8 @@ def main() -> int:
     args = options.parse_args()
     prepare(args)
     steps = []
-    for network, classes, size, batch, precision, passes in TRAINED:
-        own = dict(network=network, classes=classes, size=size, batch=batch, precision=precision)
-        steps.append(step_row(argparse.Namespace(**vars(args), **own, passes=passes)))
+    for row in TRAINED:
+        steps.append(step_row(argparse.Namespace(**vars(args), **row)))
         print(*steps[-1], sep=' | ', flush=True)
     inference = [
         row
@@ -174,15 +189,19 @@ def main() -> int:
         f'cuDNN {torch.backends.cudnn.version()}, TF32 in convolutions '
         f"{'on' if torch.backends.cudnn.allow_tf32 else 'off'} (PyTorch's default).",
         f'Training: random images without a data pipeline, budget {args.target:.0%}, medians of '
-        f'{args.repeats} rounds after {args.warmup} steps, quartiles in brackets. Goal: at most '
-        '1.15 times the limit.',
+        f'{args.repeats} rounds after {args.warmup} steps, quartiles in brackets. Images per '
+        'second are those of STP. Idle is the share of the time in which no kernel runs, while a '
+        'profiler looks on. Goal: at most 1.10 times the limit.',
         markdown(
             (
                 'network',
                 'precision',
+                'layout',
                 'passes',
                 'dense step, ms',
                 'STP step, ms',
+                'images/s',
+                'idle, STP / dense',
                 'ratio',
                 'limit 1 + r + s',
                 'over the limit',

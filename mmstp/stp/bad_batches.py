@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class BadBatches:
         self.in_a_row = 0
         self.steps_in_a_row = 0
         self._good = False  # whether there was a good batch since the last step
+        self._step_made = False  # by an optimizer whose scaler leaves steps out
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def watch(self, network: nn.Module) -> None:
@@ -78,9 +79,7 @@ class BadBatches:
     def guard(self, optimizer: OptimWrapper, network: nn.Module) -> None:
         """Keeps an optimizer from steps without a good batch, or with bad gradients.
 
-        Momentum and weight decay would change the weights even if all gradients are zero. With AMP
-        it is the scaler that looks at the gradients, and leaves steps out while it looks for its
-        scale.
+        Momentum and weight decay would change the weights even if all gradients are zero.
 
         Args:
             optimizer: Whose ``step`` is another from here on. It raises a `ValueError` if there
@@ -88,15 +87,40 @@ class BadBatches:
             network: What it trains.
         """
         own = optimizer.step
-        scaled = isinstance(optimizer, AmpOptimWrapper)
+        if isinstance(optimizer, AmpOptimWrapper):
+            optimizer.optimizer.register_step_post_hook(self._made)
 
         @functools.wraps(own)  # schedulers have marked it, and miss the mark
         def step(**options: Any) -> None:
-            if self._good and (scaled or self._gradients_are_finite(network)):
+            if self._good and isinstance(optimizer, AmpOptimWrapper):
+                self._scaled(optimizer.loss_scaler, functools.partial(own, **options))
+            elif self._good and self._gradients_are_finite(network):
                 own(**options)
             self._good = False
 
         optimizer.step = step
+
+    def _made(self, *_: Any) -> None:
+        self._step_made = True
+
+    def _scaled(self, scaler: torch.amp.GradScaler, step: Callable[[], None]) -> None:
+        """With AMP it is the scaler that looks at the gradients, and leaves a step out.
+
+        That is no fault while it looks for its scale: as long as that falls, and is above 1.
+        """
+        self._step_made, before = False, scaler.get_scale()
+        step()
+        if self._step_made:
+            self.steps_in_a_row = 0
+        elif not 1 < (scale := scaler.get_scale()) < before:
+            self.steps_in_a_row += 1
+            self._count(
+                'step',
+                self.steps_in_a_row,
+                f'the loss is finite, and gradients are not, with the loss times {before:g}, and '
+                f'the scale is {scale:g} now (optim_wrapper.loss_scale): training diverged (a '
+                'smaller learning rate, clipped gradients)',
+            )
 
     def _gradients_are_finite(self, network: nn.Module) -> bool:
         """The same on all ranks, whose gradients are the same; else it is counted."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch.overrides import TorchFunctionMode
 
@@ -180,6 +180,37 @@ def test_too_many_such_steps_end_the_run():
     message = r'gradients are not \(those of model\.backbone\.layer1\.0\.conv1\.weight\).* 3 times'
     with pytest.raises(ValueError, match=message):
         step(stp, optimizer)
+
+
+class Scaled(AmpOptimWrapper):
+    """On the CPU, where MMEngine has none."""
+
+    def __init__(self, optimizer, scale, fixed=None):
+        OptimWrapper.__init__(self, optimizer)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+        self._scale_update_param, self.cast_dtype = fixed, torch.bfloat16
+
+
+@pytest.mark.parametrize('fixed, sought', [(None, 2), (8.0, 0)])
+def test_a_scaler_may_look_for_its_scale_and_not_for_ever(fixed, sought):
+    """From 8 to 4 to 2 it looks; a scale of 1, or one that stays, is not the fault."""
+    stp = ready()
+    optimizer = Scaled(torch.optim.SGD(stp.parameters(), lr=0.1), 8.0, fixed)
+    stp.bad_batches.guard(optimizer, stp)
+    step(stp, optimizer)
+    handle = spoil_gradient(stp)
+    before = copy.deepcopy(list(stp.parameters()))
+    for _ in range(sought + 2):
+        step(stp, optimizer)
+    assert (stp.bad_batches.total, stp.bad_batches.steps_in_a_row) == (2, 2)
+    handle.remove()
+    step(stp, optimizer)
+    assert not same(list(stp.parameters()), before)
+    assert (stp.bad_batches.total, stp.bad_batches.steps_in_a_row) == (2, 0)
+    spoil_gradient(stp)
+    with pytest.raises(ValueError, match=r'optim_wrapper\.loss_scale.* 3 times in a row'):
+        for _ in range(3):
+            step(stp, optimizer)
 
 
 @pytest.mark.parametrize(
