@@ -63,9 +63,14 @@ def of_one(pools, label):
     'options',
     [
         {'optim_wrapper__clip_grad': {'max_norm': 0.3}},
-        {'optim_wrapper__clip_grad': {'type': 'value', 'clip_value': 0.01}},
         {'model__survivor': {'teacher': 'main'}, 'model__passes': 'apart'},
-        {'optim_wrapper__accumulative_counts': 2},
+        pytest.param(
+            {
+                'optim_wrapper__accumulative_counts': 2,
+                'optim_wrapper__clip_grad': {'type': 'value', 'clip_value': 0.01},
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 # PyTorch's, of schedules that are stepped in every iteration
