@@ -144,9 +144,9 @@ def load_main_network(config: Config, checkpoint: str | None) -> tuple[STP, dict
     dataset_meta = load_search(stp, checkpoint, config)
     if stp.alone:
         raise LaunchError(
-            f'checkpoint {checkpoint!r} is of the survivor phase: it holds {stp.pool.best} alone, '
-            'and the main network that other subnets are part of is gone. Give a checkpoint of the '
-            'search (before PoolHook.end), or of a run with model.survivor=False'
+            f'checkpoint {checkpoint!r} is of the survivor phase: {stp.pools.all_best} trained '
+            'alone there, and the main network that other subnets are part of is gone. Give a '
+            'checkpoint of the search (before PoolHook.end), or of a run with model.survivor=False'
         )
     return stp, dataset_meta
 

@@ -82,12 +82,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     'paper-st-depth': dict(end=0.6, beta2=0.0, size=1),
     'paper-st': dict(end=0.6, beta2=0.0, size=1, space=dict(depths=False)),
 }  # of STP
+IN_ONE_RUN = {
+    'budgets': 'short',
+    'budgets-recommended': 'recommended',
+    'budgets-alone-50': 'alone-50',
+}  # of STP for several budgets
 
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
 TUNED: dict[Name, dict[str, float]] = {
     ('dense', 'plain'): {'lr': 4.0},
     **{('scratch', rule): {'lr': 2.0} for rule in RULES},
-    **{('stp', preset): {'lr': 2.0} for preset in PRESETS if preset != 'short'},
+    **{('stp', name): {'lr': 2.0} for name in PRESETS if name != 'short'},
+    **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
     **{('sparsified', f'l2{after}'): {'l2': 1.0} for after in AFTER},
@@ -317,21 +323,18 @@ BUDGETS = (0.15, 0.35, 0.55)
 TOGETHER = 1.3  # of the allowance of one run, for all of them
 
 
-@method('stp', 'budgets')
+@method('stp', *IN_ONE_RUN)
 def stp_budgets(trial: Trial, preset: str) -> Found:
-    """One run for all of `BUDGETS`, as ``short``; the row is of one of them.
+    """One run for all of `BUDGETS`, with another preset; the row is of one of them.
 
     The rows of all have the time of the whole run.
     """
-    model = of_budget(
-        trial, preset, BUDGETS[0], target=list(BUDGETS), share=TOGETHER, **PRESETS['short']
-    )
-    labels = find_budgets(model.pools.budgets, f'{trial.setting.budget}')
-    if not labels:
-        raise ValueError(f'stp:budgets is for the budgets {BUDGETS}, not {trial.setting.budget}')
-    architecture = model.pools[labels[0]].best
-    network = trial.calibrated(model.export(architecture))
-    return Found(network, architecture, {'main_top1': trial.top1(model)})
+    if trial.setting.budget not in BUDGETS:
+        raise ValueError(f'stp:{preset} is for the budgets {BUDGETS}, not {trial.setting.budget}')
+    options = PRESETS[IN_ONE_RUN[preset]]
+    model = of_budget(trial, preset, BUDGETS[0], target=list(BUDGETS), share=TOGETHER, **options)
+    (label,) = find_budgets(model.pools.budgets, f'{trial.setting.budget}')
+    return survivor_of(trial, model, label=label)
 
 
 @method('stp', 'afterwards')
@@ -352,7 +355,7 @@ def stp_afterwards(trial: Trial, preset: str) -> Found:
     return Found(trial.calibrated(model.export(best)), best, found)
 
 
-def of_budget(trial: Trial, preset: str, budget: float, **options: Any) -> STP:
+def of_budget(trial: Trial, preset: str, budget: float, /, **options: Any) -> STP:
     """A run of STP that rows of several budgets read: it lies with those of one of them."""
     own = replace(trial, setting=replace(trial.setting, preset=preset, budget=budget))
     model = search(own, **options)
@@ -478,9 +481,12 @@ def alone(stp: STP) -> STP:
     return stp
 
 
-def survivor_of(trial: Trial, stp: STP, history: PoolHistory | None = None) -> Found:
-    """The best architecture of a run, cut out."""
-    architecture, network = stp.pool.best, stp.export()
+def survivor_of(
+    trial: Trial, stp: STP, history: PoolHistory | None = None, label: str | None = None
+) -> Found:
+    """The best architecture of a run, of several budgets that of one, cut out."""
+    architecture = stp.pools[label or stp.pools.only].best
+    network = stp.export(architecture)
     more = {} if history is None else {'pool_size': len(history.entries[0])}
     if not stp.alone:
         more['main_top1'] = trial.top1(stp)

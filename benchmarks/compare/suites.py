@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import BUDGETS, PRESETS
+from methods import BUDGETS, IN_ONE_RUN, PRESETS
 
 # What a user would choose between.
 HEADLINE = [
@@ -152,7 +152,7 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {
             **SLIM,
             'methods': [
-                ('stp', preset) for preset in ('budgets', 'short', 'recommended', 'afterwards')
+                ('stp', preset) for preset in (*IN_ONE_RUN, 'short', 'recommended', 'afterwards')
             ],
             'budget': list(BUDGETS),
             'seed': range(3),

@@ -92,7 +92,8 @@ def _measured(runner: Runner, missing: str, rounds: int) -> str:
 
     def survivor() -> Any:
         alone = copy.deepcopy(stp)
-        alone.pool.shrink(len(alone.pool) - 1)
+        for pool in alone.pools.values():
+            pool.shrink(len(pool) - 1)
         alone.go_alone()
         if alone.teacher is None:
             alone.supernet.model.to('meta')
@@ -207,7 +208,9 @@ def _table(
     run = 'the run' if batches.epoch else f'{iterations:,} steps, divided as the run is'
     lines += ['', f'total    {_span(total)} for {run}: {total / dense:.2f} of dense training']
     if 'survivor' in steps:
-        lines.append(f'         the survivor phase saves {1 - total / whole:.0%} of {_span(whole)}')
+        says = 'saves' if total <= whole else 'adds'
+        part = abs(1 - total / whole)
+        lines.append(f'         the survivor phase {says} {part:.0%} of {_span(whole)}')
     if batches.epoch:
         beside = 'while steps run' if batches.beside else 'between the steps'
         slow = batches.beside and batches.loading > min(usual.values())

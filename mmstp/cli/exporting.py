@@ -69,7 +69,7 @@ def check_images(dataloader: Any, stp: STP) -> None:
 
     Images of detectors have many sizes.
     """
-    if is_detector(stp.model):
+    if is_detector(stp.supernet.model):
         return
     try:
         shape = tuple(stp.supernet.inputs[0].shape[1:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,6 @@ from .cost import CostModel
 from .space import SearchSpace
 
 Target = float | Mapping[str, float] | Sequence[float | Mapping[str, float]]
-
-
-def is_several(target: Any) -> bool:
-    """Whether a target is a list of more than one."""
-    return isinstance(target, (list, tuple)) and len(target) > 1
 
 
 def budgets_of(

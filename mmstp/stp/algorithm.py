@@ -20,18 +20,18 @@ from ..registry import MODELS
 from ..search.budget import ENUMERABLE, Budget
 from ..search.budgets import Target, budgets_of, rows_by_budget
 from ..search.space import SearchSpace
-from ..subnets.norm_statistics import norms_with_statistics
 from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms, refuse_synchronised
-from .options import check_options, check_ranges, refuse_survivor
+from .options import check_options, check_ranges
 from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
 from .pool import ArchitecturePool
 from .pools import Pools
 from .presets import preset_of
 from .pretrained import load_pretrained
+from .several import Several
 from .step import search_losses, survivor_losses
-from .survivor import SurvivorPhase
+from .survivor import SurvivorPhase, cut_survivors
 from .tasks import with_task
 from .wrapper import Wrapper, to_wrap
 
@@ -72,8 +72,8 @@ class STP(Wrapper):
             has none (0). None, as for the next two: the preset's.
         warmup: Fraction of the training over which beta1 and beta2 rise linearly from 0.
         survivor: How the last one is trained, options of `SurvivorPhase` (``{}``: its defaults):
-            cut out of the main network in the same run, and alone from then on. False: as in the
-            paper, where the main network is trained until the end.
+            cut out of the main network in the same run, and alone from then on; of several budgets
+            each has one. False: as in the paper, where the main network is trained to the end.
         passes: ``'together'``: one backward pass of the sum; ``'apart'``: one behind each forward
             pass, which needs the memory of one.
         pretrained: A checkpoint (file or address) of the dense network to start from. The
@@ -134,13 +134,12 @@ class STP(Wrapper):
         self.model = classifier
         self.warmup, self.pretrained = warmup, pretrained
         self.beta1, self.beta2, self.target_ce = beta1, beta2, target_ce
-        self.passes = passes_of(passes)
+        self.passes, self.bad_batches = passes_of(passes), BadBatches()
         self.loss_scale: Scale = as_it_is
         self.driver: object | None = None  # the `PoolHook` that shrinks the pool
-        self.bad_batches = BadBatches()
         self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
-        self.alone = False  # whether `model` is the survivor, and no longer the main network
-        self.teacher: nn.Module | None = None  # of the survivor
+        self.survivors: dict[str, nn.Module] = {}  # in the main network's place, by budget
+        self.teacher: nn.Module | None = None  # theirs
 
         self.supernet, kind = with_task(classifier, input_shape, space, task)
         self.supernet.use_latency(latency)
@@ -168,6 +167,11 @@ class STP(Wrapper):
                 f'{"meet" if choices.size <= ENUMERABLE else "found to meet"} {budget} within '
                 f'{tolerance:.1%}, {len(self.pools[label])} in the pool'
             )
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is the survivors that are trained."""
+        return bool(self.survivors)
 
     @property
     def pool(self) -> ArchitecturePool:
@@ -226,7 +230,7 @@ class STP(Wrapper):
     ) -> Any:
         """A step of Algorithm 1 with ``mode='loss'``; else the main network runs, as a classifier.
 
-        In the survivor phase it is the survivor that runs, and whose step it is.
+        In the survivor phase it is the step of all survivors; else the largest of them runs.
 
         Args:
             inputs: Images of shape (batch, channels, height, width).
@@ -236,7 +240,7 @@ class STP(Wrapper):
         Returns:
             For ``'loss'`` the losses ``loss_ce``, ``loss_target``, ``loss_support`` (and
             ``loss_target_ce``), already weighted; for the survivor ``loss_ce`` and
-            ``loss_teacher``.
+            ``loss_teacher``, of several with their labels (``loss_ce-15``).
         """
         if mode != 'loss':
             return self.model(inputs, data_samples, mode=mode)
@@ -252,30 +256,29 @@ class STP(Wrapper):
         """A subnet (the pool's best one) as a classifier of its own; see `Supernet.export`.
 
         Raises:
-            ArchitectureError: In the survivor phase, for another one than the survivor.
+            ArchitectureError: In the survivor phase, for another one than a survivor.
         """
         chosen = self.pool.best if architecture is None else Architecture.of(architecture)
         if not self.alone:
             return self.supernet.export(chosen)
-        if chosen != self.pool.best:
-            raise ArchitectureError(
-                f'{chosen} cannot be cut out: {self.pool.best} is trained alone in this run, and '
-                'what the others were part of is gone. Take a checkpoint of the search'
-            )
-        return copy.deepcopy(self.model)
+        for label, network in self.survivors.items():
+            if chosen == self.pools[label].best:
+                return copy.deepcopy(network)
+        raise ArchitectureError(
+            f'{chosen} cannot be cut out: {self.pools.all_best} trained alone in this run, and '
+            'what the others were part of is gone. Take a checkpoint of the search'
+        )
 
     def go_alone(self) -> None:
-        """Puts the last subnet of the pool, cut out, in the place of the main network."""
-        assert self.survivor is not None and len(self.pool) == 1
-        main, self.model = self.model, self.export()
-        self.alone = True
-        self.data_preprocessor = self.model.data_preprocessor
-        self.task.follow(self.model)
+        """Puts the last subnet of each pool, cut out, in the place of the main network."""
+        assert self.survivor is not None
+        main, self.survivors = self.model, cut_survivors(self.supernet, self.pools)
+        *_, largest = self.survivors.values()
+        self.model = Several(self.survivors) if len(self.survivors) > 1 else largest
+        self.data_preprocessor = largest.data_preprocessor
+        self.task.follow(largest)
         if self.survivor.teacher == 'main':
             self.teacher = main.requires_grad_(False).eval()
-        for _, norm in norms_with_statistics(self.model):
-            if norm.momentum is None and norm.training:  # else the main network's batches count on
-                norm.reset_running_stats()
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
@@ -294,6 +297,4 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     refuse_unknown('model.pool', pool or {}, ['size', *options_of(ArchitecturePool)])
     SurvivorPhase.of(survivor)
     trained = fields.get('pretrained') or isinstance(fields.get('model'), nn.Module)
-    preset = fields.get('preset', default_of(STP, 'preset'))
-    phase = preset_of(preset, bool(trained)).survivor
-    refuse_survivor(fields.get('target'), survivor, preset, phase is not None)
+    preset_of(fields.get('preset', default_of(STP, 'preset')), bool(trained))

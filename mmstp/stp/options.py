@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FieldError
-from ..search.budgets import is_several
 from ..subnets.norm_statistics import norms_with_statistics
 from .losses import NORMALIZATIONS
 
@@ -39,27 +38,6 @@ def check_options(
             hint = ', or False for no such phase' if name == 'survivor' else ''
             raise FieldError(f'model.{name}={value!r}: expected a dict of options{hint}')
     check_seed((pool or {}).get('seed') or 0)
-
-
-def refuse_survivor(target: Any, survivor: Any, preset: str, of_preset: bool) -> None:
-    """Raises a `FieldError` for several budgets with a survivor phase, which trains one subnet.
-
-    Args:
-        target: Of `STP`.
-        survivor: As the config has it; None: the preset's.
-        preset: Its name.
-        of_preset: Whether it has such a phase.
-    """
-    if not is_several(target) or not (of_preset if survivor is None else survivor is not False):
-        return
-    said = f'model.survivor={survivor!r}' if survivor is not None else f'model.preset={preset!r}'
-    raise FieldError(
-        f'model.target={target!r} with {said}: the survivor phase trains one subnet alone, and the '
-        'main network, which those of the other budgets are part of, is gone. Either '
-        "model.survivor=False (as in preset='paper'): all are trained in the main network to the "
-        'end; or one run for each budget; or one run with a single budget and '
-        'model.survivor=False, and tools/search.py for the others'
-    )
 
 
 def check_seed(seed: Any) -> None:

@@ -80,6 +80,12 @@ class Pools(Mapping[str, ArchitecturePool]):
         """How many targets a step has, see `ArchitecturePool.draws`."""
         return next(iter(self.values())).draws
 
+    @property
+    def all_best(self) -> str:
+        """The best of each pool, as the subject of a sentence with its verb."""
+        best = [str(pool.best) for pool in self.values()]
+        return f'{" and ".join(best)} {"are" if len(best) > 1 else "is"}'
+
     def suffix(self, label: str) -> str:
         """What names of a budget's numbers and files end with: nothing, where there is one."""
         return f'-{label}' if len(self) > 1 else ''

@@ -48,7 +48,7 @@ def read_search(stp: Any, state: Any) -> tuple[dict[str, int], bool]:
 
     Returns:
         How many architectures each pool began with, by the label of its budget, and whether the
-        last one is trained alone.
+        last ones are trained alone.
 
     Raises:
         CheckpointError: If it is damaged, or of another space or other budgets.
@@ -64,11 +64,11 @@ def read_search(stp: Any, state: Any) -> tuple[dict[str, int], bool]:
             )
         pools.turn = state['turn']
     alone, teacher = state.get('alone', False), state.get('teacher', False)
-    left = sum(map(len, pools.values()))
+    left = max(map(len, pools.values()))
     if type(alone) is not bool or (alone and left > 1):
         raise CheckpointError(
             f'the state of the search is damaged: alone is {alone!r}, with {left} '
-            'architectures in the pool'
+            'architectures in a pool'
         )
     taught = stp.survivor is not None and stp.survivor.teacher is not None
     if alone and (stp.survivor is None or teacher != taught):

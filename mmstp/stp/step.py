@@ -1,7 +1,8 @@
-"""The losses of one step: of the search (Algorithm 1), and of the survivor alone."""
+"""The losses of one step: of the search (Algorithm 1), and of survivors alone."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -38,8 +39,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     main, outputs = task.losses_and_outputs(
         stp.model, supernet.activate(space.largest), inputs, data_samples
     )
-    passes = stp.passes if torch.is_grad_enabled() else Together
-    backward = passes(stp.model, stp.loss_scale)
+    backward = _passes(stp)
     losses = backward.add(_named(main))
     ramp = _ramp(stp.warmup)
     draws, own_draw, of_target = _draw(stp), get_rank() % stp.pools.draws, {}
@@ -87,23 +87,38 @@ def _draw(stp: Any) -> list[tuple[str, Architecture, Architecture]]:
 
 
 def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
-    """One pass: the survivor's own losses; with a teacher the distance to it, ``loss_teacher``.
+    """A pass for each survivor: its own losses; with a teacher the distance, ``loss_teacher``.
+
+    Of several budgets the names end with the label, as in ``loss_ce-15``.
 
     Raises:
         ValueError: If one is not finite too often.
     """
     stp.bad_batches.watch(stp.model)
-    if stp.teacher is None:
-        losses = _named(summed(stp.model(inputs, data_samples, mode='loss')))
-    else:
-        own, outputs = stp.task.losses_and_outputs(stp.model, nullcontext(), inputs, data_samples)
-        losses = _named(own)
+    task, backward, losses = stp.task, _passes(stp), {}
+    if stp.teacher is not None:
         with torch.no_grad():
-            taught = stp.task.outputs(stp.teacher, inputs)
-        losses['loss_teacher'] = stp.beta1 * stp.task.distance(outputs, taught)
+            taught = task.outputs(stp.teacher, inputs)
+    for label, network in stp.survivors.items():
+        # some heads change what they are given
+        samples = copy.deepcopy(data_samples) if len(stp.pools) > 1 else data_samples
+        if stp.teacher is None:
+            own = _named(summed(network(inputs, samples, mode='loss')))
+        else:
+            found, outputs = task.losses_and_outputs(network, nullcontext(), inputs, samples)
+            own = _named(found)
+            own['loss_teacher'] = stp.beta1 * task.distance(outputs, taught)
+        suffix = stp.pools.suffix(label)
+        losses.update(backward.add({f'{name}{suffix}': loss for name, loss in own.items()}))
     if stp.bad_batches.leave_out(_read(losses), inputs):
         return no_loss(stp)
-    return losses
+    return backward.carried(losses)
+
+
+def _passes(stp: Any) -> Together:
+    """The backward passes of a step."""
+    kind: type[Together] = stp.passes if torch.is_grad_enabled() else Together
+    return kind(stp.model, stp.loss_scale)
 
 
 def _named(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,17 @@
-"""The survivor phase: the last architecture of the pool is cut out, and trained alone.
+"""The survivor phase: the last architecture of each pool is cut out, and trained alone.
 
 A step then costs what the small network's does, instead of those of the main network and the
 support subnet too. `begin_alone` turns a run over to it: the classifier that the run trains becomes
 the subnet, with the same weights and its part of the optimizer's state.
+
+The survivors of several budgets are trained together: every batch is of all of them, and each takes
+the step that it would take if it were the only one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -17,13 +21,15 @@ from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
+from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.supernet import Supernet
 from .options import is_number
+from .pools import Pools
 
 TEACHERS = (None, 'main')
 
@@ -61,19 +67,38 @@ class SurvivorPhase:
             raise ValueError(f'model.survivor.teacher={self.teacher!r}: expected one of {TEACHERS}')
 
 
-def begin_alone(runner: Runner, searched: bool = True) -> None:
-    """Turns a run over to its survivor: model, optimizer, learning rate, log, wrapper, average.
+def cut_survivors(supernet: Supernet, pools: Pools) -> dict[str, nn.Module]:
+    """Cuts out what is left of each pool, by the label of its budget.
 
     Args:
-        runner: Of an `STP` whose pool has one architecture; it may be built for testing alone.
+        supernet: The main network's.
+        pools: With one architecture each.
+    """
+    assert all(len(pool) == 1 for pool in pools.values())
+    found = {label: supernet.export(pool.best) for label, pool in pools.items()}
+    for network in found.values():
+        for _, norm in norms_with_statistics(network):
+            if norm.momentum is None and norm.training:  # else the main network's batches count on
+                norm.reset_running_stats()
+    return found
+
+
+def begin_alone(runner: Runner, searched: bool = True) -> None:
+    """Turns a run over to its survivors: model, optimizer, learning rate, log, wrapper, average.
+
+    Args:
+        runner: Of an `STP` whose pools have one architecture; it may be built for testing alone.
         searched: Whether there was a search, so that the learning rate has to begin anew.
     """
     wrapper = runner.model if is_model_wrapper(runner.model) else None
     stp: Any = runner.model if wrapper is None else wrapper.module
     stp.go_alone()
+    networks = {stp.pools[label].best: network for label, network in stp.survivors.items()}
     optimizer = runner.optim_wrapper
     if isinstance(optimizer, OptimWrapper):  # not where the run only tests
-        kept = hand_over(optimizer.optimizer, stp.supernet, stp.pool.best, stp.model)
+        kept = hand_over(optimizer.optimizer, stp.supernet, networks)
+        if optimizer.clip_grad_kwargs and len(networks) > 1:
+            optimizer.clip_func = each_clipped(optimizer.clip_func, list(networks.values()))
         if searched:
             for group in optimizer.param_groups:
                 _start_anew(group, stp.survivor.lr)
@@ -85,7 +110,8 @@ def begin_alone(runner: Runner, searched: bool = True) -> None:
             for group in optimizer.param_groups:
                 group['lr'] *= stp.survivor.lr
             _follow(runner.param_schedulers, kept, stp.survivor.lr)
-        runner.logger.info(f'survivor: {stp.pool.best} is trained alone from here on')
+        for architecture in networks:
+            runner.logger.info(f'survivor: {architecture} is trained alone from here on')
     if stp.teacher is not None:
         for buffer in stp.teacher.buffers():  # every rank had norm statistics of its own
             broadcast(buffer)
@@ -119,10 +145,34 @@ def _start_anew(group: dict[str, Any], lr: float) -> None:
             group['momentum'] = group['initial_momentum']
 
 
+def each_clipped(clip: Callable[..., Any], networks: Sequence[nn.Module]) -> Callable[..., Any]:
+    """Clips the gradients of each network by those of its own: others make no difference.
+
+    Args:
+        clip: What clips gradients of some parameters, and may return their norm.
+        networks: Without common parameters.
+
+    Returns:
+        What clips those of all, and returns the largest norm, if there are any.
+    """
+    owners = {
+        parameter: place for place, own in enumerate(networks) for parameter in own.parameters()
+    }
+
+    def clip_each(parameters: Sequence[nn.Parameter], **options: Any) -> Any:
+        apart: dict[int, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            apart[owners[parameter]].append(parameter)
+        norms = [clip(own, **options) for own in apart.values()]
+        return None if norms[0] is None else max(norms)
+
+    return clip_each
+
+
 def hand_over(
-    optimizer: Optimizer, supernet: Supernet, architecture: Architecture, network: nn.Module
+    optimizer: Optimizer, supernet: Supernet, networks: Mapping[Architecture, nn.Module]
 ) -> list[bool]:
-    """Gives an optimizer of the main network's parameters those of a subnet that was cut out.
+    """Gives an optimizer of the main network's parameters those of subnets that were cut out.
 
     Every parameter stays in its group. Of its state, what has the parameter's shape is narrowed as
     it is, numbers are kept, and anything else starts anew.
@@ -130,24 +180,31 @@ def hand_over(
     Args:
         optimizer: Changed in place.
         supernet: The main network's.
-        architecture: The subnet's.
-        network: The subnet, cut out.
+        networks: The subnets, cut out.
 
     Returns:
         Of each group, whether there is anything left of it; else it is gone.
     """
-    own = dict(network.named_parameters(remove_duplicate=False))
-    keys: dict[nn.Parameter, str] = {}
-    for key, parameter in supernet.model.named_parameters(remove_duplicate=False):
-        if key in own:
-            keys.setdefault(parameter, key)
+    heirs: dict[nn.Parameter, list[tuple[Architecture, str, nn.Parameter]]] = defaultdict(list)
+    for architecture, network in networks.items():
+        own = dict(network.named_parameters(remove_duplicate=False))
+        keys: dict[nn.Parameter, str] = {}
+        for key, parameter in supernet.model.named_parameters(remove_duplicate=False):
+            if key in own:
+                keys.setdefault(parameter, key)
+        for parameter, key in keys.items():
+            heirs[parameter].append((architecture, key, own[key]))
 
-    def narrowed(parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
-        key, found = keys[parameter], {}
+    def narrowed(
+        architecture: Architecture, key: str, shape: Size, state: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        found = {}
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.shape == shape:
                 found[name] = supernet.narrow(architecture, key, value).clone()
-            elif not isinstance(value, Tensor) or value.dim() == 0:
+            elif isinstance(value, Tensor) and value.dim() == 0:
+                found[name] = value.clone()  # it is counted up in place
+            elif not isinstance(value, Tensor):
                 found[name] = value
         return found if len(found) == len(state) else {}
 
@@ -155,10 +212,10 @@ def hand_over(
         handed = []
         for parameter in group['params']:
             state = optimizer.state.pop(parameter, {})
-            if parameter in keys:  # else it went with its block
-                handed.append(own[keys[parameter]])
+            for architecture, key, heir in heirs[parameter]:  # none where it went with its block
+                handed.append(heir)
                 if state:
-                    optimizer.state[handed[-1]] = narrowed(parameter, state)
+                    optimizer.state[heir] = narrowed(architecture, key, parameter.shape, state)
         group['params'] = handed
     kept = [bool(group['params']) for group in optimizer.param_groups]
     optimizer.param_groups[:] = compress(optimizer.param_groups, kept)

@@ -44,7 +44,7 @@ class Task(Protocol):
         """
 
     def follow(self, model: nn.Module) -> None:
-        """From here on it is ``model`` that is trained, the survivor."""
+        """From here on it is ``model`` that is trained, the survivor; of several the largest."""
 
     def tensors(self, model: Any, inputs: Tensor) -> Any:
         """All that the model's layers give for images, as far as a trace can follow."""

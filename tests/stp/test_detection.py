@@ -15,6 +15,7 @@ from mmstp import Supernet
 from mmstp.errors import BudgetError, FieldError, TraceError
 from mmstp.registry import MODELS, build_model
 from mmstp.stp.detection import caught, correlation_distance, heads_of
+from mmstp.stp.pools import Pools
 from mmstp.subnets.cut import count_macs
 from tests import tiny
 from tests.networks import assert_within, randomize
@@ -190,6 +191,29 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return self.second.forward(self.first(x)), 1
+
+
+@pytest.mark.parametrize('teacher', [None, 'main'])
+def test_survivors_of_several_budgets_learn_as_if_each_were_alone(teacher):
+    model = stp_of('retinanet', target=[0.4, 0.7], survivor=dict(teacher=teacher)).train()
+    for pool in model.pools.values():
+        pool.shrink(len(pool) - 1)
+    alone = copy.deepcopy(model)
+    model.go_alone()
+    losses = model(images(), samples(), mode='loss')
+    model.parse_losses(losses)[0].backward()
+    for label, pool in alone.pools.items():
+        one = copy.deepcopy(alone)
+        one.pools = Pools({label: pool}, {label: alone.pools.budgets[label]})
+        one.go_alone()
+        own = one(images(), samples(), mode='loss')
+        one.parse_losses(own)[0].backward()
+        for name, loss in own.items():
+            assert torch.equal(losses[f'{name}-{label}'], loss), name
+        gradients = zip(one.model.parameters(), model.survivors[label].parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in gradients if a.grad is not None)
+    model.bbox_head.use_l1 = True  # as a hook of YOLOX does
+    assert all(network.bbox_head.use_l1 for network in model.survivors.values())
 
 
 def test_heads_are_what_gives_the_result():

@@ -9,8 +9,7 @@ import pytest
 from mmengine.logging import MMLogger
 
 from mmstp import SubnetEvalHook
-from mmstp.errors import BudgetError, CheckpointError, FieldError
-from mmstp.stp.algorithm import check_fields
+from mmstp.errors import BudgetError, CheckpointError
 from mmstp.stp.search_state import pools_state, read_search
 from tests import tiny
 
@@ -124,7 +123,7 @@ def test_one_budget_has_to_be_meant(made):
         (lambda s: s.update(s.pop('budgets')['25']), 'for other budgets (a single one) than'),
         (lambda s: s.update(turn='15'), "the turn of '15'; expected one of 25, 40, 60"),
         (lambda s: s.update(turn=['25']), "the turn of ['25']"),
-        (lambda s: s.update(alone=True), 'alone is True, with 15 architectures'),
+        (lambda s: s.update(alone=True), 'alone is True, with 5 architectures in a pool'),
         (
             lambda s: s['budgets'].update({'25': s['budgets']['40'], '40': s['budgets']['25']}),
             'does not meet the budget',
@@ -139,20 +138,3 @@ def test_a_state_that_is_not_this_run_s_is_refused(change, message, stp):
     with pytest.raises(CheckpointError, match=re.escape(message)):
         read_search(stp, state)
     assert stp.pools is before
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ({'model__survivor': {}}, r'model\.target=\[0\.3, 0\.5\] with model\.survivor=\{\}: '),
-        ({'model__preset': 'recommended'}, r"with model\.preset='recommended': .*tools/search\.py"),
-    ],
-)
-def test_a_survivor_is_one(options, message):
-    with pytest.raises(FieldError, match=message):
-        tiny.stp(model__target=[0.3, 0.5], **options)
-
-
-def test_without_its_survivor_a_preset_is_accepted():
-    for options in (dict(target=[0.5]), dict(target=[0.3, 0.5], survivor=False)):
-        check_fields(dict(options, model={}, preset='recommended'))

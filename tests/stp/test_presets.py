@@ -13,11 +13,11 @@ from tests import tiny
 from tests.runs import scalars, train
 
 
-def config(work_dir, preset='recommended', **hook):
+def config(work_dir, preset='recommended', target=0.4, **hook):
     """A run of 16 iterations, whose hook says what is given alone."""
     cfg = tiny.config(
         work_dir, train_cfg__max_epochs=4, param_scheduler__end=4, param_scheduler__T_max=4,
-        model__preset=preset,
+        model__preset=preset, model__target=target,
     )  # fmt: skip
     cfg.custom_hooks[0] = dict(type='mmstp.PoolHook', interval=1, **hook)
     return cfg
@@ -58,6 +58,16 @@ def test_the_search_ends_where_the_preset_says(tmp_path, monkeypatch):
     runner = train(config(tmp_path))
     assert pool_sizes(runner)[:5] == [4, 4, 4, 1, 1]
     assert stp_of(runner).alone
+
+
+def test_of_several_budgets_each_has_its_share_of_the_search(tmp_path, monkeypatch):
+    preset = PRESETS['recommended']
+    monkeypatch.setitem(PRESETS, 'recommended', dataclasses.replace(preset, end=0.5, visits=2))
+    runner = train(config(tmp_path, target=[0.25, 0.6]))
+    for label in ('25', '60'):  # 8 iterations
+        sizes = [line[name] for line in scalars(tmp_path) if (name := f'pool_size-{label}') in line]
+        assert (sizes[0], sizes[7:]) == (2, [1] * 9)
+    assert list(stp_of(runner).survivors) == ['25', '60']
 
 
 def test_the_pool_is_cut_to_what_can_be_visited(tmp_path):

@@ -84,9 +84,14 @@ def test_when_candidates_are_screened(preset, hook, expected, dense, tmp_path, m
     assert tuple(found) == expected
 
 
-def test_without_a_search_the_best_screened_is_trained_alone(dense, tmp_path):
+TARGETS = [0.4, [0.25, 0.6]]
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_without_a_search_the_best_screened_is_trained_alone(target, dense, tmp_path):
     """What it starts from is the trained network's part."""
-    cfg = config(tmp_path, model__preset='pretrained', model__pretrained=dense)
+    own = dict(model__pretrained=dense, model__target=target)
+    cfg = config(tmp_path, model__preset='pretrained', **own)
     cfg.custom_hooks[0] = dict(type='mmstp.PoolHook')
     cfg.train_cfg.max_epochs = 1
     cfg.optim_wrapper.optimizer.lr = 0.0
@@ -94,21 +99,24 @@ def test_without_a_search_the_best_screened_is_trained_alone(dense, tmp_path):
     stp = stp_of(runner)
     assert stp.alone
     assert {'loss_target', 'loss_support'}.isdisjoint(set().union(*scalars(tmp_path)))
-    main = tiny.stp(model__pretrained=dense)
+    main = tiny.stp(**own)
     main.init_weights()
-    expected = main.supernet.export(stp.pool.best).state_dict()
-    for key, parameter in stp.model.named_parameters():
-        assert torch.equal(parameter, expected[key]), key
+    for label, pool in stp.pools.items():
+        expected = main.supernet.export(pool.best).state_dict()
+        for key, parameter in stp.survivors[label].named_parameters():
+            assert torch.equal(parameter, expected[key]), key
 
 
+@pytest.mark.parametrize('target', TARGETS)
 def test_without_a_search_the_schedule_is_the_config_s_and_resumed_too(
-    dense, tmp_path, monkeypatch
+    target, dense, tmp_path, monkeypatch
 ):
     """With groups of parameters that the survivor has none of, and a warm-up."""
     lr = 0.5
 
     def made(name, **options):
-        cfg = config(tmp_path / name, train_cfg__max_epochs=2, model__pretrained=dense, **options)
+        options |= dict(model__pretrained=dense, model__target=target)
+        cfg = config(tmp_path / name, train_cfg__max_epochs=2, **options)
         cfg.custom_hooks[0] = dict(type='mmstp.PoolHook')
         cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)  # a group for each parameter
         cfg.param_scheduler = [

@@ -84,7 +84,7 @@ def test_its_first_step_is_the_one_that_the_active_subnet_would_take():
     # the other way: cut out, with its part of the optimizer's state
     architecture = stp.pool.best
     stp.go_alone()
-    hand_over(optimizer, stp.supernet, architecture, stp.model)
+    hand_over(optimizer, stp.supernet, {architecture: stp.model})
     survivor_losses(stp, images, samples)['loss_ce'].backward()
     optimizer.step()
     trained = dict(main.model.named_parameters())
@@ -103,7 +103,7 @@ def test_every_parameter_stays_in_its_group():
     }
     smallest = stp.supernet.space.smallest
     network = stp.supernet.export(smallest)
-    hand_over(optimizer, stp.supernet, smallest, network)
+    hand_over(optimizer, stp.supernet, {smallest: network})
     rates = [group['lr'] for group in optimizer.param_groups]
     assert rates == [before[key] for key, _ in network.named_parameters()]
     assert len(rates) < len(before)  # blocks are gone, and their groups with them
@@ -114,7 +114,7 @@ def test_state_of_another_shape_starts_anew():
     optimizer = torch.optim.SGD(stp.parameters(), lr=0.1)
     for parameter in stp.parameters():
         optimizer.state[parameter] = {'step': 3, 'rows': torch.ones(7, 7, 7)}
-    hand_over(optimizer, stp.supernet, stp.pool.best, stp.export())
+    hand_over(optimizer, stp.supernet, {stp.pool.best: stp.export()})
     assert all(state == {} for state in optimizer.state.values())
 
 

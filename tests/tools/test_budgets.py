@@ -12,11 +12,21 @@ from tests.runs import same, scalars
 LABELS = ('30', 'macs-60')
 
 
+@pytest.fixture(scope='module', params=[False, {}], ids=['main network', 'survivors'])
+def survivor(request):
+    """Whether the last ones are trained alone, for the last 2 of 6 iterations."""
+    return request.param
+
+
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
+def config(survivor, tmp_path_factory):
     """The config file of a run for two, in epochs of 3 iterations."""
     path = tmp_path_factory.mktemp('budgets') / 'budgets.py'
-    cfg = tiny.config(model__target=[{'macs': 0.6}, 0.3], train_dataloader__dataset__indices=48)
+    cfg = tiny.config(
+        model__target=[{'macs': 0.6}, 0.3],
+        model__survivor=survivor,
+        train_dataloader__dataset__indices=48,
+    )
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[field].update(num_workers=0, persistent_workers=False)
     cfg.dump(path)
@@ -31,8 +41,9 @@ def run(call, config, tmp_path_factory):
     return work_dir
 
 
-def test_each_pool_ends_with_one_of_its_budget(run):
+def test_each_pool_ends_with_one_of_its_budget(run, survivor):
     saved = torch.load(run / 'epoch_2.pth', weights_only=False)['mmstp']
+    assert saved['alone'] == (survivor is not False)
     assert tuple(saved['budgets']) == LABELS
     for label, state in saved['budgets'].items():
         (left,) = state['pool']['architectures']
@@ -64,13 +75,13 @@ def test_resumed_equals_uninterrupted(call, config, run, tmp_path):
     assert same(found['state_dict'], expected['state_dict'])
 
 
-def test_the_budget_that_is_cut_out_is_named(call, config, run, tmp_path):
+def test_the_budget_that_is_cut_out_is_named(call, config, run, survivor, tmp_path):
     export = ('export.py', config, run / 'epoch_2.pth', '--out', tmp_path / 'out')
     with pytest.raises(LaunchError, match=r'budgets .* cut out: 30, macs-60'):
         call(*export)
     with pytest.raises(LaunchError, match=r'--architecture .* is one already: leave --budget 30'):
         call(*export, '--budget', 30, '--architecture', '((1, 1, 1, 1), (1.0, 1.0, 1.0, 1.0))')
-    call(*export, '--budget', 0.6, '--num-images', 32)
+    call(*export, '--budget', 0.6, *(['--num-images', 32] if survivor is False else []))
     out = tmp_path / 'out'
     best = json.loads((run / 'best_architecture-macs-60.json').read_text())
     exported = json.loads((out / 'architecture.json').read_text())
@@ -80,6 +91,13 @@ def test_the_budget_that_is_cut_out_is_named(call, config, run, tmp_path):
     line = [line for line in scalars(run) if 'accuracy/top1' in line][-1]
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert metrics['accuracy/top1'] == pytest.approx(line['subnet-macs-60/accuracy/top1'])
+
+
+def test_no_other_is_found_where_survivors_are_alone(call, config, run, survivor):
+    if survivor is not False:
+        message = r'of the survivor phase: \(\(.*\)\) and \(\(.*\)\) are trained alone there'
+        with pytest.raises(LaunchError, match=message):
+            call('search.py', config, run / 'epoch_2.pth', '--target', 0.45)
 
 
 def test_the_pool_of_one_is_drawn(call, run, tmp_path):

@@ -33,6 +33,15 @@ def test_every_phase_of_the_schedule_is_tried(call, tiny_config, capsys):
     assert re.search(r'memory +\d+\.\d\d GiB', text)
 
 
+def test_the_survivors_of_several_budgets_are_one_phase(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = estimate(tiny.config(model__target=[0.3, 0.6], model__survivor={}), 1)
+    assert {name: row[2].strip() for name, row in phases(text).items()} == {
+        'search': '6', 'dense': '–', 'survivor': '2',
+    }  # fmt: skip
+    assert re.search(r'the survivor phase (saves|adds) \d+% of', text)
+
+
 def test_without_data_the_images_are_random(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny.config(train_dataloader__dataset=MISSING)

@@ -22,7 +22,8 @@ class SubnetEvalHook(Hook):
     Its metrics carry the prefix ``subnet/``; of several budgets each has its own, such as
     ``subnet-15/``, and ``subnet/`` are the means. It is cut out, and the statistics of its norm
     layers are estimated anew, so the main network is not touched. In the survivor phase it is the
-    network that is trained: its own metrics get the prefix as well, so that curves go on.
+    network that is trained: its own metrics, of several budgets the largest survivor's, get the
+    prefix as well, so that curves go on.
 
     Args:
         num_images: Training images for the statistics.
@@ -51,11 +52,13 @@ class SubnetEvalHook(Hook):
             return
         stp = stp_of(runner)
         if stp.alone:
-            metrics.update({f'subnet/{name}': value for name, value in metrics.items()})
-            return
-        found = {
-            label: self._of_subnet(runner, loop, pool.best) for label, pool in stp.pools.items()
-        }
+            *others, largest = stp.survivors  # that is the one which was evaluated
+            found = {label: _metrics(loop, stp.survivors[label]) for label in others}
+            found[largest] = dict(metrics)
+        else:
+            found = {
+                label: self._of_subnet(runner, loop, pool.best) for label, pool in stp.pools.items()
+            }
         # a detector that finds nothing has no metrics: those of the others, or of the main network
         names = list(dict.fromkeys(name for own in found.values() for name in own)) or [*metrics]
         for label, own in found.items():
@@ -77,7 +80,12 @@ class SubnetEvalHook(Hook):
         calibrate_on(network, runner.train_dataloader, self.num_images)
         for module in network.modules():
             module.training = False
-        for batch in loop.dataloader:
-            loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
-        found: dict[str, Any] = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-        return found
+        return _metrics(loop, network)
+
+
+def _metrics(loop: Any, network: Any) -> dict[str, Any]:
+    """Of a network in eval mode."""
+    for batch in loop.dataloader:
+        loop.evaluator.process(data_samples=network.val_step(batch), data_batch=batch)
+    found: dict[str, Any] = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+    return found

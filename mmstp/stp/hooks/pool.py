@@ -41,7 +41,7 @@ class PoolHook(Hook):
 
     Of several budgets each has a pool; all shrink in the same iterations.
 
-    With ``model.survivor`` it then turns the run over to the survivor.
+    With ``model.survivor`` it then turns the run over to the survivors.
 
     Args:
         interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
@@ -142,7 +142,8 @@ class PoolHook(Hook):
             return
         if not runner.optim_wrapper.should_update():
             return  # gradients are being accumulated, of the main network
-        stp.pool.shrink(len(stp.pool) - 1)  # where a resumed run ends its search earlier
+        for pool in stp.pools.values():
+            pool.shrink(len(pool) - 1)  # where a resumed run ends its search earlier
         begin_alone(runner, searched=self._part(stp) > 0)
 
     def after_train_iter(
