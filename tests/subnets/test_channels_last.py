@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmstp import Supernet
 from mmstp.subnets.plan import memory_format_of
 
-
 aten = torch.ops.aten
 
 
