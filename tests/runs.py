@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 
@@ -49,6 +51,19 @@ class StopAfter(Hook):
             raise KeyboardInterrupt
 
 
+@OPTIM_WRAPPERS.register_module()
+class Scaled(AmpOptimWrapper):
+    """MMEngine's for half precision on the CPU, where it has none; ``loss_scale`` as there."""
+
+    def __init__(self, loss_scale: float | dict[str, Any], **options: Any) -> None:
+        OptimWrapper.__init__(self, **options)
+        fixed = not isinstance(loss_scale, dict)
+        scaling = dict(init_scale=loss_scale) if fixed else loss_scale
+        self.loss_scaler = torch.amp.GradScaler('cpu', **scaling)
+        self._scale_update_param = loss_scale if fixed else None
+        self.cast_dtype = torch.bfloat16
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two contents of checkpoints are equal, tensors to the bit."""
     if isinstance(a, torch.Tensor):
@@ -64,6 +79,15 @@ def scalars(work_dir: str | Path) -> list[dict[str, Any]]:
     """What a run has logged."""
     (file,) = Path(work_dir).glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def distribute(cfg: Config) -> None:
+    """Makes it the config of several processes on the CPU, as ``tools/train.py`` does."""
+    cfg.launcher = 'pytorch'
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+        find_unused_parameters=False,
+    )  # fmt: skip
 
 
 def free_port() -> int:

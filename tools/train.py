@@ -21,7 +21,13 @@ from mmstp.cli.launch import (
     load_config,
     prepare,
 )
-from mmstp.cli.resuming import newest_checkpoint, resumable, warn_of_overwriting, work_dir_locked
+from mmstp.cli.resuming import (
+    full_disk_told,
+    newest_checkpoint,
+    resumable,
+    warn_of_overwriting,
+    work_dir_locked,
+)
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import LaunchError
 from mmstp.registry import type_of
@@ -108,7 +114,11 @@ def main() -> None:
     merge_args(config, args)
     if is_stp(config):
         refuse_fields(config)  # wrappers would fail in their own words
-    with work_dir_locked(config.work_dir), plain_loading():
+    with (
+        full_disk_told(config.work_dir),
+        work_dir_locked(config.work_dir),
+        plain_loading(),
+    ):
         check_data(config, 'train_dataloader', 'val_dataloader')
         choose_checkpoint(config)
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)

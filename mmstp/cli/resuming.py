@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +13,10 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
+from ..atomic_files import named as naming
 from ..checkpoints import read_checkpoint, weights_of
 from ..errors import CheckpointError, LaunchError
-from ..stp.hooks.checkpoints import LAST
+from ..stp.hooks.checkpoints import LAST, STOPPED
 
 try:
     import fcntl
@@ -141,19 +144,41 @@ def work_dir_locked(work_dir: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(work_dir) / LOCK
-    with path.open('a+') as file:
+    with path.open('a+b', buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
+            other = file.read().decode().strip() or 'unknown'
             raise LaunchError(
-                f'another run ({file.read().strip() or "unknown"}) is writing into work_dir '
+                f'another run ({other}) is writing into work_dir '
                 f'{str(work_dir)!r}: files of both would be mixed. Give another folder with '
                 '--work-dir, or wait until it has ended'
             ) from error
         except OSError as error:  # file systems without locks
             MMLogger.get_instance('mmstp').warning(f'{path} cannot be locked: {error.strerror}')
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
+
+
+@contextmanager
+def full_disk_told(work_dir: str | Path) -> Iterator[None]:
+    """Inside, a disk that is full ends a run with what could not be written, and what to do.
+
+    Checkpoints tell it themselves (`CheckpointHook`); logs, dumps of the config and `LAST` are
+    written by MMEngine, whose errors name no file.
+
+    Raises:
+        LaunchError: Instead.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LaunchError(
+            f'{error.filename or "a file"} cannot be written: {error.strerror}, with '
+            f'{shutil.disk_usage(work_dir).free:,} bytes left in {str(work_dir)!r}. {STOPPED}'
+        ) from error

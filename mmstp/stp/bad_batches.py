@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,11 +37,16 @@ class BadBatches:
         self.steps_in_a_row = 0
         self._good = False  # whether there was a good batch since the last step
         self._step_made = False  # by an optimizer whose scaler leaves steps out
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._watched: list[tuple[Tensor, Tensor]] = []  # with what each was
 
     def watch(self, network: nn.Module) -> None:
         """A batch begins: keeps what its pass may change, running statistics above all."""
-        self._before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        buffers = list(network.buffers())
+        kept = [buffer for buffer, _ in self._watched]
+        if len(kept) == len(buffers) and all(map(operator.is_, kept, buffers)):
+            _copy((before, buffer) for buffer, before in self._watched)
+        else:  # the first batch, or the survivor's first
+            self._watched = [(buffer, buffer.clone()) for buffer in buffers]
 
     def leave_out(self, losses: Mapping[str, float], images: Tensor) -> bool:
         """Whether the batch is to be left out by its losses, the same numbers on all ranks.
@@ -49,7 +56,6 @@ class BadBatches:
         Raises:
             ValueError: If it is one too many.
         """
-        watched, self._before = self._before, []
         try:
             refuse_not_finite(losses, images)
         except ValueError as error:
@@ -57,9 +63,7 @@ class BadBatches:
         else:
             self.in_a_row, self._good = 0, True
             return False
-        with torch.no_grad():
-            for buffer, before in watched:
-                buffer.copy_(before)
+        _copy(self._watched)
         self.in_a_row += 1
         self._count('batch', self.in_a_row, reason)
         return True
@@ -93,7 +97,7 @@ class BadBatches:
         @functools.wraps(own)  # schedulers have marked it, and miss the mark
         def step(**options: Any) -> None:
             if self._good and isinstance(optimizer, AmpOptimWrapper):
-                self._scaled(optimizer.loss_scaler, functools.partial(own, **options))
+                self._scaled(optimizer, functools.partial(own, **options))
             elif self._good and self._gradients_are_finite(network):
                 own(**options)
             self._good = False
@@ -103,16 +107,20 @@ class BadBatches:
     def _made(self, *_: Any) -> None:
         self._step_made = True
 
-    def _scaled(self, scaler: torch.amp.GradScaler, step: Callable[[], None]) -> None:
+    def _scaled(self, optimizer: AmpOptimWrapper, step: Callable[[], None]) -> None:
         """With AMP it is the scaler that looks at the gradients, and leaves a step out.
 
         That is no fault while it looks for its scale: as long as that falls, and is above 1.
         """
-        self._step_made, before = False, scaler.get_scale()
+        scaler, weight = optimizer.loss_scaler, optimizer.param_groups[0]['params'][0]
+        one = torch.ones((), device=weight.device)
+        self._step_made, scaled = False, scaler.scale(one)  # read where a step is left out
         step()
         if self._step_made:
             self.steps_in_a_row = 0
-        elif not 1 < (scale := scaler.get_scale()) < before:
+            return
+        scale, before = scaler.get_scale(), scaled.item()
+        if not 1 < scale < before:
             self.steps_in_a_row += 1
             self._count(
                 'step',
@@ -157,6 +165,16 @@ class BadBatches:
             raise CheckpointError(f'the state of the search is damaged: bad_batches is {state!r}')
         self.total, self.in_a_row, self.steps_in_a_row, good = (state[name] for name in _STATE)
         self._good = bool(good)
+
+
+@torch.no_grad()
+def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copies the second of each pair into the first, those of one kind in one call."""
+    kinds = defaultdict(list)
+    for to, origin in pairs:
+        kinds[to.device, to.dtype].append((to, origin))
+    for alike in kinds.values():
+        torch._foreach_copy_(*map(list, zip(*alike, strict=True)))
 
 
 def no_loss(network: nn.Module) -> dict[str, Tensor]:

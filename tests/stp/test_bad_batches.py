@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.overrides import TorchFunctionMode
 
@@ -16,12 +16,18 @@ from mmstp.errors import CheckpointError
 from mmstp.stp.bad_batches import BadBatches
 from mmstp.stp.of_runner import stp_of
 from tests import tiny
-from tests.runs import free_port, one_of_two, same, scalars
+from tests.runs import Scaled, distribute, free_port, one_of_two, same, scalars
 
 
 def optimizer_of(stp, **options):
     own = torch.optim.SGD(stp.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     found = OptimWrapper(own, **options)
+    stp.bad_batches.guard(found, stp)
+    return found
+
+
+def scaled_of(stp, loss_scale):
+    found = Scaled(loss_scale, optimizer=torch.optim.SGD(stp.parameters(), lr=0.1))
     stp.bad_batches.guard(found, stp)
     return found
 
@@ -159,16 +165,20 @@ class Reads(TorchFunctionMode):
 
 
 @pytest.mark.parametrize('alone', [False, True])
-def test_a_step_reads_its_losses_once_and_its_gradients_once(alone):
+@pytest.mark.parametrize('scale', [None, 8.0, dict(init_scale=8.0, growth_interval=1)])
+def test_a_step_reads_its_losses_once_and_its_gradients_once(scale, alone):
+    """With a scaler it is that which reads the gradients, and nothing else."""
     stp = ready(alone)
-    optimizer = optimizer_of(stp)
+    optimizer = optimizer_of(stp) if scale is None else scaled_of(stp, scale)
     images, samples = tiny.batch()
-    with Reads() as forward:
-        losses = stp(images, samples, mode='loss')
-    sum(losses.values()).backward()
-    with Reads() as optimizing:
-        optimizer.step()
-    assert (forward.count, optimizing.count) == (1, 1)
+    for _ in range(2):
+        with Reads() as forward:
+            losses = stp(images, samples, mode='loss')
+        optimizer.backward(sum(losses.values()))
+        with Reads() as optimizing:
+            optimizer.step()
+        assert (forward.count, optimizing.count) == (1, 1)
+        optimizer.zero_grad()
 
 
 def test_too_many_such_steps_end_the_run():
@@ -182,21 +192,11 @@ def test_too_many_such_steps_end_the_run():
         step(stp, optimizer)
 
 
-class Scaled(AmpOptimWrapper):
-    """On the CPU, where MMEngine has none."""
-
-    def __init__(self, optimizer, scale, fixed=None):
-        OptimWrapper.__init__(self, optimizer)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
-        self._scale_update_param, self.cast_dtype = fixed, torch.bfloat16
-
-
-@pytest.mark.parametrize('fixed, sought', [(None, 2), (8.0, 0)])
+@pytest.mark.parametrize('fixed, sought', [(False, 2), (True, 0)])
 def test_a_scaler_may_look_for_its_scale_and_not_for_ever(fixed, sought):
     """From 8 to 4 to 2 it looks; a scale of 1, or one that stays, is not the fault."""
     stp = ready()
-    optimizer = Scaled(torch.optim.SGD(stp.parameters(), lr=0.1), 8.0, fixed)
-    stp.bad_batches.guard(optimizer, stp)
+    optimizer = scaled_of(stp, 8.0 if fixed else dict(init_scale=8.0))
     step(stp, optimizer)
     handle = spoil_gradient(stp)
     before = copy.deepcopy(list(stp.parameters()))
@@ -274,27 +274,48 @@ class SpoilGradient(Spoil):
             self.handle.remove()
 
 
+PATIENCE = 3
+
+
 def _rank(rank: int, port: int, out: str, spoil: Hook) -> None:
     with one_of_two(rank, port):
         cfg = tiny.config(Path(out) / 'run', optim_wrapper__accumulative_counts=2)
-        cfg.launcher = 'pytorch'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=False,
-        )  # fmt: skip
+        cfg.custom_hooks[0].patience = PATIENCE
+        distribute(cfg)
         runner = Runner.from_cfg(cfg)
         if rank:
             runner.register_hook(spoil)
-        runner.train()
+        ended = None
+        try:
+            runner.train()
+        except ValueError as error:
+            ended = str(error)
         stp = stp_of(runner)
-        torch.save([stp.bad_batches.total, stp.state_dict()], f'{out}/{rank}.pth')
+        torch.save([stp.bad_batches.total, stp.state_dict(), ended], f'{out}/{rank}.pth')
+
+
+def of_two_ranks(spoil, out):
+    """What they have counted, their weights and statistics, and the error that ended them."""
+    mp.spawn(_rank, args=(free_port(), str(out), spoil), nprocs=2)
+    first, second = (torch.load(out / f'{rank}.pth') for rank in range(2))
+    assert same(first[1], second[1])
+    return (first[0], first[2]), (second[0], second[2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('spoil', [Spoil(1), SpoilPass(0, 1), SpoilPass(1, 1), SpoilGradient(1)])
 def test_ranks_decide_alike(spoil, tmp_path):
     """One has NaN in a pass or in a gradient, where gradients would be summed over the ranks."""
-    mp.spawn(_rank, args=(free_port(), str(tmp_path), spoil), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
-    assert first[0] == second[0] == 1
-    assert same(first[1], second[1])
+    assert of_two_ranks(spoil, tmp_path) == ((1, None), (1, None))
+
+
+@pytest.mark.slow
+def test_too_many_in_a_row_on_one_rank_end_both(tmp_path):
+    """The one that has them names the images, the other what it is told; neither waits."""
+    (first, error), (second, of_images) = of_two_ranks(Spoil(1, 2, 3), tmp_path)
+    assert first == second == 3
+    both = f'{PATIENCE} times in a row (PoolHook.patience), 3 since the run began'
+    assert both in error and both in of_images
+    assert 'images [0] of this batch' in of_images
+    assert 'images [' not in error
+    assert 'or an image or a label holds numbers that are not finite' in error

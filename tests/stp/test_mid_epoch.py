@@ -13,7 +13,7 @@ from mmstp.errors import CheckpointError
 from mmstp.stp.hooks.pool import GRADIENTS
 from mmstp.stp.of_runner import stp_of
 from tests import tiny
-from tests.runs import StopAfter, free_port, one_of_two, same, train
+from tests.runs import Scaled, StopAfter, distribute, free_port, one_of_two, same, train
 
 # PyTorch's, of schedules that are stepped in every iteration
 pytestmark = pytest.mark.filterwarnings('ignore:Detected call of `scheduler:UserWarning')
@@ -40,11 +40,24 @@ def config(work_dir, **options):
     return cfg
 
 
+# half precision, whose scale begins at 8 and grows with every second step
+SCALED = {
+    'optim_wrapper__type': Scaled.__name__,
+    'optim_wrapper__loss_scale': dict(init_scale=8.0, growth_interval=2),
+}
+
+
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def options():
+    """Of the config, besides `OPTIONS`."""
+    return {}
+
+
+@pytest.fixture(scope='module')
+def whole(options, tmp_path_factory):
     """A run with a checkpoint behind every iteration."""
     work_dir = tmp_path_factory.mktemp('whole')
-    train(config(work_dir))
+    train(config(work_dir, **options))
     return work_dir
 
 
@@ -67,10 +80,17 @@ def content(work_dir, iteration):
     return {key: value for key, value in found.items() if key not in times}
 
 
-# gradients half summed up in the search; where the survivor follows it
-@pytest.mark.parametrize(('at', 'until'), [(1, 3), (5, 7)])
-def test_the_next_checkpoints_are_those_of_the_whole_run(at, until, whole, tmp_path):
-    resumed(whole, tmp_path, at, until)
+@pytest.mark.parametrize(
+    'options',
+    [{}, SCALED, pytest.param({**SCALED, 'model__passes': 'apart'}, marks=pytest.mark.slow)],
+    scope='module',
+)
+# gradients half summed up in the search; where the survivor follows it; in its phase
+@pytest.mark.parametrize(
+    ('at', 'until'), [(1, 3), (5, 7), pytest.param(7, 9, marks=pytest.mark.slow)]
+)
+def test_the_next_checkpoints_are_those_of_the_whole_run(at, until, options, whole, tmp_path):
+    resumed(whole, tmp_path, at, until, **options)
     for iteration in range(at + 1, until + 1):
         expected, found = (content(folder, iteration) for folder in (whole, tmp_path))
         assert expected.keys() == found.keys()
@@ -80,6 +100,13 @@ def test_the_next_checkpoints_are_those_of_the_whole_run(at, until, whole, tmp_p
 
 def test_gradients_are_saved_until_the_step(whole):
     assert [bool(content(whole, i)[GRADIENTS]) for i in (1, 2, 3, 4)] == [True, False] * 2
+
+
+@pytest.mark.parametrize('options', [SCALED], scope='module')
+def test_gradients_that_are_saved_are_of_the_scale_beside_them(whole):
+    """It is another behind the second step and the fourth, so that each has to be restored."""
+    scales = [content(whole, i)['optimizer']['loss_scaler']['scale'] for i in (1, 3, 5, 7, 9)]
+    assert scales == [8, 8, 16, 16, 32]
 
 
 def test_without_the_hook_that_goes_on_the_run_is_refused(whole, tmp_path):
@@ -123,11 +150,7 @@ def _rank(rank: int, port: int, out: str, at: int, per_rank: bool) -> None:
             Path(out) / 'run', randomness__seed=3, train_dataloader__batch_size=8,
             model__pool__per_rank=per_rank,
         )  # fmt: skip
-        cfg.launcher = 'pytorch'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=False,
-        )  # fmt: skip
+        distribute(cfg)
         if at:
             cfg.resume, cfg.load_from = True, f'{out}/run/iter_{at}.pth'
         runner = Runner.from_cfg(cfg)

@@ -21,7 +21,7 @@ from mmstp.stp.of_runner import stp_of
 from mmstp.stp.passes import Apart
 from tests import tiny
 from tests.networks import assert_within
-from tests.runs import StopAfter, free_port, one_of, same
+from tests.runs import StopAfter, distribute, free_port, one_of, same
 
 # PyTorch's, of schedules that are stepped in every iteration
 pytestmark = pytest.mark.filterwarnings('ignore:Detected call of `scheduler:UserWarning')
@@ -81,11 +81,7 @@ def config(work_dir, ranks):
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if ranks > 1:
-        cfg.launcher = 'pytorch'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=False,
-        )  # fmt: skip
+        distribute(cfg)
     return cfg
 
 

@@ -14,7 +14,7 @@ from mmstp.stp import same_on_ranks
 from mmstp.stp.of_runner import stp_of
 from mmstp.stp.pool import ShrinkSchedule
 from tests import tiny
-from tests.runs import free_port, one_of_two
+from tests.runs import distribute, free_port, one_of_two
 
 MEMBERS = [Architecture((depth,), (1.0,)) for depth in (1, 2, 3)]
 
@@ -74,10 +74,7 @@ class Disturb(Hook):
 def _rank(rank, port, out):
     with one_of_two(rank, port):
         cfg = tiny.config(Path(out) / 'run')
-        cfg.launcher = 'pytorch'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-        )
+        distribute(cfg)
         said = []
         for own in ({}, {'seed': rank}):
             other = copy.deepcopy(cfg)

@@ -17,7 +17,7 @@ from mmstp.stp.search_state import read_search
 from mmstp.stp.step import survivor_losses
 from mmstp.stp.survivor import hand_over
 from tests import tiny
-from tests.runs import StopBefore, free_port, one_of_two, same, scalars, train
+from tests.runs import StopBefore, distribute, free_port, one_of_two, same, scalars, train
 
 # 16 iterations; the search ends with the 6th, in the middle of the second epoch
 OPTIONS = {
@@ -302,11 +302,7 @@ def test_bad_options_are_named(options, error, message):
 def _rank(rank: int, port: int, out: str) -> None:
     with one_of_two(rank, port):
         cfg = config(Path(out) / 'run', model__survivor={'teacher': 'main'})
-        cfg.launcher = 'pytorch'
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=False,
-        )  # fmt: skip
+        distribute(cfg)
         stp = stp_of(train(cfg))
         tensors = [*(p.detach() for p in stp.parameters()), *stp.teacher.buffers()]
         torch.save([stp.alone, tensors], f'{out}/{rank}.pth')

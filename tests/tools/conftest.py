@@ -12,17 +12,18 @@ from tests import tiny
 TOOLS = tiny.ROOT / 'tools'
 
 
+def run_tool(tool, *args):
+    """Runs a tool in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, *map(str, args)])
+        patch.syspath_prepend(str(TOOLS))
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+
+
 @pytest.fixture(scope='session')
 def call():
-    """Runs a tool in this process."""
-
-    def run(tool, *args):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, 'argv', [tool, *map(str, args)])
-            patch.syspath_prepend(str(TOOLS))
-            runpy.run_path(str(TOOLS / tool), run_name='__main__')
-
-    return run
+    """`run_tool`."""
+    return run_tool
 
 
 @pytest.fixture(scope='session')

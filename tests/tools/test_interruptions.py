@@ -16,6 +16,8 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -27,14 +29,15 @@ from mmstp.stp.hooks import checkpoints
 from mmstp.stp.hooks.checkpoints import LAST, CheckpointHook, WholeFiles
 from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, Interrupted, InterruptHook
 from tests import tiny
-from tests.runs import same
+from tests.runs import free_port, same
+from tests.tools.conftest import run_tool
 
 WHOLE = ('state_dict', 'optimizer', 'param_schedulers', 'mmstp')
 
 
-def content(path):
+def content(path, *more):
     found = torch.load(path, weights_only=False)
-    return {key: found[key] for key in WHOLE}
+    return {key: found[key] for key in (*WHOLE, *more)}
 
 
 class SendItself(Hook):
@@ -257,6 +260,131 @@ def test_all_processes_of_a_run_get_the_signal(number, background, tiny_config, 
         assert len(codes) < 9
     assert set(codes[:-1]) == {EXIT_CODE if number == signal.SIGTERM else -number}
     assert same(content(tmp_path / 'iter_8.pth'), content(trained / 'epoch_2.pth'))
+
+
+def start(command, *hooks, **environment):
+    """Starts a tool in a process of its own, with some hooks more."""
+    started = mp.get_context('spawn').Process(target=_run, args=(command, hooks, environment))
+    started.start()
+    return started
+
+
+def _run(command, hooks, environment):
+    os.environ.update(environment)
+    own = Runner.from_cfg
+
+    def from_cfg(cfg):
+        runner = own(cfg)
+        for hook in hooks:
+            runner.register_hook(hook)
+        return runner
+
+    Runner.from_cfg = from_cfg
+    torch.set_num_threads(1)
+    run_tool(*command)
+
+
+class NoteStep(Hook):
+    """Writes down behind which step (counted from 1) a rank is."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        (Path(runner.work_dir) / f'rank_{get_rank()}').write_text(str(runner.iter + 1))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_ends_all_behind_the_same_step(tiny_config, tmp_path):
+    """In an epoch, between two accumulated batches."""
+
+    def codes(name, *hooks):
+        command = ('train.py', tiny_config, '--work-dir', tmp_path / name, '--resume', 'auto',
+                   '--launcher', 'pytorch', '--cfg-options', 'optim_wrapper.accumulative_counts=2',
+                   'default_hooks.checkpoint.interval=1')  # fmt: skip
+        where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE='2')
+        ranks = [
+            start(command, NoteStep(), *own, **where, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank, own in enumerate(hooks or [(), ()])
+        ]
+        for rank in ranks:
+            rank.join()
+        return [rank.exitcode for rank in ranks]
+
+    told = tmp_path / 'told'
+    assert codes('whole') == [0, 0]
+    assert codes('told', (), [SendItself(signal.SIGUSR1, 2)]) == [EXIT_CODE] * 2
+    assert [(told / f'rank_{rank}').read_text() for rank in range(2)] == ['3', '3']
+    assert sorted(path.name for path in told.glob('*.pth')) == ['epoch_1.pth', SAVED]
+    meta = torch.load(told / SAVED, weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (1, 3)
+    assert codes('told') == [0, 0]
+    assert same(content(told / 'epoch_2.pth'), content(tmp_path / 'whole' / 'epoch_2.pth'))
+
+
+class KillInWrite(Hook):
+    """Kills its process when half of a checkpoint is written."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def before_train(self, runner):
+        own = checkpoints.whole_file
+
+        @contextmanager
+        def whole_file(path):
+            with own(path) as file:
+                yield Mock(write=partial(_half, file)) if path.name == self.name else file
+
+        checkpoints.whole_file = whole_file
+
+
+def _half(file, written):
+    file.write(written[: len(written) // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('background', [False, True])
+def test_killed_in_the_middle_of_a_write_it_ends_with_the_same(
+    background, call, tiny_config, trained, tmp_path
+):
+    command = ('train.py', tiny_config, '--work-dir', tmp_path, '--resume', 'auto',
+               '--cfg-options', 'default_hooks.checkpoint.by_epoch=False',
+               f'default_hooks.checkpoint.background={background}')  # fmt: skip
+    killed = start(command, KillInWrite('iter_3.pth'))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    kept = {path.name: path.stat().st_size for path in tmp_path.glob('*.pth*')}
+    assert set(kept) == {'iter_1.pth', 'iter_2.pth', 'iter_3.pth.tmp'}
+    assert 0.3 < kept['iter_3.pth.tmp'] / kept['iter_2.pth'] < 0.7
+    assert newest_checkpoint(tmp_path)[1]['meta']['iter'] == 2
+    call(*command)
+    assert not list(tmp_path.glob('*.tmp'))
+    assert same(content(tmp_path / 'iter_8.pth'), content(trained / 'epoch_2.pth'))
+
+
+@pytest.mark.slow
+def test_killed_between_two_checkpoints_of_the_survivor_it_ends_with_the_same(call, tmp_path):
+    """With an average of its weights."""
+    cfg = tiny.config(model__survivor={})
+    cfg.custom_hooks[0].end = 0.5  # of 8 iterations
+    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=3)
+    cfg.dump(tmp_path / 'survivor.py')
+
+    def command(name):
+        return ('train.py', tmp_path / 'survivor.py', '--work-dir', tmp_path / name, '--resume')
+
+    killed = start(command('killed'), SendItself(signal.SIGKILL, 7))
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    name, found = newest_checkpoint(tmp_path / 'killed')
+    assert (Path(name).name, found['mmstp']['alone']) == ('iter_6.pth', True)
+    for name in ('killed', 'whole'):
+        call(*command(name))
+    expected, found = (
+        content(tmp_path / name / 'iter_8.pth', 'ema_state_dict') for name in ('whole', 'killed')
+    )
+    assert same(expected, found)
 
 
 def newest(work_dir):

@@ -17,6 +17,10 @@ from ...errors import CheckpointError
 from ...registry import HOOKS
 
 LAST = 'last_checkpoint'  # MMEngine's file with the path of the checkpoint written last
+STOPPED = (
+    'The run stops here, and no checkpoint was removed: make room and run the command again with '
+    '--resume'
+)
 
 
 class Writing:
@@ -82,10 +86,7 @@ def _put(content: bytes | memoryview, path: Path) -> None:
         with whole_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise CheckpointError(
-            f'{path} cannot be written: {error.strerror}. The run stops here, and no checkpoint '
-            'was removed: make room and run the command again with --resume'
-        ) from error
+        raise CheckpointError(f'{path} cannot be written: {error.strerror}. {STOPPED}') from error
 
 
 @HOOKS.register_module()
