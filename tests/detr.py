@@ -47,7 +47,7 @@ def with_numbers(config: Any, numbers: dict[str, Any]) -> Any:
     found = {key: with_numbers(value, numbers) for key, value in config.items()}
     found |= {key: numbers[key] for key, value in config.items() if key in numbers and value}
     for name in found.keys() & {'self_attn_cfg', 'cross_attn_cfg'}:
-        found[name]['num_heads'] = numbers['num_heads']
+        found[name] |= {key: numbers[key] for key in ('num_heads', 'dropout')}
     return found
 
 

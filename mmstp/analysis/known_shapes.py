@@ -59,5 +59,5 @@ class KnownShapes(TorchFunctionMode):
             return func(*args, **kwargs)
         with untraced():
             if func is torch._shape_as_tensor:
-                return SHAPES.seen(torch.tensor(args[0].shape))
+                return SHAPES.seen(torch.tensor([int(size) for size in args[0].shape]))
             return SHAPES.seen(func(*args, **kwargs))

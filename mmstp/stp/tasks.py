@@ -165,7 +165,7 @@ def with_task(
     try:
         return Supernet(model, torch.zeros(1, *input_shape), **options), task
     except TraceError as error:
-        asked = re.search("has no attribute '(gt_\\w+)'", str(error))
+        asked = re.search("has no attribute '_?(gt_\\w+)'", str(error))
         if not is_detector(model) or asked is None:
             raise
         raise TraceError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..foreign import pytree
 from ..subnets.swap import Role, Swapped, swap
 from .tasks import is_detector
 
@@ -45,7 +47,24 @@ def whole_images(inputs: Tensor) -> list[Any]:
     size = tuple(inputs.shape[2:])
     shapes = dict.fromkeys(('batch_input_shape', 'pad_shape', 'img_shape', 'ori_shape'), size)
     known: dict[str, Any] = {**shapes, 'scale_factor': (1.0, 1.0)}
-    return [DetDataSample(metainfo=known) for _ in inputs]
+    found = [DetDataSample() for _ in range(len(inputs))]
+    for sample in found:
+        for name, value in known.items():  # not copied: where sizes are free they are symbols
+            sample.set_field(value, name, field_type='metainfo')
+    return found
+
+
+def masks_padding(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether what a detector gives depends on which part of its images is padding."""
+    padded = whole_images(inputs)
+    for sample in padded:
+        height, width = sample.img_shape
+        sample.set_metainfo({'img_shape': (height // 2, width // 2)})
+    given = [
+        pytree.tree_leaves(model(inputs, samples, mode='tensor'))
+        for samples in (whole_images(inputs), padded)
+    ]
+    return not all(map(torch.equal, *given))
 
 
 def take_whole_images(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from mmstp.subnets.cut import count_macs
 from tests.networks import assert_within, randomize
 
 pytest.importorskip('mmdet')
-from tests.detr import FILES, detector, images, samples  # noqa: E402
+from tests.detr import FILES, detector, images, samples
 
 SHAPE = (64, 96)
 PADDED = [(64, 96), (40, 96), (64, 50)]
