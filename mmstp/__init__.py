@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .backbones.wide_resnet import WideResNet
     from .datasets.sklearn_digits import Digits
     from .datasets.tiny_imagenet import TinyImageNet
-    from .deploy.compact_model import CompactBackbone, CompactPart
+    from .deploy.compact_model import CompactBackbone, CompactModel, CompactPart
     from .deploy.dynamic_backbone import CalibrationHook, DynamicBackbone
     from .stp.algorithm import STP
     from .stp.hooks.checkpoints import CheckpointHook
@@ -63,6 +63,7 @@ __all__ = [
     'CalibrationHook',
     'CheckpointHook',
     'CompactBackbone',
+    'CompactModel',
     'CompactPart',
     'Digits',
     'DynamicBackbone',
@@ -81,6 +82,7 @@ _WITH_OPENMMLAB = {
     'CalibrationHook': 'deploy.dynamic_backbone',
     'CheckpointHook': 'stp.hooks.checkpoints',
     'CompactBackbone': 'deploy.compact_model',
+    'CompactModel': 'deploy.compact_model',
     'CompactPart': 'deploy.compact_model',
     'Digits': 'datasets.sklearn_digits',
     'DynamicBackbone': 'deploy.dynamic_backbone',

@@ -17,6 +17,7 @@
 | ``TransformerEncoderLayer._sa_block``, ``_ff_block``: its two halves | torch 2.11.0 |
 | ``einops.einops._reconstruct_from_shape``, in `mmstp.subnets.einops_sizes` | einops 0.8.2 |
 | ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.11.0 |
+| ``torch._shape_as_tensor``; ``_python_dispatch._disable_current_modes`` | torch 2.11.0 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
 | ``DataLoader.batch_sampler`` is what it reads when it is iterated | torch 2.11.0 |
 """
@@ -36,8 +37,9 @@ from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.overrides import _get_current_function_mode_stack as function_modes
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-__all__ = ['BatchNorm', 'Convolution', 'NormBase', 'function_modes', 'pytree']
+__all__ = ['BatchNorm', 'Convolution', 'NormBase', 'function_modes', 'pytree', 'untraced']
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

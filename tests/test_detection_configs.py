@@ -106,7 +106,8 @@ WHOLE = sorted(path for path in ROOT.rglob('*-stp-25pct_*_coco.py') if path.pare
 
 def test_there_are_whole_detectors_of_every_kind_at_half_and_a_quarter():
     names = {path.parent.name for path in WHOLE}
-    assert names == {'faster_rcnn', 'fcos', 'mask_rcnn', 'retinanet', 'rtmdet', 'yolox'}
+    dense = {'faster_rcnn', 'fcos', 'mask_rcnn', 'retinanet', 'rtmdet', 'yolox'}
+    assert names == dense | {'detr', 'dino'}
     for path in WHOLE:
         half = path.with_name(path.name.replace('25pct', '50pct'))
         assert Config.fromfile(half).model.target == 2 * Config.fromfile(path).model.target == 0.5
@@ -114,17 +115,21 @@ def test_there_are_whole_detectors_of_every_kind_at_half_and_a_quarter():
 
 @pytest.mark.parametrize('path', WHOLE, ids=lambda path: path.stem)
 def test_whole_detector_can_be_a_quarter(path):
-    """Small images and few regions: the same layers."""
+    """Small images, few regions and queries: the same layers."""
     options = {'model.input_shape': (3, 128, 128), 'model.pool.size': 2}
     config = load_config(str(path), options)
     dense = config.model.model
     if 'rpn' in dense.test_cfg:
         dense.test_cfg.rpn.max_per_img = 5
+    if 'num_queries' in dense:
+        dense.num_queries = 50
     stp = build_stp(config)
-    heads = {'bbox_head'} if 'bbox_head' in dense else {'rpn_head', 'roi_head'}
-    assert {'neck', *heads} <= {stage.name for stage in stp.supernet.space.stages}
+    parts = {'neck', 'bbox_head'} if 'bbox_head' in dense else {'neck', 'rpn_head', 'roi_head'}
+    if 'encoder' in dense:  # all of it is as wide as the neck's maps, which is the embedding
+        parts = {'encoder', 'decoder', 'bbox_head'}
+    assert parts <= {stage.name for stage in stp.supernet.space.stages}
     assert stp.alone is False
     hooks = [hook.type for hook in config.custom_hooks]
     assert hooks[-3:] == ['mmstp.PoolHook', 'mmstp.SubnetEvalHook', 'mmstp.EpochSeedHook']
-    assert config.train_cfg.max_epochs in (12, 300)
+    assert config.train_cfg.max_epochs in (12, 150, 300)
     assert config.default_hooks.checkpoint.save_best == 'subnet/coco/bbox_mAP'

@@ -27,6 +27,7 @@ LOCAL = {
     ('subnets.cut', 'torch.utils.flop_counter'): 'imports triton, or warns that there is none',
     ('datasets.sklearn_digits', 'sklearn.datasets'): 'an optional dependency, of one dataset',
     ('deploy.detector_check', 'mmdet.structures'): 'an optional dependency, of detectors',
+    ('stp.whole_images', 'mmdet.structures'): 'an optional dependency, of detectors',
     ('deploy.onnx', 'onnxruntime'): 'an optional dependency, of one file format',
     ('deploy.timing', 'onnxruntime'): 'an optional dependency, of one backend',
     ('deploy.timing', 'openvino'): 'an optional dependency, of one backend',

@@ -59,7 +59,7 @@ from mmstp.cli.launch import load_config  # noqa: E402
 from mmstp.foreign import pytree  # noqa: E402
 from mmstp.registry import build_model  # noqa: E402
 from mmstp.search.budget import Budget, feasible_rows, most_uniform  # noqa: E402
-from mmstp.stp.hooks.statistics import on_images  # noqa: E402
+from mmstp.stp.hooks.statistics import on_batches  # noqa: E402
 from mmstp.stp.screening import SCREENED, screen  # noqa: E402
 from mmstp.stp.tasks import with_task  # noqa: E402
 from mmstp.subnets.cut import count_macs  # noqa: E402
@@ -326,7 +326,7 @@ def screen_on_a_batch(study: Study, stp: STP) -> None:
     """Gives a hundred candidates their first scores."""
     stp.supernet.order_channels()
     stp.pool.shrink(len(stp.pool) - 100)
-    on_images(stp.model, study.dataloader('train'), 8, functools.partial(screen, stp))
+    on_batches(stp.model, study.dataloader('train'), 8, functools.partial(screen, stp))
 
 
 def scratch(study: Study, budget: float) -> Found:

@@ -77,10 +77,11 @@ def ranks(stp: STP, seen: Sequence[Any], held_out: Sequence[Any]) -> tuple[str, 
         for batch in seen:
             images = batch['inputs']
             with supernet.activate(supernet.space.largest):
-                main = stp.task.outputs(network, images)
+                main = stp.task.outputs(network, **batch)
                 main_features = network.extract_feat(images)
             with supernet.activate(member):
-                outputs.append(float(stp.task.distance(stp.task.outputs(network, images), main)))
+                own = stp.task.outputs(network, **batch)
+                outputs.append(float(stp.task.distance(own, main)))
                 features.append(1 - correlation(network.extract_feat(images), main_features))
         with supernet.activate(member):
             found.append((*outputs, sum(outputs), sum(features), loss_of(network, held_out)))

@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 from ..errors import TraceError
 from ..foreign import as_if_run, pytree, registration_hooks_kept, schema_name
 from .eval_state import eval_mode, kept_by_forward, kept_in_eval, overriding
+from .known_shapes import KnownShapes
 from .scratch import clones, copied
 
 
@@ -122,6 +123,7 @@ def _export(
         with (
             redirect_stdout(pages), redirect_stderr(pages), warnings.catch_warnings(),
             registration_hooks_kept(), eval_mode(model, live), torch.no_grad(), as_if_run(),
+            KnownShapes(),
         ):  # fmt: skip
             # of what forwards keep in attributes: `kept_by_forward` finds out
             warnings.simplefilter('ignore')

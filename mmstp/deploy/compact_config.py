@@ -33,7 +33,8 @@ def compact_model(
 
     The backbone becomes a `CompactBackbone`. In the other parts, ``in_channels`` follow the layer
     that reads the narrower features; where that does not do (a neck, a head with hidden layers),
-    the part becomes a `CompactPart`.
+    the part becomes a `CompactPart`. Where more is narrower, in parts that the model builds itself
+    (a transformer's), the whole is a `CompactModel`.
 
     Args:
         model: The dense model's config.
@@ -46,12 +47,13 @@ def compact_model(
         own.pop('init_cfg', None)
     backbone = scoped(config['backbone'], scope)
     config['backbone'] = dict(type='mmstp.CompactBackbone', backbone=backbone, plan=HERE + PLAN)
-    parts = {'backbone': spec.within('backbone')}
+    parts, described = {'backbone': spec.within('backbone')}, ['backbone']
 
     def compact_part(name: str, own: dict[str, Any]) -> dict[str, Any]:
         inside = spec.within(name)
-        if not inside.shapes and not inside.calls:
+        if 'type' not in own or not (inside.shapes or inside.calls):
             return own
+        described.append(name)
         if filled := _with_in_channels(own, inside, network.get_submodule(name), scope):
             return filled
         parts[name] = inside
@@ -66,6 +68,11 @@ def compact_model(
             config[part] = compact_part(part, own)
         elif isinstance(own, (list, tuple)):  # built as one part behind the other
             config[part] = [compact_part(f'{part}.{i}', one) for i, one in enumerate(own)]
+    rest = spec.outside(described)
+    if rest.shapes or rest.calls or rest.skipped:
+        parts['model'] = rest
+        dense = scoped(config, scope)['type']
+        config.update(type='mmstp.CompactModel', dense=dense, plan=HERE + PLAN, plan_part='model')
     return config, parts
 
 

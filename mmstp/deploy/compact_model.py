@@ -1,4 +1,4 @@
-"""A compact network as a backbone, rebuilt from its config."""
+"""A compact network, or a part of one such as its backbone, rebuilt from its config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..config_fields import constructor_options
 from ..errors import CompactSpecError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
+from ..stp.deformable_attention import know_deformable_attention
 from ..stp.two_stages import free_channels
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
@@ -97,10 +98,29 @@ def CompactPart(
     return network
 
 
+@MODELS.register_module()
+def CompactModel(
+    dense: str, plan: str | Mapping[str, Any], plan_part: str = 'model', **fields: Any
+) -> nn.Module:
+    """Builds a whole dense model and cuts down what lies in none of its compact parts.
+
+    That is for models that build parts themselves, without a type in their config. The result is
+    an instance of the dense model's own class.
+
+    Args:
+        dense: The type of the dense model, with its scope.
+        plan: As for `CompactBackbone`.
+        plan_part: The name in that file of what is cut here.
+        **fields: Of the dense model's config, with its compact parts.
+    """
+    return _cut(build_model({'type': dense, **fields}), plan, plan_part)
+
+
 def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozenset()) -> nn.Module:
     """Makes a dense network compact, and strict about its weights."""
     spec = read_plan(plan, part)
     dense = _kernels(network)
+    know_deformable_attention(network)
     compact(network, spec.without(optional - network.state_dict().keys()))
     for path, shape in _kernels(network).items():
         if shape[2:] != dense[path][2:]:

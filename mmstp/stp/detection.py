@@ -1,10 +1,11 @@
-"""Detectors of mmdet: what their dense heads give, and how it correlates."""
+"""Detectors of mmdet: what their heads give, and how it correlates."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,21 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
-from ..analysis.trace import first_keys
+from ..analysis.trace import first_keys, module_stack, operator_name
 from ..foreign import Convolution, pytree
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
 from ..subnets.swap import swap
+from .deformable_attention import know_deformable_attention
 from .tasks import summed
 from .two_stages import TwoStages, free_channels, has_two_stages, regions_of, two_stages
+from .whole_images import take_whole_images
 
 
 @TASKS.register_module()
 class Detection:
-    """Detectors whose heads give maps, of shape (batch, channels, height, width), at every level.
+    """Detectors whose heads give maps at every level, or numbers of queries behind every layer.
 
     Raises:
-        TypeError: If no part of the detector gives what the whole returns, or that is no map.
+        TypeError: If no part of the detector gives what the whole returns, or that is neither.
         ValueError: If ``normalize`` is not the default: it is of logits.
     """
 
@@ -38,8 +41,14 @@ class Detection:
             )
         refuse_untraced(supernet)
         self.heads = heads_of(supernet.model, supernet.inputs)
+        self.compared = before_a_choice(supernet, self.heads) or self.heads
         with eval_mode(supernet.model), torch.no_grad():
-            self.outputs(supernet.model, supernet.inputs[0])
+            (image,) = supernet.inputs
+            batches = image, torch.cat([image, image])
+            given = [
+                pytree.tree_leaves(self._given(supernet.model, batch, None)) for batch in batches
+            ]
+        self.batch_dims = list(map(batch_dim, *given))
 
     @staticmethod
     def prepare(model: Any) -> dict[str, Any]:
@@ -47,7 +56,10 @@ class Detection:
         if has_two_stages(model):
             swap(model, TwoStages())
             times = regions_of(model)
+        else:
+            take_whole_images(model)
         free_channels(model)
+        know_deformable_attention(model)
         parts = [
             name
             for name, part in model.named_children()
@@ -64,13 +76,16 @@ class Detection:
             return two_stages(model, inputs)
         return model(inputs, mode='tensor')
 
-    def outputs(self, model: Any, inputs: Tensor) -> list[Tensor]:
-        """Of shape (channels, positions of all images and levels), for each kind of map."""
-        if has_two_stages(model):  # what is behind the proposals has its own
-            return list(by_channel(two_stages(model, inputs, second=False)[0]))
-        with caught(model, self.heads) as found:
-            model(inputs, mode='tensor')
-        return self._rows(found)
+    def outputs(self, model: Any, inputs: Tensor, data_samples: list[Any]) -> list[Tensor]:
+        """Of shape (channels, positions of all images and levels), for each kind of number."""
+        return self._rows(self._given(model, inputs, data_samples))
+
+    def _given(self, model: Any, inputs: Tensor, data_samples: list[Any] | None) -> list[Any]:
+        """What the parts give that are compared; what comes behind them does not run."""
+        mode = 'loss' if model.training else 'tensor'  # queries that only training has come with it
+        with caught(model, self.compared, stop=True) as found:
+            model(inputs, copy.deepcopy(data_samples), mode=mode)
+        return [found[path][0] for path in self.compared]
 
     def losses_and_outputs(
         self,
@@ -80,12 +95,13 @@ class Detection:
         data_samples: list[Any],
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         samples = copy.deepcopy(data_samples)  # some heads change what they are given
-        with caught(model, self.heads) as found:
+        with caught(model, self.compared) as found:
             losses = model(inputs, samples, mode='loss')
-        return summed(losses), self._rows(found)
+        return summed(losses), self._rows([found[path][0] for path in self.compared])
 
-    def _rows(self, found: Mapping[str, list[Any]]) -> list[Tensor]:
-        return [rows for head in self.heads for rows in by_channel(found[head][0])]
+    def _rows(self, given: Iterable[Any]) -> list[Tensor]:
+        dims = iter(self.batch_dims)
+        return [rows for output in given for rows in by_channel(output, dims)]
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         pairs = zip(student, teacher, strict=True)
@@ -110,29 +126,50 @@ def correlation_distance(student: Tensor, teacher: Tensor) -> Tensor:
         return F.mse_loss(own, other) / 2
 
 
-def by_channel(output: Any) -> Iterator[Tensor]:
-    """What a head returns, as rows of one channel each: a kind of map after the other.
+def by_channel(output: Any, batch_dims: Iterator[int]) -> Iterator[Tensor]:
+    """What a head returns, as rows of one channel each: a kind of number after the other.
 
     The levels of a kind (a list of maps with as many channels) are put side by side.
 
-    Raises:
-        TypeError: If it holds something else than maps.
+    Args:
+        output: Maps or numbers of queries, in lists.
+        batch_dims: Of each tensor the dimension of the images.
     """
     kinds = output if isinstance(output, (list, tuple)) else [output]
     for kind in kinds:
-        levels = pytree.tree_leaves(kind)
-        for level in levels:
-            if not isinstance(level, Tensor) or level.dim() != 4:
-                what = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
-                raise TypeError(
-                    f'a head gives {what}, not maps of shape (batch, channels, height, width), '
-                    'which the distillation compares'
-                )
-        rows = [level.transpose(0, 1).flatten(1) for level in levels]
+        rows = [_rows_of(level, next(batch_dims)) for level in pytree.tree_leaves(kind)]
         if len({len(row) for row in rows}) == 1:
             yield torch.cat(rows, dim=1)
         else:
             yield from rows
+
+
+def _rows_of(level: Tensor, batch: int) -> Tensor:
+    """Shape (layers and channels, positions of all images).
+
+    Channels are next to the images in maps, of shape (…, batch, channels, height, width), and last
+    where there are positions of one kind, (…, batch, queries, numbers); before are layers.
+    """
+    channels = batch + 1 if level.dim() == batch + 4 else -1
+    return level.movedim(channels, batch).flatten(0, batch).flatten(1)
+
+
+def batch_dim(one: Any, two: Any) -> int:
+    """The dimension that counts the images, of what a head gives for one and for two.
+
+    Raises:
+        TypeError: If it is something else than maps or numbers of queries.
+    """
+    if isinstance(one, Tensor) and one.dim() == two.dim():
+        sizes = zip(one.shape, two.shape, strict=True)
+        (dim, *others) = [dim for dim, (own, other) in enumerate(sizes) if own != other] or [-1]
+        if dim >= 0 and not others and one.dim() - dim in (3, 4):
+            return dim
+    what = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
+    raise TypeError(
+        f'a head gives {what}, neither maps of shape (batch, channels, height, width) nor numbers '
+        'of queries of shape (layers, batch, queries, numbers), which the distillation compares'
+    )
 
 
 def refuse_untraced(supernet: Supernet) -> None:
@@ -179,23 +216,54 @@ def heads_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     )
 
 
+def before_a_choice(supernet: Supernet, heads: Sequence[str]) -> tuple[str, ...]:
+    """Parts of the heads that score positions of which the best become queries; else none.
+
+    Each network chooses others, so what is worked out of these cannot be compared.
+    """
+    found: dict[str, None] = {}
+    for node in supernet.graph.traced[0].trace.module.graph.nodes:
+        if node.op == 'call_function' and operator_name(node) == 'aten::topk':
+            return tuple(found)
+        paths = module_stack(node).values()
+        inside = [path for path in paths if any(path.startswith(f'{head}.') for head in heads)]
+        found.update(dict.fromkeys(inside[:1]))
+    return ()
+
+
+class _Enough(Exception):
+    """All parts have returned something."""
+
+
 @contextmanager
-def caught(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
-    """Inside, what parts of a model return is kept, by path; a call of ``forward`` counts too."""
+def caught(
+    model: nn.Module, paths: Iterable[str], stop: bool = False
+) -> Iterator[dict[str, list[Any]]]:
+    """Inside, what parts of a model return is kept, by path; a call of ``forward`` counts too.
+
+    With ``stop`` all that is inside ends as soon as every part has returned something.
+    """
     found: dict[str, list[Any]] = {path: [] for path in paths}
-    with ExitStack() as stack:
-        for path, outputs in found.items():
-            stack.enter_context(_keeping(model.get_submodule(path), outputs))
+
+    def keep(path: str, output: Any) -> None:
+        found[path].append(output)
+        if stop and all(found.values()):
+            raise _Enough
+
+    with suppress(_Enough), ExitStack() as stack:
+        for path in found:
+            stack.enter_context(_keeping(model.get_submodule(path), partial(keep, path)))
         yield found
 
 
 @contextmanager
-def _keeping(part: nn.Module, outputs: list[Any]) -> Iterator[None]:
+def _keeping(part: nn.Module, keep: Callable[[Any], None]) -> Iterator[None]:
     own, before = part.forward, dict(vars(part))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        outputs.append(own(*args, **kwargs))
-        return outputs[-1]
+        output = own(*args, **kwargs)
+        keep(output)
+        return output
 
     vars(part)['forward'] = forward
     try:

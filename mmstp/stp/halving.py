@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +21,18 @@ import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..analysis.eval_state import eval_mode
 from ..architecture import Architecture
 from ..search.budget import Budget, feasible_rows
-from .hooks.statistics import calibrate_on, on_images
+from .hooks.statistics import calibrate_on, on_batches
 from .options import refuse_not_finite
 from .pools import Pools
 from .screening import screen
+
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ def propose(
         f'{space.size:,}, {count} are screened on {num_images} images'
     )
 
-    def logged(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def logged(batches: Iterable[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches, start=1):
             yield batch
-            logger.info(f'screened on batch {number}, of {len(batch)} images')
+            logger.info(f'screened on batch {number}, of {len(batch["inputs"])} images')
 
-    on_images(stp.model, dataloader, num_images, lambda images: screen(stp, logged(images)))
+    on_batches(stp.model, dataloader, num_images, lambda found: screen(stp, logged(found)))
     stp.pool.shrink(count - candidates)
 
 
@@ -152,14 +154,14 @@ def distances(
     """Distances of networks to the main network, in eval mode, shape (networks, batches)."""
     found = []
 
-    def compare(batches: Iterable[Tensor]) -> None:
-        for images in batches:
-            main = stp.task.outputs(stp.model, images)
-            outputs = (stp.task.outputs(network, images) for network in networks)
+    def compare(batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            main = stp.task.outputs(stp.model, **batch)
+            outputs = (stp.task.outputs(network, **batch) for network in networks)
             found.append([float(stp.task.distance(own, main)) for own in outputs])
 
     with ExitStack() as stack:
         for network in (stp.model, *networks):
             stack.enter_context(eval_mode(network))
-        on_images(stp.model, dataloader, num_images, compare)
+        on_batches(stp.model, dataloader, num_images, compare)
     return np.array(found).T

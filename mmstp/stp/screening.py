@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.runner import Runner
-from torch import Tensor
 
-from .hooks.statistics import batch_size_of, on_images
+from .hooks.statistics import batch_size_of, on_batches
 
 # candidates for each iteration of the run, with a forward pass for each: of a short run that is a
 # few hundredths, of a long one all that were drawn are fewer
@@ -38,7 +37,7 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
             most = round(SCREENED * runner.max_iters / len(drawn))
             pool.shrink(len(pool) - max(wanted, most))
         images = batches * batch_size_of(runner.train_dataloader)
-        on_images(stp.model, runner.train_dataloader, images, partial(screen, stp))
+        on_batches(stp.model, runner.train_dataloader, images, partial(screen, stp))
     for label, pool in stp.pools.items():
         name = f'pool{stp.pools.suffix(label)}'
         if batches and drawn[label] > 1:
@@ -81,7 +80,7 @@ def _tell(
 
 
 @torch.no_grad()
-def screen(stp: Any, batches: Iterable[Tensor]) -> None:
+def screen(stp: Any, batches: Iterable[Mapping[str, Any]]) -> None:
     """Scores all candidates by their distance to the main network on the same images (Eq. 8).
 
     It says how much of a trained network a candidate keeps. Weights and norm statistics stay as
@@ -89,19 +88,19 @@ def screen(stp: Any, batches: Iterable[Tensor]) -> None:
 
     Args:
         stp: An `STP`; the distances go into its pools, as a first visit of each.
-        batches: Images of shape (batch, channels, height, width).
+        batches: As `on_batches` gives them.
     """
     supernet, task = stp.supernet, stp.task
     candidates = [(pool, one) for pool in stp.pools.values() for one in pool.scores]
     count, mode = 0, stp.training
     distances = torch.zeros(len(candidates), dtype=torch.float64)
     stp.train()  # norms normalise by the batch, as they will in the search
-    for images in batches:
+    for batch in batches:
         with supernet.activate(supernet.space.largest):
-            teacher = task.outputs(stp.model, images)
+            teacher = task.outputs(stp.model, **batch)
         for i, (_, candidate) in enumerate(candidates):
             with supernet.activate(candidate):
-                distances[i] += float(task.distance(task.outputs(stp.model, images), teacher))
+                distances[i] += float(task.distance(task.outputs(stp.model, **batch), teacher))
         count += 1
     stp.train(mode)
     all_reduce(distances, 'mean')  # over the ranks

@@ -52,13 +52,13 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
             every = [loss.mean() for key, loss in own.items() if 'loss' in key]
             of_target['loss_target_ce'] = stp.target_ce * torch.stack(every).sum()
         else:
-            target_outputs = task.outputs(stp.model, inputs)
+            target_outputs = task.outputs(stp.model, inputs, data_samples)
     target_distance = task.distance(target_outputs, outputs)
     of_target['loss_target'] = stp.beta1 * ramp * target_distance
     losses.update(backward.add(of_target))
     if stp.beta2:
         with supernet.activate(support):
-            support_outputs = task.outputs(stp.model, inputs)
+            support_outputs = task.outputs(stp.model, inputs, data_samples)
         distance = task.distance(support_outputs, outputs)
         losses.update(backward.add({'loss_support': stp.beta2 * ramp * distance}))
     # last: reading the numbers waits for a GPU, which has all three passes queued by now
@@ -98,7 +98,7 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
     task, backward, losses = stp.task, _passes(stp), {}
     if stp.teacher is not None:
         with torch.no_grad():
-            taught = task.outputs(stp.teacher, inputs)
+            taught = task.outputs(stp.teacher, inputs, data_samples)
     for label, network in stp.survivors.items():
         # some heads change what they are given
         samples = copy.deepcopy(data_samples) if len(stp.pools) > 1 else data_samples

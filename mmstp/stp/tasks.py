@@ -49,8 +49,14 @@ class Task(Protocol):
     def tensors(self, model: Any, inputs: Tensor) -> Any:
         """All that the model's layers give for images, as far as a trace can follow."""
 
-    def outputs(self, model: Any, inputs: Tensor) -> Any:
-        """What networks are compared by."""
+    def outputs(self, model: Any, inputs: Tensor, data_samples: list[Any]) -> Any:
+        """What networks are compared by, in train or eval mode.
+
+        Args:
+            model: The network, which may be a subnet at the moment.
+            inputs: Images of shape (batch, channels, height, width).
+            data_samples: What is known of them, such as which part of each is padding.
+        """
 
     def losses_and_outputs(
         self,
@@ -96,7 +102,7 @@ class Classification:
     def tensors(self, model: Any, inputs: Tensor) -> Any:
         return model(inputs, mode='tensor')
 
-    def outputs(self, model: Any, inputs: Tensor) -> Tensor:
+    def outputs(self, model: Any, inputs: Tensor, data_samples: list[Any]) -> Tensor:
         return checked_logits(model, self.tensors(model, inputs))
 
     def losses_and_outputs(
@@ -159,9 +165,10 @@ def with_task(
     try:
         return Supernet(model, torch.zeros(1, *input_shape), **options), task
     except TraceError as error:
-        if not is_detector(model) or not re.search('data_samples|img_metas', str(error)):
+        asked = re.search("has no attribute '_?(gt_\\w+)'", str(error))
+        if not is_detector(model) or asked is None:
             raise
         raise TraceError(
-            f'{error.args[0].rstrip(": ")}. Its forward asks for what is known of the images '
-            '(data_samples), and a detector is traced with images alone'
+            f'{error.args[0].rstrip(": ")}. Its forward asks for what is to be found in the images '
+            f'({asked[1]}), and a detector is traced with images alone'
         ) from error

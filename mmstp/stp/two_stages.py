@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..subnets.swap import Role, swap
+from .whole_images import take_whole_images
 
 
 def has_two_stages(model: nn.Module) -> bool:
@@ -38,11 +39,11 @@ class TwoStages(Role):
         return {'forward': forward}
 
 
-def two_stages(model: Any, inputs: Tensor, second: bool = True) -> list[Any]:
+def two_stages(model: Any, inputs: Tensor) -> list[Any]:
     """What the heads of a detector of two stages give; see `TwoStages`."""
     maps = model.extract_feat(inputs)
     found = [model.rpn_head.forward(maps)] if model.with_rpn else []
-    for _, head, extractor in second_stage(model) if second else ():
+    for _, head, extractor in second_stage(model):
         layers: Any = extractor.roi_layers
         size = layers[0].output_size
         pooled = torch.stack([F.adaptive_avg_pool2d(m, size) for m in maps[: len(layers)]])
@@ -102,8 +103,14 @@ class FirstStage(nn.Module):
 
 
 def dense_part(model: nn.Module) -> nn.Module:
-    """What a model does without a choice of regions: all of it, but for a second stage."""
-    return FirstStage(model) if has_two_stages(model) else model
+    """What a model does without a choice of regions: all of it, but for a second stage.
+
+    A detector of one stage takes images alone from here on (`take_whole_images`).
+    """
+    if has_two_stages(model):
+        return FirstStage(model)
+    take_whole_images(model)
+    return model
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,10 @@ class Verifier:
 def _ends_apart(
     one: list[Tensor] | Apart, batch: list[Tensor] | Apart, tolerance: float
 ) -> Apart | None:
-    """Outputs for inputs, and those for a batch that begins and ends with these (`surrounded`)."""
+    """Outputs for inputs, and those for a batch that begins and ends with these (`surrounded`).
+
+    Images are counted by the first dimension, or by a later one (behind that of layers).
+    """
     if isinstance(one, Apart):
         return one
     if isinstance(batch, Apart):
@@ -258,8 +261,10 @@ def _ends_apart(
         return compared(batch, one, tolerance)
     first, last = list(batch), list(batch)
     for place, (x, y) in enumerate(zip(one, batch, strict=True)):
-        if x.dim() and y.shape[:1] == (2 * len(x) + 1,):
-            first[place], last[place] = y[: len(x)], y[-len(x) :]
+        sizes = zip(x.shape, y.shape, strict=False)
+        dim, own = next(((d, a) for d, (a, b) in enumerate(sizes) if b == 2 * a + 1), (None, 0))
+        if dim is not None:
+            first[place], last[place] = y.narrow(dim, 0, own), y.narrow(dim, own + 1, own)
     return compared(first, one, tolerance) or compared(last, one, tolerance)
 
 

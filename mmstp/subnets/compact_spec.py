@@ -156,6 +156,15 @@ class CompactSpec:
         shapes, calls, skipped = map(inside, (self.shapes, self.calls, self.skipped))
         return CompactSpec(shapes, calls, skipped, stages)
 
+    def outside(self, prefixes: Collection[str]) -> CompactSpec:
+        """What concerns none of some submodules."""
+
+        def left(mapping: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in mapping.items() if not is_within(key, prefixes)}
+
+        shapes, calls, skipped = map(left, (self.shapes, self.calls, self.skipped))
+        return CompactSpec(shapes, calls, skipped)
+
     def without(self, keys: Collection[str]) -> CompactSpec:
         """For a network that lacks the modules of these tensors."""
         gone = {key.rpartition('.')[0] for key in keys}

@@ -608,6 +608,27 @@ def test_filters_over_frequencies():
     runs_as_subnet(layers, function)
 
 
+def test_sampled_at_places_of_each_head():
+    """Heads are folded into the batch: whole ones go, with their channels and their places."""
+    layers = dict(stem=conv(3, 8), value=conv(8, 16), places=conv(8, 8), out=conv(16, 5))
+
+    def function(m, x):
+        x = m.stem(x)
+        batch, _, height, width = x.shape
+        heads = m.value.out_channels // 4
+        value = m.value(x).reshape(batch * heads, 4, height, width)
+        grid = m.places(x).reshape(batch * heads, 2, height, width).permute(0, 2, 3, 1).tanh()
+        sampled = F.grid_sample(value, grid, align_corners=False)
+        return m.out(sampled.reshape(batch, heads * 4, height, width))
+
+    graph = analyse(layers, function)
+    assert shapes(graph)['places'] == (4, 2)
+    assert kept(graph, 'value.weight', 0, 'places', 3) == list(range(12))
+    assert kept(graph, 'places.weight', 0, 'places', 3) == list(range(6))
+    assert kept(graph, 'out.weight', 1, 'places', 3) == list(range(12))
+    runs_as_subnet(layers, function)
+
+
 # --- products -------------------------------------------------------------------------------------
 
 

@@ -101,9 +101,9 @@ def test_a_step_is_the_detectors_losses_and_the_distances(stp):
         expected = sum(x.mean() for x in loss) if isinstance(loss, list) else loss
         assert_within(losses[name].sum(), expected.sum(), 1e-4)
     with torch.no_grad():
-        main = stp.task.outputs(stp.model, images())
+        main = stp.task.outputs(stp.model, images(), samples())
         with stp.supernet.activate(target):
-            distance = stp.task.distance(stp.task.outputs(stp.model, images()), main)
+            distance = stp.task.distance(stp.task.outputs(stp.model, images(), samples()), main)
     assert_within(losses['loss_target'], 0.5 * distance, 1e-3)
     assert_within(torch.tensor(stp.pool.scores[target]), distance, 1e-3)
     assert {'loss_target_ce', 'loss_support'} <= set(losses)
@@ -244,17 +244,17 @@ def test_what_cannot_be_compared_is_refused():
         MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
 
 
-def test_a_forward_that_asks_for_more_than_images_is_refused():
+def test_a_forward_that_asks_for_objects_is_refused():
     config = detector('retinanet')
 
     class Asks(type(build_model(config, 'mmdet'))):
         def _forward(self, batch_inputs, batch_data_samples=None):
-            assert batch_data_samples is not None
+            assert len(batch_data_samples[0].gt_instances)
             return super()._forward(batch_inputs, batch_data_samples)
 
     network = build_model(config, 'mmdet')
     network.__class__ = Asks
-    with pytest.raises(TraceError, match='Its forward asks for what is known of the images'):
+    with pytest.raises(TraceError, match=r'asks for what is to be found in the images \(gt_inst'):
         MODELS.build(dict(type='mmstp.STP', model=network, target=0.5, input_shape=(3, SIZE, SIZE)))
 
 
@@ -317,7 +317,7 @@ def test_what_is_of_classifiers_is_refused():
         stp_of('retinanet', normalize='l2')
     with pytest.raises(TypeError, match='RetinaNet has no head whose loss STP could take'):
         stp_of('retinanet', task='mmstp.Classification')
-    with pytest.raises(TypeError, match=r'a head gives \(1, 10\), not maps of shape'):
+    with pytest.raises(TypeError, match=r'a head gives \(1, 10\), neither maps of shape'):
         tiny.stp(model__task='mmstp.Detection')
 
 

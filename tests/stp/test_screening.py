@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from mmstp import PoolHook
 from mmstp.stp.hooks import pool as pool_hook
-from mmstp.stp.hooks.statistics import on_images
+from mmstp.stp.hooks.statistics import on_batches
 from mmstp.stp.of_runner import stp_of
 from mmstp.stp.screening import SCREENED, begin_search, screen
 from tests import tiny
@@ -58,7 +58,7 @@ def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path
     other.pool.shrink(len(drawn) - screened)
     assert list(other.pool.scores) == drawn[:screened]
     images = batches * runner.train_dataloader.batch_size
-    on_images(other.model, runner.train_dataloader, images, lambda found: screen(other, found))
+    on_batches(other.model, runner.train_dataloader, images, lambda found: screen(other, found))
     best = sorted(other.pool.scores.items(), key=lambda item: item[1])[: end // 2]
     assert dict(stp.pool.scores) == dict(best)
 

@@ -161,8 +161,8 @@ def test_pretrained_detector_computes_what_it_did(config, tmp_path):
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         for x, y in zip(
-            stp.task.outputs(stp.model.eval(), images),
-            stp.task.outputs(dense.eval(), images),
+            stp.task.outputs(stp.model.eval(), images, None),
+            stp.task.outputs(dense.eval(), images, None),
             strict=True,
         ):
             torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)

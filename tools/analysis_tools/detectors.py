@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 SECONDS = 120.0
 SIDE = 160  # of the images that whole detectors are pruned for
+QUERIES = 100  # at most: where the best positions become queries, these images have too few
 
 
 def detectors() -> list[str]:
@@ -96,6 +97,8 @@ def whole_steps(detector: str) -> Iterator[dict[str, Any]]:
     if 'model' not in config:
         return  # a part for other configs
     model = without_init_cfg(config.model.to_dict())
+    if 'num_queries' in model:
+        model['num_queries'] = min(model['num_queries'], QUERIES)
     if isinstance(model.get('backbone'), dict):
         model['backbone'] |= trained_whole(model['backbone']['type'])
     torch.manual_seed(0)

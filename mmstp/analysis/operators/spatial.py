@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ..ids import Value, one_dim, varying
+from ..ids import Value, one_dim
 from ..trace import operator_name, output_shape
 from .table import Walker, for_every_output, register_handler
 
@@ -38,9 +38,13 @@ def resize(walk: Walker, node: fx.Node, x: Value, *args: Any, **kwargs: Any) -> 
 
 @register_handler('grid_sampler')
 def sample(walk: Walker, node: fx.Node, x: Value, grid: Value, *args: Any) -> Value:
-    walk.ids.freeze_value(grid, 'a position')
+    """Each sample of the batch, which may be a head, has positions of its own."""
+    number, channels, *space = x.shape
     x = walk.ids.keep_whole(x, range(2, len(x.shape)), 'varies over space that is sampled')
-    return walk.ids.value(output_shape(node), [f for f in x.factors if varying(f) == [1]])
+    grid = walk.ids.keep_whole(grid, range(1, len(grid.shape)), 'a position')
+    shapes = (number, channels, *[1] * len(space)), (number, *[1] * (len(space) + 1))
+    both = [Value(shape, one.factors) for shape, one in zip(shapes, (x, grid), strict=True)]
+    return walk.ids.combine(both, output_shape(node))
 
 
 @register_handler('constant_pad_nd', 'pad')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,23 @@ def on_images(
     num_images: int,
     function: Callable[[Iterable[Tensor]], Any],
 ) -> None:
-    """Calls a function with batches of images of a dataloader's dataset, as a network takes them.
+    """As `on_batches`, with the images alone."""
 
+    def of_images(batches: Iterable[Mapping[str, Any]]) -> None:
+        function(batch['inputs'] for batch in batches)
+
+    on_batches(network, dataloader, num_images, of_images)
+
+
+def on_batches(
+    network: Any,
+    dataloader: DataLoader,
+    num_images: int,
+    function: Callable[[Iterable[Mapping[str, Any]]], Any],
+) -> None:
+    """Calls a function with batches of a dataloader's dataset, as a network takes them.
+
+    Each has ``inputs``, images of shape (batch, channels, height, width), and ``data_samples``.
     The same images with the same augmentation are drawn every time and on every rank, and the
     random state is left as it was.
     """
@@ -41,7 +56,7 @@ def on_images(
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
     with random_state_kept(seed=0):
-        function(network.data_preprocessor(batch, False)['inputs'] for batch in batches)
+        function(network.data_preprocessor(batch, False) for batch in batches)
 
 
 def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:

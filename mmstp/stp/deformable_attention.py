@@ -1,0 +1,37 @@
+"""Attention that looks at a few places of each head (Deformable DETR, ICLR 2021), narrowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..subnets.attention import register_forward
+from ..subnets.swap import Swapped
+
+KNOWN_BY = ('num_heads', 'num_levels', 'num_points', 'sampling_offsets')
+
+
+def know_deformable_attention(model: nn.Module) -> None:
+    """Has such modules of a model run with the heads that they have.
+
+    mmcv's hands its number of heads to a compiled operator where there is one, which gets no
+    supplied sizes. It is known by its attributes, so that mmcv's operators need not be compiled.
+    """
+    for module in model.modules():
+        if all(hasattr(module, name) for name in KNOWN_BY):
+            register_forward(_own_class(module))(with_heads_left)
+
+
+def with_heads_left(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The module's own forward, with as many heads as its layers have."""
+    dense, places = self.num_heads, self.num_levels * self.num_points
+    self.num_heads = self.sampling_offsets.out_features // (2 * places)  # two coordinates each
+    try:
+        return _own_class(self).forward(self, *args, **kwargs)
+    finally:
+        self.num_heads = dense
+
+
+def _own_class(module: Any) -> Any:
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))

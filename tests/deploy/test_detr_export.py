@@ -1,0 +1,83 @@
+"""Exports of transformers for detection: parts that their config gives no type."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmstp.deploy.export import reload, write_export
+from mmstp.deploy.onnx import export_onnx, run_in_onnx, session_of
+from mmstp.errors import ExportError
+from mmstp.registry import build_model
+from mmstp.stp.two_stages import dense_part
+from tests import tiny
+from tests.networks import equal, randomize
+
+pytest.importorskip('mmdet')
+from tests.detr import detector, images, samples
+
+DIGITS = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
+SHAPE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """DETR as its smallest subnet, and the folder that it was written to."""
+    config = Config.fromfile(DIGITS)
+    config.model = dict(
+        type='mmstp.STP', model=detector('detr'), target=0.6, tolerance=0.2,
+        input_shape=(3, *SHAPE), pool=dict(size=2, seed=0),
+    )  # fmt: skip
+    stp = build_model(config.model.to_dict(), 'mmdet')
+    randomize(stp.model)
+    folder = tmp_path_factory.mktemp('detr') / 'export'
+    smallest = stp.supernet.space.smallest
+    network = stp.export(smallest).eval()
+    write_export(folder, network, config, stp, smallest)
+    return network, folder
+
+
+def test_export_is_the_detectors_own_class(exported):
+    network, folder = exported
+    model = Config.fromfile(folder / 'compact.py').model
+    assert (model.type, model.dense) == ('mmstp.CompactModel', 'mmdet.DETR')
+    assert (model.neck.type, model.bbox_head.type) == ('mmstp.CompactPart',) * 2
+    again = reload(folder).eval()
+    assert type(again).__name__ == 'DETR'
+    known = samples((64, 96), (40, 96), (64, 50))
+    with torch.no_grad():
+        assert equal(*(net(images(known), known, mode='tensor') for net in (network, again)))
+
+
+def test_mmdet_takes_it(exported):
+    from mmdet.apis import inference_detector, init_detector
+
+    _, folder = exported
+    found = init_detector(str(folder / 'compact.py'), str(folder / 'compact.pth'), device='cpu')
+    image = torch.zeros(96, 96, 3, dtype=torch.uint8).numpy()
+    predicted = inference_detector(found, image).pred_instances
+    own = inference_detector(_with_config(reload(folder), found.cfg), image).pred_instances
+    assert len(predicted) == 12
+    assert torch.equal(predicted.scores, own.scores)
+    assert torch.equal(predicted.bboxes, own.bboxes)
+
+
+def _with_config(network, cfg):
+    network.cfg = cfg
+    return network.eval()
+
+
+@pytest.mark.slow
+def test_onnx_is_of_whole_images(exported, tmp_path):
+    """It gives what the heads do, and is not taken for batches with padding."""
+    pytest.importorskip('onnxscript')
+    _, folder = exported
+    network, path = dense_part(reload(folder)).eval(), tmp_path / 'compact.onnx'
+    written = export_onnx(path, network, torch.zeros(1, 3, *SHAPE))
+    assert written.free == ('batch', 'height', 'width')
+    known = samples((96, 64))
+    with torch.no_grad():
+        expected = network(images(known), known, mode='tensor')
+    for own, other in zip(session_of(str(path))(images(known)), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExportError, match='DETR masks what is padding in a batch'):
+        run_in_onnx(reload(folder), path, (3, *SHAPE))
