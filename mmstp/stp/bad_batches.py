@@ -174,7 +174,7 @@ def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for to, origin in pairs:
         kinds[to.device, to.dtype].append((to, origin))
     for alike in kinds.values():
-        torch._foreach_copy_(*map(list, zip(*alike, strict=True)))
+        torch._foreach_copy_([to for to, _ in alike], [origin for _, origin in alike])
 
 
 def no_loss(network: nn.Module) -> dict[str, Tensor]:
