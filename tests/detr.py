@@ -21,7 +21,7 @@ FILES = {
 SMALL = dict(
     embed_dims=32, out_channels=32, num_feats=16, num_heads=4, feedforward_channels=64,
     num_layers=2, num_queries=12, num_groups=4, num_dn_queries=4, num_classes=10,
-    max_per_img=12, dropout=0.0, ffn_drop=0.0,
+    max_per_img=12, dropout=0.0, attn_drop=0.0, ffn_drop=0.0,
 )  # fmt: skip
 # of these mmdet's code has the width of the embedding as a number
 WIDE = SMALL | dict(embed_dims=256, out_channels=256, num_feats=128)
@@ -47,7 +47,8 @@ def with_numbers(config: Any, numbers: dict[str, Any]) -> Any:
     found = {key: with_numbers(value, numbers) for key, value in config.items()}
     found |= {key: numbers[key] for key, value in config.items() if key in numbers and value}
     for name in found.keys() & {'self_attn_cfg', 'cross_attn_cfg'}:
-        found[name] |= {key: numbers[key] for key in ('num_heads', 'dropout')}
+        own = ('num_heads',) if 'attn_drop' in found[name] else ('num_heads', 'dropout')
+        found[name] |= {key: numbers[key] for key in own}
     return found
 
 
