@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..architecture import Architecture
 from .bad_batches import no_loss
 from .passes import Together
+from .same_on_ranks import refuse_differing
 from .tasks import summed
 
 
@@ -32,6 +34,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
 
     Raises:
         ValueError: If that happens too often.
+        RuntimeError: If the ranks have drawn different subnets.
     """
     stp.bad_batches.watch(stp.model)
     supernet, space, task = stp.supernet, stp.supernet.space, stp.task
@@ -68,7 +71,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
         f'the unweighted loss of {one}{f" on rank {i}" if len(draws) > 1 else ""}'
         for i, (_, one, _) in enumerate(draws)
     ]
-    numbers = _read({**losses, **dict(zip(names, scores, strict=True))})
+    numbers = _read({**losses, **dict(zip(names, scores, strict=True))}, stp, draws)
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
     for (budget, one, _), name in zip(draws, names, strict=True):
@@ -101,7 +104,7 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
         with torch.no_grad():
             taught = stp.task.outputs(stp.teacher, inputs)
         losses['loss_teacher'] = stp.beta1 * stp.task.distance(outputs, taught)
-    if stp.bad_batches.leave_out(_read(losses), inputs):
+    if stp.bad_batches.leave_out(_read(losses, stp), inputs):
         return no_loss(stp)
     return losses
 
@@ -111,12 +114,24 @@ def _named(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
 
 
-def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """The losses as numbers, the same on all ranks."""
+def _read(losses: Mapping[str, Tensor], stp: Any, draws: Sequence[Any] = ()) -> dict[str, float]:
+    """The losses as numbers, the same on all ranks; what these have drawn is compared on the way.
+
+    Raises:
+        RuntimeError: On all ranks, if it differs, naming ranks and fields.
+    """
     names = [key for key in losses if 'loss' in key]  # heads may give accuracies too
     numbers = torch.stack([losses[key].mean() for key in names]).detach()
+    numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+    # eight bits, so that sums over 256 ranks are exact; of two draws that have the same, others
+    # follow
+    drawn = zlib.crc32(repr(draws).encode()) % 256
+    numbers = torch.cat([numbers, *(numbers.new_full((1,), drawn**n) for n in (1, 2))])
     all_reduce(numbers, 'mean')  # over the ranks
-    return dict(zip(names, numbers.tolist(), strict=True))
+    *read, mean, mean_of_squares = numbers.tolist()
+    if mean_of_squares != mean**2:  # the variance over the ranks is not zero
+        refuse_differing({'draws': [str(one) for one in draws], **stp.pools.fields()})
+    return dict(zip(names, read, strict=True))
 
 
 def _ramp(warmup: float) -> float:
