@@ -174,7 +174,8 @@ def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for to, origin in pairs:
         kinds[to.device, to.dtype].append((to, origin))
     for alike in kinds.values():
-        torch._foreach_copy_(*map(list, zip(*alike, strict=True)))
+        into, origins = map(list, zip(*alike, strict=True))
+        torch._foreach_copy_(into, origins)
 
 
 def no_loss(network: nn.Module) -> dict[str, Tensor]:

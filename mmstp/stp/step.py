@@ -123,8 +123,7 @@ def _read(losses: Mapping[str, Tensor], stp: Any, draws: Sequence[Any] = ()) -> 
     names = [key for key in losses if 'loss' in key]  # heads may give accuracies too
     numbers = torch.stack([losses[key].mean() for key in names]).detach()
     numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-    # eight bits, so that sums over 256 ranks are exact; of two draws that have the same, others
-    # follow
+    # eight bits, so that sums over 256 ranks are exact; those that hash alike differ again later
     drawn = zlib.crc32(repr(draws).encode()) % 256
     numbers = torch.cat([numbers, *(numbers.new_full((1,), drawn**n) for n in (1, 2))])
     all_reduce(numbers, 'mean')  # over the ranks
