@@ -13,7 +13,7 @@ TEMPORARY = '.tmp'  # ends the name of a file that is not whole yet
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Inside, an error of the system that names no file (a full disk) is of this one."""
     try:
         yield
@@ -31,7 +31,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with named(path), temporary.open('wb') as file:
+        with naming(path), temporary.open('wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # else the name may outlive a crash that the content does not

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from ..atomic_files import named as naming
+from ..atomic_files import naming
 from ..checkpoints import read_checkpoint, weights_of
 from ..errors import CheckpointError, LaunchError
 from ..stp.hooks.checkpoints import LAST, STOPPED

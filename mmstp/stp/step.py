@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..architecture import Architecture
 from .bad_batches import no_loss
 from .passes import Together
+from .same_on_ranks import refuse_differing
 from .tasks import summed
 
 
@@ -33,6 +35,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
 
     Raises:
         ValueError: If that happens too often.
+        RuntimeError: If the ranks have drawn different subnets.
     """
     stp.bad_batches.watch(stp.model)
     supernet, space, task = stp.supernet, stp.supernet.space, stp.task
@@ -68,7 +71,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
         f'the unweighted loss of {one}{f" on rank {i}" if len(draws) > 1 else ""}'
         for i, (_, one, _) in enumerate(draws)
     ]
-    numbers = _read({**losses, **dict(zip(names, scores, strict=True))})
+    numbers = _read({**losses, **dict(zip(names, scores, strict=True))}, stp, draws)
     if stp.bad_batches.leave_out(numbers, inputs):
         return no_loss(stp)
     for (budget, one, _), name in zip(draws, names, strict=True):
@@ -110,7 +113,7 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
             own['loss_teacher'] = stp.beta1 * task.distance(outputs, taught)
         suffix = stp.pools.suffix(label)
         losses.update(backward.add({f'{name}{suffix}': loss for name, loss in own.items()}))
-    if stp.bad_batches.leave_out(_read(losses), inputs):
+    if stp.bad_batches.leave_out(_read(losses, stp), inputs):
         return no_loss(stp)
     return backward.carried(losses)
 
@@ -126,12 +129,23 @@ def _named(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {('loss_ce' if key == 'loss' else key): loss for key, loss in losses.items()}
 
 
-def _read(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """The losses as numbers, the same on all ranks."""
+def _read(losses: Mapping[str, Tensor], stp: Any, draws: Sequence[Any] = ()) -> dict[str, float]:
+    """The losses as numbers, the same on all ranks; what these have drawn is compared on the way.
+
+    Raises:
+        RuntimeError: On all ranks, if it differs, naming ranks and fields.
+    """
     names = [key for key in losses if 'loss' in key]  # heads may give accuracies too
     numbers = torch.stack([losses[key].mean() for key in names]).detach()
+    numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+    # eight bits, so that sums over 256 ranks are exact; those that hash alike differ again later
+    drawn = zlib.crc32(repr(draws).encode()) % 256
+    numbers = torch.cat([numbers, *(numbers.new_full((1,), drawn**n) for n in (1, 2))])
     all_reduce(numbers, 'mean')  # over the ranks
-    return dict(zip(names, numbers.tolist(), strict=True))
+    *read, mean, mean_of_squares = numbers.tolist()
+    if mean_of_squares != mean**2:  # the variance over the ranks is not zero
+        refuse_differing({'draws': [str(one) for one in draws], **stp.pools.fields()})
+    return dict(zip(names, read, strict=True))
 
 
 def _ramp(warmup: float) -> float:

@@ -1,12 +1,13 @@
 """Which candidates a search begins with."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmstp import PoolHook
+from mmstp import ArchitecturePool, PoolHook
 from mmstp.stp.hooks import pool as pool_hook
 from mmstp.stp.hooks.statistics import on_batches
 from mmstp.stp.of_runner import stp_of
@@ -61,6 +62,18 @@ def test_the_pool_is_cut_to_the_best_of_those_that_were_screened(dense, tmp_path
     on_batches(other.model, runner.train_dataloader, images, lambda found: screen(other, found))
     best = sorted(other.pool.scores.items(), key=lambda item: item[1])[: end // 2]
     assert dict(stp.pool.scores) == dict(best)
+
+
+@pytest.mark.parametrize('ranks', [1, 3])
+def test_visits_count_the_targets_of_all_ranks(ranks, tmp_path, monkeypatch):
+    """With targets of their own the pool may be as many times larger."""
+    monkeypatch.setattr(ArchitecturePool, 'draws', ranks)
+    runner = Runner.from_cfg(config(tmp_path, model__pool__per_rank=True))
+    pools, end, visits = stp_of(runner).pools, 12, 2
+    begin_search(runner, stp_of(runner), end, visits, batches=0)
+    drawn = Counter(pools.draw()[1] for _ in range(end) for _ in range(pools.draws))
+    assert set(drawn.values()) == {visits}
+    assert len(drawn) == len(stp_of(runner).pool) == ranks * end // visits
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ class Joined(nn.Module):
         self.b = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
         self.c = nn.Sequential(nn.Conv2d(64, 48, 3), nn.BatchNorm2d(48), nn.ReLU())
         self.d = nn.Sequential(Standardised(48, 40, 3), nn.BatchNorm2d(40), nn.ReLU())
-        self.e = nn.Sequential(nn.Conv2d(40, 96, 3), nn.BatchNorm2d(96), nn.ReLU())
-        self.f = nn.Linear(96, 10)
+        self.e = nn.Sequential(nn.Conv2d(40, 72, 3), nn.BatchNorm2d(72), nn.ReLU())
+        self.f = nn.Linear(72, 10)
 
     def forward(self, x):
         x = self.c(torch.cat([self.a(x), self.b(x)], 1))

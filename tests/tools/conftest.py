@@ -6,15 +6,25 @@ import sys
 
 import pytest
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 
 from tests import tiny
 
 TOOLS = tiny.ROOT / 'tools'
 
 
-def run_tool(tool, *args):
-    """Runs a tool in this process."""
+def run_tool(tool, *args, hooks=()):
+    """Runs a tool in this process; its runner has some hooks more."""
+    own = Runner.from_cfg
+
+    def from_cfg(cfg):
+        runner = own(cfg)
+        for hook in hooks:
+            runner.register_hook(hook)
+        return runner
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, 'from_cfg', from_cfg)
         patch.setattr(sys, 'argv', [tool, *map(str, args)])
         patch.syspath_prepend(str(TOOLS))
         runpy.run_path(str(TOOLS / tool), run_name='__main__')

@@ -271,17 +271,8 @@ def start(command, *hooks, **environment):
 
 def _run(command, hooks, environment):
     os.environ.update(environment)
-    own = Runner.from_cfg
-
-    def from_cfg(cfg):
-        runner = own(cfg)
-        for hook in hooks:
-            runner.register_hook(hook)
-        return runner
-
-    Runner.from_cfg = from_cfg
     torch.set_num_threads(1)
-    run_tool(*command)
+    run_tool(*command, hooks=hooks)
 
 
 class NoteStep(Hook):
