@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.blocks import is_within
@@ -93,13 +94,15 @@ class CostModel:
         """What tells the space and its network from others, in plain types."""
         space = self._space
         choices = {stage.name: [list(stage.depths), list(stage.widths)] for stage in space.stages}
+        leaves = space.graph.traced[0].trace.inputs
+        shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         ends = {'smallest': space.smallest, 'largest': space.largest}
         costs = {
             f'{metric} of the {end}': int(self.count(architecture, metric)[0])
             for metric in METRICS
             for end, architecture in ends.items()
         }
-        return {'depths and widths': choices, **costs}
+        return {'depths and widths': choices, 'input shapes': shapes, **costs}
 
     def _features(self, rows: Rows) -> NDArray[np.float64]:
         """What latency is a weighted sum of, shape (architectures, features)."""

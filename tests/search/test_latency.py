@@ -182,6 +182,11 @@ def test_a_table_of_another_network_or_space(supernet, supernet_of):
     with pytest.raises(LatencyError, match=r'another space: depths and widths\..* is .* there'):
         supernet.cost.use_latency(table_of(other))
     table = table_of(supernet)
+    table.space['input shapes'] = [[1, 3, 48, 48]]
+    shapes = r'input shapes is \[\[1, 3, 48, 48\]\] there and \[\[1, 3, 32, 32\]\] here'
+    with pytest.raises(LatencyError, match=shapes):
+        supernet.cost.use_latency(table)
+    table = table_of(supernet)
     table.space['macs of the largest'] += 1
     own = supernet.cost.described()['macs of the largest']
     with pytest.raises(
