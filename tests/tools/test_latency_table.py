@@ -4,11 +4,15 @@ import json
 import re
 
 import pytest
+import torch
 
-from mmstp import LatencyError, LaunchError
+from mmstp import CheckpointError, LatencyError, LaunchError
 from mmstp.search.latency_table import LatencyTable
+from mmstp.stp.search_state import pools_state, read_search
 from tests import tiny
+from tests.runs import same, scalars
 
+WIDE = '((2, 2, 2, 1), (1.0, 1.0, 1.0, 1.0))'
 MEASURE = ('--backend', 'torch', '--networks', 20, '--rounds', 2)
 
 
@@ -71,6 +75,92 @@ def test_a_budget_in_latency(call, tiny_config, measured, tmp_path, capsys):
     written = json.loads((tmp_path / 'architecture.json').read_text())
     assert written['latency_ratio'] == pytest.approx(0.7, rel=0.1)
     assert written['latency_table'] == str(cost.latency_fit)
+
+
+@pytest.fixture(scope='module')
+def to_latency(call, tiny_config, measured, tmp_path_factory):
+    """The options of a run to a latency, and its work dir: epochs of 4 iterations."""
+    options = ('--cfg-options', 'model.metric=latency', f'model.latency={measured}',
+               'model.target=0.7', 'train_dataloader.num_workers=0',
+               'train_dataloader.persistent_workers=False')  # fmt: skip
+    work_dir = tmp_path_factory.mktemp('run')
+    call('train.py', tiny_config, '--work-dir', work_dir, *options)
+    return options, work_dir
+
+
+def test_a_run_says_the_latency_of_its_best(to_latency):
+    _, work_dir = to_latency
+    written = json.loads((work_dir / 'best_architecture.json').read_text())
+    assert written['latency_ratio'] == written['latency'] / written['latency_dense']
+    assert written['latency_ratio'] == pytest.approx(0.7, rel=0.1)
+    logged = [line['best/latency_ratio'] for line in scalars(work_dir)
+              if 'best/latency_ratio' in line]  # fmt: skip
+    assert logged[-1] == pytest.approx(written['latency_ratio'])
+
+
+def test_a_resumed_run_to_a_latency_equals_the_uninterrupted(
+    call, tiny_config, to_latency, tmp_path
+):
+    options, work_dir = to_latency
+    call('train.py', tiny_config, '--work-dir', tmp_path, '--resume', work_dir / 'epoch_1.pth',
+         *options)  # fmt: skip
+    found, expected = (
+        torch.load(path / 'epoch_2.pth', weights_only=False) for path in (tmp_path, work_dir)
+    )
+    assert found['mmstp'] == expected['mmstp']
+    assert same(found['state_dict'], expected['state_dict'])
+
+
+def test_a_run_to_a_latency_is_exported(call, tiny_config, to_latency, tmp_path):
+    options, work_dir = to_latency
+    call('export.py', tiny_config, work_dir / 'epoch_2.pth', '--out', tmp_path, '--num-images', 32,
+         *options)  # fmt: skip
+    written = json.loads((work_dir / 'best_architecture.json').read_text())
+    exported = json.loads((tmp_path / 'architecture.json').read_text())
+    names = ('architecture', 'latency', 'latency_dense', 'latency_ratio')
+    assert [exported[name] for name in names] == [written[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda t: t['setting'].update(batch=8), 'setting.batch is 1 there and 8 here'),
+        (lambda t: t.update(date='2020-01-01'), r"date is '20.*' there and '2020-01-01' here"),
+        (lambda t: t['ratios'].update({WIDE: 0.9}), 'networks is 20 there and 21 here'),
+        (lambda t: t.update(dense_ms=[9.0]), r'dense, ms is [\d.]+ there and 9\.0 here'),
+        (
+            lambda t: t['ratios'].update({next(iter(t['ratios'])): 0.5}),
+            r"digest of the measurements is '\w{16}' there",
+        ),
+    ],
+)
+def test_a_run_goes_on_by_its_own_table(
+    change, message, call, tiny_config, measured, to_latency, tmp_path
+):
+    """Refused where it is resumed, and where its subnet is cut out; the path may be another."""
+    options, work_dir = to_latency
+    content = json.loads(measured.read_text())
+    change(content)
+    other = tmp_path / 'other.json'
+    other.write_text(json.dumps(content))
+    options = [*options, f'model.latency={other}']
+    with pytest.raises(CheckpointError, match=f'another table of the latency.*{message}'):
+        call('export.py', tiny_config, work_dir / 'epoch_2.pth', '--out', tmp_path / 'out',
+             *options)  # fmt: skip
+    if 'batch' in message:
+        with pytest.raises(CheckpointError, match=f'another table of the latency.*{message}'):
+            call('train.py', tiny_config, '--work-dir', tmp_path / 'run', '--resume',
+                 work_dir / 'epoch_1.pth', *options)  # fmt: skip
+
+
+def test_a_table_that_decided_nothing_is_not_asked_for(measured):
+    """A run to multiply-adds may be resumed, and searched, with any."""
+    without, beside = tiny.stp(), tiny.stp(model__latency=str(measured))
+    state = pools_state(without, {})
+    assert pools_state(beside, {}) == state
+    assert read_search(beside, state) == read_search(without, state)
+    pruned = tiny.stp(model__latency=str(measured), model__space__prune_slow=True)
+    assert pools_state(pruned, {})['latency_table']['networks'] == 20
 
 
 def test_widths_that_save_no_time(call, tiny_config, measured, capsys):
