@@ -104,11 +104,20 @@ class CostModel:
         }
         return {'depths and widths': choices, 'input shapes': shapes, **costs}
 
-    def _features(self, rows: Rows) -> NDArray[np.float64]:
-        """What latency is a weighted sum of, shape (architectures, features)."""
+    def features(self, architectures: Architectures) -> dict[str, Rows]:
+        """What latency is a weighted sum of, by name, each of shape (architectures,).
+
+        Beside the metrics a constant, the number of layers, and multiply-adds with channels that
+        can be pruned rounded up to whole vectors of 16 and of 64.
+        """
+        rows = self._rows(architectures)
         names = [name for name in self._tables if name != 'ptflops']
-        counts = [self._count(rows, name) for name in names]
-        return np.stack([np.ones(len(rows)), *counts], axis=1)
+        constant = {'constant': np.ones(len(rows), dtype=np.int64)}
+        return constant | {name: self._count(rows, name) for name in names}
+
+    def _features(self, rows: Rows) -> NDArray[np.float64]:
+        """`features` as columns."""
+        return np.stack([*self.features(rows).values()], axis=1).astype(np.float64)
 
     def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.

@@ -58,6 +58,7 @@ class LatencyFit:
 
     Attributes:
         table: As above.
+        weights: Milliseconds of one of each feature, none below 0; shape (features,).
         accuracy: On members that a fit did not see.
 
     Raises:
@@ -76,7 +77,7 @@ class LatencyFit:
         ratios = {**table.ratios, str(space.largest): 1.0}
         x = features(np.stack([space.encode(space.check(text)) for text in ratios]))
         y = table.dense * np.array([*ratios.values()])
-        self._weights = non_negative(x, y)
+        self.weights = non_negative(x, y)
         places = np.random.default_rng(0).permutation(len(y)) % _FOLDS
         found = np.empty(len(y))
         for fold in range(_FOLDS):
@@ -98,7 +99,7 @@ class LatencyFit:
 
     def __call__(self, rows: NDArray[np.int64]) -> Numbers:
         """Milliseconds of each architecture."""
-        found: Numbers = self._features(rows) @ self._weights
+        found: Numbers = self._features(rows) @ self.weights
         return found
 
 

@@ -1,10 +1,12 @@
 """The latency of a space from members that were measured, here on a device that is made up."""
 
 import json
+import math
 import random
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
@@ -66,6 +68,48 @@ def test_whole_space_has_the_latency_of_a_device_that_is_a_weighted_sum(supernet
     described = supernet.describe(supernet.space.smallest)
     assert described['latency'] == found.min()
     assert described['latency_ratio'] == found.min() / found.max()
+
+
+@torch.no_grad()
+def counted(supernet, architecture):
+    """The features of an export by hooks on its layers, without the constant."""
+    network, dims = supernet.export(architecture), supernet.graph.dims
+    found = dict.fromkeys(['macs', 'activations', 'layers', 'vectors of 16', 'vectors of 64'], 0)
+
+    def count(path, layer, y):
+        outputs, inputs, *kernel = layer.weight.shape
+        positions = y.numel() // outputs
+        found['layers'] += 1
+        found['activations'] += y.numel()
+        for name, vector in (('macs', 1), ('vectors of 16', 16), ('vectors of 64', 64)):
+            sizes = [outputs, inputs]
+            for dim in dims.get(f'{path}.weight', ()):
+                sizes[dim] = -(-sizes[dim] // vector) * vector
+            found[name] += positions * math.prod([*sizes, *kernel])
+
+    for path, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(lambda m, _, y, path=path: count(path, m, y))
+    network(*supernet.inputs)
+    return {**found, 'params': sum(p.numel() for p in network.parameters())}
+
+
+@pytest.mark.parametrize('name', ['wrn16_2', 'mobilenet_v3_small', 'densenet'])
+def test_latency_is_the_weighted_sum_of_what_the_layers_of_the_export_count(name, supernet_of):
+    """Convolutions of whole channels and by channel, and of channels that are concatenated."""
+    supernet, rng = supernet_of(name), random.Random(0)
+    space, cost = supernet.space, supernet.cost
+    cost.use_latency(table_of(supernet, noise=0.03))
+    try:
+        for architecture in (space.smallest, space.largest, *(space.sample(rng) for _ in range(3))):
+            features = {key: int(own[0]) for key, own in cost.features(architecture).items()}
+            expected = {'constant': 1, **counted(supernet, architecture)}
+            assert features == expected
+            weights = dict(zip(features, cost.latency_fit.weights, strict=True))
+            total = sum(weights[key] * expected[key] for key in weights)
+            assert cost.latency(architecture)[0] == pytest.approx(total, rel=1e-12)
+    finally:
+        cost.latency_fit = None
 
 
 def test_accuracy_is_that_on_members_that_were_left_out(supernet):
