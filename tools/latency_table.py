@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from mmstp.cli.launch import add_config_options, load_config, whole_number
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
-from mmstp.search.latency_fit import FEWEST
+from mmstp.search.latency_fit import FEWEST, doubts
 from mmstp.search.latency_table import LatencyTable, refuse_other, to_measure
 from mmstp.stp.two_stages import dense_part
 from mmstp.subnets.supernet import Supernet
@@ -86,6 +86,8 @@ def main() -> None:
     supernet.cost.use_latency(table)
     low, high = supernet.cost.latency([space.smallest, space.largest])
     logger().info(f'{out}: {low:.3g} to {high:.3g} ms; {supernet.cost.latency_fit}')
+    for doubt in doubts(table.dense_ms, supernet.cost.latency_fit.accuracy):
+        logger().warning(f'{out}: {doubt}')
 
 
 def begun(out: Path, setting: Setting, supernet: Supernet) -> LatencyTable:

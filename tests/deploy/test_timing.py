@@ -62,6 +62,21 @@ def test_what_does_not_run_is_refused(options, message):
         Setting(**options)
 
 
+def test_a_gpu_has_to_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(LatencyError, match="device 'cuda': PyTorch finds no GPU"):
+        Setting(device='cuda')
+
+
+def test_the_engine_has_to_know_the_gpu(monkeypatch):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
+    setting = Setting('onnxruntime', device='cuda')
+    with pytest.raises(LatencyError, match='this onnxruntime has no CUDAExecutionProvider'):
+        setting.runner(torch.nn.Linear(8, 8), torch.zeros(1, 8))
+
+
 def test_a_backend_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(LatencyError, match='backend onnxruntime is not installed'):

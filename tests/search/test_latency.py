@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -12,30 +13,11 @@ from scipy.stats import spearmanr
 
 from mmstp import BudgetError, LatencyError
 from mmstp.search.budget import Budget, feasible_rows
-from mmstp.search.latency_fit import FEWEST, non_negative
+from mmstp.search.cost import CostModel
+from mmstp.search.latency_fit import FEWEST, Accuracy, doubts, non_negative
 from mmstp.search.latency_table import LatencyTable, to_measure
-
-
-def milliseconds(supernet, rows):
-    """Of the device: a constant, and some for every multiply-add, parameter and activation."""
-    cost = supernet.cost
-    return 0.5 + 1e-7 * cost.macs(rows) + 2e-7 * cost.params(rows) + 3e-6 * cost.activations(rows)
-
-
-def table_of(supernet, count=40, noise=0.0):
-    """What ``tools/latency_table.py`` would write there."""
-    space = supernet.space
-    rows = to_measure(space, supernet.cost.macs, count)
-    (dense,) = milliseconds(supernet, space.encode(space.largest)[None])
-    noisy = 1 + noise * np.random.default_rng(0).standard_normal(len(rows))
-    ratios = (milliseconds(supernet, rows) / dense * noisy).tolist()
-    return LatencyTable(
-        dict(backend='none', versions=dict(none='1.0')),
-        json.loads(json.dumps(supernet.cost.described())),
-        '2026-11-26',
-        [float(dense)],
-        dict(zip([str(space.decode(row)) for row in rows], ratios, strict=True)),
-    )
+from mmstp.search.space import SearchSpace
+from tests.latency import milliseconds, table_of
 
 
 @pytest.fixture
@@ -242,3 +224,43 @@ def test_a_table_of_another_network_or_space(supernet, supernet_of):
 def test_a_table_with_too_few_networks(supernet):
     with pytest.raises(LatencyError, match=f'holds {FEWEST - 1} networks; a fit needs {FEWEST}'):
         supernet.cost.use_latency(table_of(supernet, FEWEST - 1))
+
+
+def test_a_table_of_the_network_with_other_widths(supernet):
+    space = SearchSpace(supernet.graph, widths=(0.5, 1.0))
+    with pytest.raises(
+        LatencyError, match=r'depths and widths\..* is .* 0\.3, .* there and .* here'
+    ):
+        CostModel(supernet.graph, space).use_latency(table_of(supernet))
+
+
+@pytest.mark.parametrize('text', ['((9, 9, 9), (1.0, 1.0, 1.0))', '((1,), (1.0,))', 'resnet'])
+def test_what_was_measured_has_to_be_in_the_space(text, supernet, tmp_path):
+    path, table = tmp_path / 'latency.json', table_of(supernet)
+    table.ratios[text] = 0.5
+    table.write(path)
+    with pytest.raises(LatencyError, match=r"latency\.json': ratios: ") as error:
+        supernet.use_latency(path)
+    assert 'is no member of the space' in str(error.value)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize('path', [3, ['latency.json'], True, {}])
+def test_a_table_is_named_by_its_path(path, supernet):
+    expected = rf'model\.latency={re.escape(repr(path))}: expected the path of a file'
+    with pytest.raises(LatencyError, match=expected):
+        supernet.use_latency(path)
+
+
+def test_what_speaks_against_a_table_is_said():
+    good = Accuracy(0.049, 0.3, 0.981)
+    assert doubts([10.0, 10.4, 10.2], good) == []
+    assert doubts([10.0], good) == []
+    (clock,) = doubts([10.0, 10.0, 10.6], good)
+    assert '10 to 10.6 ms, which is 6.0% of the median' in clock
+    for accuracy in (Accuracy(0.051, 0.3, 0.99), Accuracy(0.01, 0.02, 0.979)):
+        (missed,) = doubts([10.0], accuracy)
+        assert str(accuracy) in missed
+        assert '5% mean error' in missed
+        assert '0.98' in missed
+    assert len(doubts([10.0, 11.0], Accuracy(0.1, 0.3, 0.9))) == 2

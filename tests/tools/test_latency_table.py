@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from mmstp import CheckpointError, LatencyError, LaunchError
 from mmstp.search.latency_table import LatencyTable
 from mmstp.stp.search_state import pools_state, read_search
 from tests import tiny
+from tests.latency import milliseconds, table_of
 from tests.runs import same, scalars
 
 WIDE = '((2, 2, 2, 1), (1.0, 1.0, 1.0, 1.0))'
@@ -45,18 +47,68 @@ def test_an_interrupted_run_measures_what_is_missing(call, tiny_config, measured
     assert len(found.dense_ms) == 3
 
 
-def test_a_file_of_another_setting_is_left_alone(call, tiny_config, measured):
+def test_a_file_of_another_batch_is_left_alone(call, tiny_config, measured):
     before = measured.read_text()
     with pytest.raises(LatencyError, match='another setting: batch is 1 there and 2 here'):
         call('latency_table.py', tiny_config, '--out', measured, *MEASURE, '--batch', 2)
-    content = json.loads(before)
-    content['setting']['versions']['torch'] = '1.0'
-    measured.write_text(json.dumps(content))
-    try:
-        with pytest.raises(LatencyError, match=r'versions\.torch is .1\.0. there and .* here'):
-            call('latency_table.py', tiny_config, '--out', measured, *MEASURE)
-    finally:
-        measured.write_text(before)
+    assert measured.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(device='cuda'), "another setting: device is 'cuda' there and 'cpu' here"),
+        (dict(processor='6502'), r"another setting: processor is '6502' there and '.+' here"),
+        (dict(channels_last=True), 'another setting: channels_last is True there and False here'),
+        (dict(versions=dict(torch='1.0')), r"versions\.torch is '1\.0' there and '.+' here"),
+    ],
+)
+def test_a_file_of_another_setting_is_left_alone(
+    change, message, call, tiny_config, measured, tmp_path
+):
+    content = json.loads(measured.read_text())
+    content['setting'] |= change
+    path = tmp_path / 'latency.json'
+    path.write_text(json.dumps(content))
+    before = path.read_text()
+    with pytest.raises(LatencyError, match=message):
+        call('latency_table.py', tiny_config, '--out', path, *MEASURE)
+    assert path.read_text() == before
+
+
+def test_what_speaks_against_a_table_is_warned_of(call, tiny_config, measured, tmp_path, warnings):
+    """Nothing is left to measure; the numbers are others."""
+    table = LatencyTable.read(measured)
+    table.dense_ms = [10.0, 10.0, 12.0]
+    table.ratios = {text: 0.1 + 0.9 * (place % 2) for place, text in enumerate(table.ratios)}
+    path = tmp_path / 'latency.json'
+    table.write(path)
+    call('latency_table.py', tiny_config, '--out', path, *MEASURE)
+    assert f'{path}: the dense network took 10 to 12 ms, which is 20.0% of the median' in warnings()
+    assert f'{path}: networks that are not in the fit have mean error' in warnings()
+
+
+def test_another_budget_in_latency_afterwards(call, tiny_config, tmp_path, capsys):
+    """From a dense network, by two limits, on a device that is made up."""
+    stp = tiny.stp()
+    table_of(stp.supernet).write(tmp_path / 'latency.json')
+    torch.save(stp.model.state_dict(), tmp_path / 'dense.pth')
+    call('search.py', tiny_config, '--target', 'latency=0.5', 'params=0.4', '--screened', 6,
+         '--candidates', 2, '--images', 16, '--num-images', 32, '--out', tmp_path / 'out',
+         '--cfg-options', f'model.pretrained={tmp_path / "dense.pth"}',
+         f'model.latency={tmp_path / "latency.json"}', 'train_dataloader.num_workers=0',
+         'train_dataloader.persistent_workers=False')  # fmt: skip
+    head, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert head.split()[:4] == ['architecture', 'macs', 'latency', 'params']
+    members = [row[: row.index('))') + 2] for row in rows]
+    dense, cost = stp.supernet.space.largest, stp.supernet.cost
+    times = milliseconds(stp.supernet, [*members, dense])
+    params = cost.params([*members, dense])
+    parts = [(own / own[-1])[:-1] / limit for own, limit in ((times, 0.5), (params, 0.4))]
+    assert (abs(np.max(parts, axis=0) - 1) <= 0.1).all()
+    written = json.loads((tmp_path / 'out/architecture.json').read_text())
+    assert written['architecture'] == members[0]
+    assert written['latency_ratio'] == pytest.approx(times[0] / times[-1])
 
 
 def test_a_budget_in_latency(call, tiny_config, measured, tmp_path, capsys):
