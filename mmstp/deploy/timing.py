@@ -117,16 +117,18 @@ def _torch(setting: Setting, network: nn.Module, images: Tensor) -> Run:
     torch.set_num_threads(setting.threads)
     kind = torch.float16 if setting.half else torch.float32
     network, images = network.to(setting.device, kind), images.to(setting.device, kind)
+    network.train(False)
+    called: Any = network
     if setting.channels_last:
         if images.ndim != 4:
             raise LatencyError(
                 f'channels_last: the inputs have shape {tuple(images.shape)}; expected images, of '
                 'four dimensions'
             )
-        network = network.to(memory_format=torch.channels_last)
+        called = called.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
-    network.train(False)
-    called: Any = torch.compile(network) if setting.compile else network
+    if setting.compile:
+        called = torch.compile(called)
 
     def run() -> object:
         with torch.inference_mode():
