@@ -1,10 +1,11 @@
-"""What the choice within one budget of multiply-adds is worth in time: ResNet-50.
+"""What the choice within a budget is worth in time: ResNet-50, by multiply-adds and by latency.
 
 Of all architectures that meet a budget, the fastest, the median and the slowest by a latency table
-are exported and run as the table says, in turn with the dense network, with Torch-Pruning's uniform
-pruning to the same budget, and with members drawn at random: of the default widths and of those
-that suit the device. The weights are random, and nothing here is about accuracy. The table is
-measured before, by ``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``.
+are exported and run as the table says, in turn with the dense network; for budgets of multiply-adds
+with Torch-Pruning's uniform pruning to the same budget, and with members drawn at random: of the
+default widths and of those that suit the device. The weights are random, and nothing here is about
+accuracy. The table is measured before, on the same machine and by the same versions, with
+``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +21,18 @@ import torch
 from latency import uniform
 from measure import environment, parser, prepare, ratios, report, spread, table
 from networks import TOLERANCE, classifier, members
+from numpy.typing import NDArray
 
 from mmstp import Budget, Supernet
 from mmstp.deploy.timing import Run, Setting
 from mmstp.search.budget import feasible_rows
-from mmstp.search.latency_table import LatencyTable
+from mmstp.search.cost import CostModel
+from mmstp.search.latency_table import LatencyTable, refuse_other
+from mmstp.search.space import SearchSpace
 from mmstp.subnets.cut import count_macs
 
 SIDE = 224
+WIDTHS = ('default', 'cpu', 'gpu')
 
 
 @dataclass
@@ -48,23 +54,65 @@ class Candidate:
     run: Run
 
 
+@dataclass
+class Pool:
+    """Members that meet a budget, the fastest by the table first.
+
+    Attributes:
+        rows: Of the space, shape (members, choices).
+        latency: Milliseconds by the table, shape (members,).
+        macs: Parts of the dense network's, shape (members,).
+    """
+
+    rows: NDArray[np.int64]
+    latency: NDArray[np.float64]
+    macs: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, target: float, metric: str, space: SearchSpace, cost: CostModel) -> Pool:
+        """All that a run with this budget could draw its pool from."""
+        budget = Budget.of(target, metric, TOLERANCE, space, cost)
+        rows = feasible_rows(space, cost, budget, 1000)
+        rows = rows[np.argsort(cost.latency(rows), kind='stable')]
+        return cls(rows, cost.latency(rows), cost.macs(rows) / cost.macs(space.largest))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def chosen(self) -> Iterator[tuple[str, int]]:
+        """The places of the fastest, the median and the slowest member."""
+        yield from (('fastest', 0), ('median', len(self) // 2), ('slowest', len(self) - 1))
+
+
 def main() -> None:
-    """Measures and prints the table."""
+    """Measures and prints the tables."""
     options = parser(__doc__, repeats=15)
     options.add_argument('--table', default='latency.json', help='default %(default)s')
-    options.add_argument('--targets', type=float, nargs='*', default=[0.48, 0.26, 0.15])
+    options.add_argument(
+        '--targets', type=float, nargs='*', default=[0.48, 0.26, 0.15], help='of multiply-adds'
+    )
+    options.add_argument(
+        '--latency-targets', type=float, nargs='*', default=[0.5, 0.27, 0.17],
+        help='of the latency (default %(default)s)',
+    )  # fmt: skip
     options.add_argument('--members', type=int, default=3, help='drawn at random')
     args = options.parse_args()
     prepare(args)
     logging.disable(logging.WARNING)  # of the exporter to ONNX
-    dense, images = classifier(), torch.randn(1, 3, SIDE, SIDE)
-    supernet = Supernet(copy.deepcopy(dense), images)
     latency_table = LatencyTable.read(args.table)
     setting = Setting.of(latency_table.setting)
-    widths = 'gpu' if setting.device == 'cuda' else 'cpu'
-    aligned = Supernet(copy.deepcopy(dense), images, widths=widths)
+    refuse_other('setting', latency_table.setting, setting.described())
+    dense, images = classifier(), torch.randn(1, 3, SIDE, SIDE)
+    supernets = {
+        widths: Supernet(
+            copy.deepcopy(dense), images, **({} if widths == 'default' else {'widths': widths})
+        )
+        for widths in WIDTHS
+    }
+    supernet = supernets['default']
     space, cost = supernet.space, supernet.cost
     cost.use_latency(latency_table)
+    own_widths = 'gpu' if setting.device == 'cuda' else 'cpu'
     batch = torch.randn(setting.batch, 3, SIDE, SIDE)
     candidates: list[Candidate] = []
 
@@ -73,22 +121,31 @@ def main() -> None:
         run = setting.runner(network, batch)
         candidates.append(Candidate((budget, name), str(architecture), macs, predicted, run))
 
-    largest = space.largest
-    add('dense', '', supernet.export(largest), largest, float(cost.latency(largest)[0]))
-    for target in args.targets:
-        percent = f'{target:.0%}'
-        budget = Budget.of(target, 'macs', TOLERANCE, space, cost)
-        rows = feasible_rows(space, cost, budget, 1000)
-        predicted = cost.latency(rows)
-        order = np.argsort(predicted)
-        for name, place in (('fastest', 0), ('median', len(rows) // 2), ('slowest', -1)):
-            chosen = space.decode(rows[order[place]])
-            add(percent, f'{name} of {len(rows):,}', supernet.export(chosen), chosen,
-                float(predicted[order[place]]))  # fmt: skip
-        for name, other in (('default widths', supernet), (f'widths={widths!r}', aligned)):
-            for chosen in members(other, target, args.members, args.seed):
-                add(percent, f'{args.members} at random, {name}', other.export(chosen))
-        add(percent, 'Torch-Pruning', uniform(dense, target, images))
+    budgets = [(target, 'macs') for target in args.targets]
+    budgets += [(target, 'latency') for target in args.latency_targets]
+    contents = []
+    add('dense', '', supernet.export(space.largest), space.largest, *cost.latency(space.largest))
+    for target, metric in budgets:
+        label = f'{target:.0%} of the {"MACs" if metric == "macs" else metric}'
+        pools = {
+            widths: Pool.of(target, metric, other.space, cost.within(other.space))
+            for widths, other in supernets.items()
+        }
+        for widths, pool in pools.items():
+            times = [f'{pool.latency[place]:.4g}' for _, place in pool.chosen()]
+            macs = f'{pool.macs.min():.1%} to {pool.macs.max():.1%}'
+            contents.append([label, widths, f'{len(pool):,}', macs, *times])
+        pool = pools['default']
+        for name, place in pool.chosen():
+            member = space.decode(pool.rows[place])
+            add(label, f'{name} of {len(pool):,}', supernet.export(member), member,
+                pool.latency[place])  # fmt: skip
+        if metric == 'macs':
+            for widths in ('default', own_widths):
+                other = supernets[widths]
+                for member in members(other, target, args.members, args.seed):
+                    add(label, f'{args.members} at random, {widths} widths', other.export(member))
+            add(label, 'Torch-Pruning', uniform(dense, target, images))
     seconds = setting.seconds([one.run for one in candidates], args.repeats).T
 
     peers = {one.row[0]: i for i, one in enumerate(candidates) if one.row[1] == 'Torch-Pruning'}
@@ -102,18 +159,24 @@ def main() -> None:
             *row,
             f'`{first.architecture}`' if first.architecture else '',
             f'{macs:.1%}',
-            f'{first.predicted:.1f}' if first.predicted else '',
-            f'{1000 * statistics.median(times):.1f}',
+            f'{first.predicted:.4g}' if first.predicted else '',
+            f'{1000 * statistics.median(times):.4g}',
             spread(ratios(seconds[0].tolist(), times)),
             spread(ratios(seconds[peers[row[0]]].tolist(), times)) if row[0] in peers else '',
         ])  # fmt: skip
+    engines = dict.fromkeys(['onnx', 'onnxruntime', setting.backend])
+    engines.pop('torch', None)
     report(
         args,
-        environment('mmpretrain', 'onnx', 'onnxruntime', 'torch-pruning'),
-        f'ResNet-50, {SIDE} pixels, random weights; budgets of multiply-adds within '
-        f'{TOLERANCE:.0%}. Medians of {args.repeats} rounds in which all take turns; ratios are '
-        'formed in every round, with the quartiles in brackets. The table of the latency: '
-        f'{cost.latency_fit}.',
+        environment('mmpretrain', *engines, 'torch-pruning'),
+        f'ResNet-50, {SIDE} pixels, random weights; budgets within {TOLERANCE:.0%}. The table of '
+        f'the latency: {cost.latency_fit}. By it, what pools hold:',
+        table(
+            ('budget', 'widths', 'members', 'MACs', 'fastest, ms', 'median, ms', 'slowest, ms'),
+            contents,
+        ),
+        f'Measured: medians of {args.repeats} rounds in which all take turns; ratios are formed '
+        'in every round, with the quartiles in brackets.',
         table(
             ('budget', 'network', 'architecture', 'MACs', 'by the table, ms', 'measured, ms',
              'speed-up', 'over Torch-Pruning'),

@@ -8,6 +8,7 @@ nor weights are needed. A run that was interrupted goes on where it was. The fil
 
 import argparse
 import datetime
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmengine.logging import MMLogger
 from mmstp.cli.launch import add_config_options, load_config, whole_number
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
-from mmstp.search.latency_fit import FEWEST
+from mmstp.search.latency_fit import FEWEST, doubts
 from mmstp.search.latency_table import LatencyTable, refuse_other, to_measure
 from mmstp.stp.two_stages import dense_part
 from mmstp.subnets.supernet import Supernet
@@ -37,6 +38,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--half', action='store_true', help='half precision, of torch')
     parser.add_argument('--compile', action='store_true', help='torch.compile, of torch')
     parser.add_argument(
+        '--channels-last', action='store_true', help='layout of images and weights, of torch'
+    )
+    parser.add_argument(
         '--networks', type=whole_number(1), default=64,
         help=f'how many are measured, at least {FEWEST} (default %(default)s)',
     )  # fmt: skip
@@ -54,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measures what is missing in the file."""
     args = parse_args()
-    setting = Setting(args.backend, args.device, args.batch, args.threads, args.half, args.compile)
+    setting = Setting(**{one.name: getattr(args, one.name) for one in fields(Setting)})
     supernet = supernet_of(load_config(args.config, args.cfg_options))
     out = Path(args.out)
     table = begun(out, setting, supernet)
@@ -82,6 +86,8 @@ def main() -> None:
     supernet.cost.use_latency(table)
     low, high = supernet.cost.latency([space.smallest, space.largest])
     logger().info(f'{out}: {low:.3g} to {high:.3g} ms; {supernet.cost.latency_fit}')
+    for doubt in doubts(table.dense_ms, supernet.cost.latency_fit.accuracy):
+        logger().warning(f'{out}: {doubt}')
 
 
 def begun(out: Path, setting: Setting, supernet: Supernet) -> LatencyTable:

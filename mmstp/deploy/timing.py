@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import LatencyError
+from ..version import __version__
 from .onnx import as_onnx
 
 Run = Callable[[], object]
@@ -32,6 +33,7 @@ class Setting:
         threads: Of the CPU.
         half: Whether weights and images have half precision; of ``'torch'`` alone.
         compile: Whether `torch.compile` makes the network faster; of ``'torch'`` alone.
+        channels_last: Whether channels lie beside each other in memory; of ``'torch'`` alone.
 
     Raises:
         LatencyError: If the backend is unknown, is not installed or does not run so.
@@ -43,6 +45,7 @@ class Setting:
     threads: int = 1
     half: bool = False
     compile: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -53,23 +56,26 @@ class Setting:
             raise LatencyError('backend openvino: runs on the CPU; use torch or onnxruntime')
         if self.device == 'cuda' and not torch.cuda.is_available():
             raise LatencyError("device 'cuda': PyTorch finds no GPU")
-        if self.backend != 'torch' and (self.half or self.compile):
-            raise LatencyError(f'backend {self.backend}: half and compile are options of torch')
+        for name in ('half', 'compile', 'channels_last'):
+            if self.backend != 'torch' and getattr(self, name):
+                raise LatencyError(f'backend {self.backend}: {name} is an option of torch')
         if importlib.util.find_spec(self.backend) is None:
             raise LatencyError(f'backend {self.backend} is not installed: pip install it')
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Setting:
         """The setting that `described` was said of, on this machine."""
-        return cls(**{one.name: described[one.name] for one in fields(cls)})
+        return cls(**{one.name: described.get(one.name, one.default) for one in fields(cls)})
 
     def described(self) -> dict[str, Any]:
-        """With the processor and the versions of what runs the network, in plain types."""
+        """With the processor and the versions of what makes and runs networks, in plain types."""
         cuda = self.device == 'cuda'
+        backend = importlib.import_module(self.backend).__version__
         return {
             **asdict(self),
             'processor': torch.cuda.get_device_name() if cuda else _processor(),
-            'versions': {self.backend: importlib.import_module(self.backend).__version__},
+            # PyTorch writes the ONNX files, too
+            'versions': {self.backend: backend, 'torch': torch.__version__, 'mmstp': __version__},
         }
 
     def runner(self, network: nn.Module, images: Tensor) -> Run:
@@ -112,7 +118,17 @@ def _torch(setting: Setting, network: nn.Module, images: Tensor) -> Run:
     kind = torch.float16 if setting.half else torch.float32
     network, images = network.to(setting.device, kind), images.to(setting.device, kind)
     network.train(False)
-    called: Any = torch.compile(network) if setting.compile else network
+    called: Any = network
+    if setting.channels_last:
+        if images.ndim != 4:
+            raise LatencyError(
+                f'channels_last: the inputs have shape {tuple(images.shape)}; expected images, of '
+                'four dimensions'
+            )
+        called = called.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    if setting.compile:
+        called = torch.compile(called)
 
     def run() -> object:
         with torch.inference_mode():

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..analysis.analysis import ChannelGraph
 from ..analysis.blocks import is_within
@@ -93,19 +94,30 @@ class CostModel:
         """What tells the space and its network from others, in plain types."""
         space = self._space
         choices = {stage.name: [list(stage.depths), list(stage.widths)] for stage in space.stages}
+        leaves = space.graph.traced[0].trace.inputs
+        shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         ends = {'smallest': space.smallest, 'largest': space.largest}
         costs = {
             f'{metric} of the {end}': int(self.count(architecture, metric)[0])
             for metric in METRICS
             for end, architecture in ends.items()
         }
-        return {'depths and widths': choices, **costs}
+        return {'depths and widths': choices, 'input shapes': shapes, **costs}
+
+    def features(self, architectures: Architectures) -> dict[str, Rows]:
+        """What latency is a weighted sum of, by name, each of shape (architectures,).
+
+        Beside the metrics a constant, the number of layers, and multiply-adds with channels that
+        can be pruned rounded up to whole vectors of 16 and of 64.
+        """
+        rows = self._rows(architectures)
+        names = [name for name in self._tables if name != 'ptflops']
+        constant = {'constant': np.ones(len(rows), dtype=np.int64)}
+        return constant | {name: self._count(rows, name) for name in names}
 
     def _features(self, rows: Rows) -> NDArray[np.float64]:
-        """What latency is a weighted sum of, shape (architectures, features)."""
-        names = [name for name in self._tables if name != 'ptflops']
-        counts = [self._count(rows, name) for name in names]
-        return np.stack([np.ones(len(rows)), *counts], axis=1)
+        """`features` as columns."""
+        return np.stack([*self.features(rows).values()], axis=1).astype(np.float64)
 
     def macs(self, architectures: Architectures, convention: str = 'macs') -> Rows:
         """Multiply-adds of each architecture.

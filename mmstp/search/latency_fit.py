@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LatencyError
+from ..errors import ArchitectureError, LatencyError
 from .latency_table import LatencyTable
 from .space import SearchSpace
 
 FEWEST = 20  # members that a fit needs
+# what a table is expected to reach: of the dense network's times, of the fit's errors and ranks
+_SPREAD, _ERROR, _RANK = 0.05, 0.05, 0.98
 _FOLDS = 5
 
 Numbers = NDArray[np.float64]
@@ -58,6 +60,7 @@ class LatencyFit:
 
     Attributes:
         table: As above.
+        weights: Milliseconds of one of each feature, none below 0; shape (features,).
         accuracy: On members that a fit did not see.
 
     Raises:
@@ -74,9 +77,12 @@ class LatencyFit:
                 'Go on measuring with tools/latency_table.py'
             )
         ratios = {**table.ratios, str(space.largest): 1.0}
-        x = features(np.stack([space.encode(space.check(text)) for text in ratios]))
+        try:
+            x = features(np.stack([space.encode(space.check(text)) for text in ratios]))
+        except ArchitectureError as error:
+            raise LatencyError(f'ratios: an entry is no member of the space: {error}') from error
         y = table.dense * np.array([*ratios.values()])
-        self._weights = non_negative(x, y)
+        self.weights = non_negative(x, y)
         places = np.random.default_rng(0).permutation(len(y)) % _FOLDS
         found = np.empty(len(y))
         for fold in range(_FOLDS):
@@ -98,8 +104,33 @@ class LatencyFit:
 
     def __call__(self, rows: NDArray[np.int64]) -> Numbers:
         """Milliseconds of each architecture."""
-        found: Numbers = self._features(rows) @ self._weights
+        found: Numbers = self._features(rows) @ self.weights
         return found
+
+
+def doubts(dense_ms: Sequence[float], accuracy: Accuracy) -> list[str]:
+    """What speaks against a table, a sentence each: an unsteady clock, a fit that is too coarse.
+
+    Args:
+        dense_ms: Of a `LatencyTable`.
+        accuracy: Of a `LatencyFit` of it.
+    """
+    found = []
+    low, high = min(dense_ms), max(dense_ms)
+    spread = (high - low) / float(np.median(dense_ms))
+    if spread > _SPREAD:
+        found.append(
+            f'the dense network took {low:.3g} to {high:.3g} ms, which is {spread:.1%} of the '
+            f'median apart (more than {_SPREAD:.0%}): the clock changed, or something else ran. '
+            'Fractions are of the same rounds; milliseconds are no more exact than that'
+        )
+    if accuracy.mean > _ERROR or accuracy.rank < _RANK:
+        found.append(
+            f'networks that are not in the fit have {accuracy}; expected at most {_ERROR:.0%} '
+            f'mean error and a rank correlation of at least {_RANK}. Measure more --networks, or '
+            'more --rounds while nothing else runs'
+        )
+    return found
 
 
 def non_negative(x: Numbers, y: Numbers) -> Numbers:

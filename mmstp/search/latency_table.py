@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,17 @@ class LatencyTable:
     def dense(self) -> float:
         """Milliseconds of the dense network: the median."""
         return float(np.median(self.dense_ms))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other tables of the space, in plain types."""
+        measured = json.dumps([self.dense_ms, sorted(self.ratios.items())])
+        return {
+            'setting': self.setting,
+            'date': self.date,
+            'networks': len(self.ratios),
+            'dense, ms': self.dense,
+            'digest of the measurements': hashlib.sha256(measured.encode()).hexdigest()[:16],
+        }
 
     def write(self, path: str | Path) -> None:
         """Writes it, whole or not at all."""
@@ -107,13 +119,20 @@ def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -
         there: In the table.
         here: In this run.
     """
+    if found := difference(there, here):
+        raise LatencyError(
+            f'the latency table is of another {what}: {found}. Measure this one with '
+            'tools/latency_table.py'
+        )
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """The first of nested values that is not the same, in words; None where all are."""
     old, new = flat(there), flat(here)
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
-            raise LatencyError(
-                f'the latency table is of another {what}: {name} is {old.get(name)!r} there and '
-                f'{new.get(name)!r} here. Measure this one with tools/latency_table.py'
-            )
+            return f'{name} is {old.get(name)!r} there and {new.get(name)!r} here'
+    return None
 
 
 def to_measure(space: SearchSpace, macs: Callable[[Any], Any], count: int) -> NDArray[np.int64]:

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArchitectureError, CheckpointError
+from ..search.cost import LATENCY
+from ..search.latency_table import difference
 from .pool import ArchitecturePool
 
 BUDGETS = 'budgets'  # where the pools of several lie
+TABLE = 'latency_table'  # where it lies what the table of the latency was
 
 
 def pools_state(stp: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The pools, for a checkpoint: of one budget as it is, of several by label.
+
+    With them what tells the table of the latency, where the search depends on one.
 
     Args:
         stp: An `STP`.
@@ -29,9 +34,11 @@ def pools_state(stp: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
         }
         for label, pool in stp.pools.items()
     }
+    table = _table(stp)
+    own = {TABLE: table} if table else {}
     if len(found) > 1:
-        return {BUDGETS: found, 'turn': stp.pools.turn}
-    return found[stp.pools.only]
+        return {BUDGETS: found, 'turn': stp.pools.turn, **own}
+    return {**found[stp.pools.only], **own}
 
 
 def has_pools(state: Any) -> bool:
@@ -51,8 +58,10 @@ def read_search(stp: Any, state: Any) -> tuple[dict[str, int], bool]:
         last ones are trained alone.
 
     Raises:
-        CheckpointError: If it is damaged, or of another space or other budgets.
+        CheckpointError: If it is damaged, or of another space, other budgets or another table of
+            the latency.
     """
+    _refuse_other_table(stp, state)
     pools = copy.deepcopy(stp.pools)
     own = _by_budget(list(pools), state)
     sizes = {label: _read_pool(stp, label, pools[label], own[label]) for label in pools}
@@ -82,6 +91,28 @@ def read_search(stp: Any, state: Any) -> tuple[dict[str, int], bool]:
         )
     stp.pools = pools
     return sizes, alone
+
+
+def _table(stp: Any) -> dict[str, Any]:
+    """What tells the table of the latency; empty where neither budgets nor space depend on one."""
+    limits = [limit for budget in stp.pools.budgets.values() for limit in budget.limits]
+    if stp.supernet.space.prune_slow or any(limit.metric == LATENCY for limit in limits):
+        found: dict[str, Any] = stp.supernet.cost.latency_fit.table.identity()
+        return found
+    return {}
+
+
+def _refuse_other_table(stp: Any, state: Any) -> None:
+    there = state.get(TABLE, {}) if isinstance(state, dict) else {}
+    if not isinstance(there, dict):
+        raise CheckpointError(
+            f'the state of the search is damaged: {TABLE} is {there!r:.80}; expected a dict'
+        )
+    if found := difference(there, _table(stp)):
+        raise CheckpointError(
+            f'the checkpoint is of a search by another table of the latency (model.latency): '
+            f'{found}. It needs the file of its own run'
+        )
 
 
 def _by_budget(labels: list[str], state: Any) -> Mapping[str, Any]:

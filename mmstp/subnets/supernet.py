@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
-from ..errors import SpaceError
+from ..errors import LatencyError, SpaceError
 from ..foreign import pytree
 from ..search.cost import CostModel
 from ..search.latency_table import LatencyTable
@@ -111,7 +111,16 @@ class Supernet:
                     'writes'
                 )
             return
-        self.cost.use_latency(LatencyTable.read(path))
+        if not isinstance(path, (str, Path)):
+            raise LatencyError(
+                f'model.latency={path!r}: expected the path of a file that tools/latency_table.py '
+                'wrote, or None'
+            )
+        table = LatencyTable.read(path)
+        try:
+            self.cost.use_latency(table)
+        except LatencyError as error:
+            raise LatencyError(f'{str(path)!r}: {error}') from error
         self.slow_widths = slow_widths(self.space, self.cost)
         if self.space.prune_slow:
             self.space = self.space.without(self.slow_widths)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import mmstp
 from mmstp import LatencyError
 from mmstp.deploy.timing import BACKENDS, Setting
 from tests.networks import TINY_INPUT, tiny
@@ -51,12 +52,29 @@ def test_networks_take_turns_and_waiting_does_not_count():
         (dict(backend='tensorrt'), "backend 'tensorrt': expected one of torch, onnxruntime"),
         (dict(device='tpu'), "device 'tpu': expected 'cpu' or 'cuda'"),
         (dict(backend='openvino', device='cuda'), 'openvino: runs on the CPU'),
-        (dict(backend='onnxruntime', half=True), 'half and compile are options of torch'),
+        (dict(backend='onnxruntime', half=True), 'backend onnxruntime: half is an option of torch'),
+        (dict(backend='openvino', compile=True), 'backend openvino: compile is an option of torch'),
+        (dict(backend='onnxruntime', channels_last=True), 'channels_last is an option of torch'),
     ],
 )
 def test_what_does_not_run_is_refused(options, message):
     with pytest.raises(LatencyError, match=message):
         Setting(**options)
+
+
+def test_a_gpu_has_to_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(LatencyError, match="device 'cuda': PyTorch finds no GPU"):
+        Setting(device='cuda')
+
+
+def test_the_engine_has_to_know_the_gpu(monkeypatch):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CPUExecutionProvider'])
+    setting = Setting('onnxruntime', device='cuda')
+    with pytest.raises(LatencyError, match='this onnxruntime has no CUDAExecutionProvider'):
+        setting.runner(torch.nn.Linear(8, 8), torch.zeros(1, 8))
 
 
 def test_a_backend_that_is_not_installed_is_named(monkeypatch):
@@ -67,6 +85,26 @@ def test_a_backend_that_is_not_installed_is_named(monkeypatch):
 
 def test_a_setting_says_what_ran():
     found = Setting('torch', threads=2).described()
-    assert found['versions'] == {'torch': torch.__version__}
+    assert found['versions'] == {'torch': torch.__version__, 'mmstp': mmstp.__version__}
     assert found['threads'] == 2
     assert found['processor']
+    assert found['channels_last'] is False
+    assert Setting.of(found) == Setting('torch', threads=2)
+
+
+def test_layouts_differ_in_memory_and_not_in_numbers():
+    network, images = tiny(), torch.randn(2, *TINY_INPUT.shape[1:])
+    with torch.no_grad():
+        expected = network(images)
+    strides = []
+    first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, inputs: strides.append(inputs[0].stride(1)))
+    found = Setting(batch=2, channels_last=True).runner(network, images)()
+    assert strides == [1]
+    assert first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_layout_of_images_needs_images():
+    with pytest.raises(LatencyError, match=r'channels_last: the inputs have shape \(2, 8\)'):
+        Setting(channels_last=True).runner(torch.nn.Linear(8, 8), torch.zeros(2, 8))

@@ -1,5 +1,6 @@
 """Several budgets of one run: what they are called, their order, and that they are apart."""
 
+import math
 import re
 
 import pytest
@@ -55,6 +56,11 @@ def test_a_number_may_name_two_budgets(supernet_of):
     [
         ([], 'target=[]: expected at least one budget'),
         ([0.3, 0.3], 'target=[0.3, 0.3]: 30 is there twice'),
+        ([True], 'target[0]=True: expected a fraction in (0, 1]'),
+        ([0.3, math.nan], 'target[1]=nan: expected a fraction'),
+        ([-1], 'target[0]=-1: expected a fraction'),
+        ([0.3, 0], 'target[1]=0: expected a fraction'),
+        ([0.3, None], 'target[1]=None: expected a fraction'),
         ([0.3, [0.4]], 'target[1]=[0.4]: expected a fraction in (0, 1]'),
         ([0.3, '40%'], "target[1]='40%': expected a fraction"),
         ([0.3, {'flops': 0.3}], "target[1]['flops']: expected one of"),

@@ -1,39 +1,23 @@
 """The latency of a space from members that were measured, here on a device that is made up."""
 
 import json
+import math
 import random
+import re
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
 from mmstp import BudgetError, LatencyError
 from mmstp.search.budget import Budget, feasible_rows
-from mmstp.search.latency_fit import FEWEST, non_negative
+from mmstp.search.cost import CostModel
+from mmstp.search.latency_fit import FEWEST, Accuracy, doubts, non_negative
 from mmstp.search.latency_table import LatencyTable, to_measure
-
-
-def milliseconds(supernet, rows):
-    """Of the device: a constant, and some for every multiply-add, parameter and activation."""
-    cost = supernet.cost
-    return 0.5 + 1e-7 * cost.macs(rows) + 2e-7 * cost.params(rows) + 3e-6 * cost.activations(rows)
-
-
-def table_of(supernet, count=40, noise=0.0):
-    """What ``tools/latency_table.py`` would write there."""
-    space = supernet.space
-    rows = to_measure(space, supernet.cost.macs, count)
-    (dense,) = milliseconds(supernet, space.encode(space.largest)[None])
-    noisy = 1 + noise * np.random.default_rng(0).standard_normal(len(rows))
-    ratios = (milliseconds(supernet, rows) / dense * noisy).tolist()
-    return LatencyTable(
-        dict(backend='none', versions=dict(none='1.0')),
-        json.loads(json.dumps(supernet.cost.described())),
-        '2026-11-26',
-        [float(dense)],
-        dict(zip([str(space.decode(row)) for row in rows], ratios, strict=True)),
-    )
+from mmstp.search.space import SearchSpace
+from tests.latency import milliseconds, table_of
 
 
 @pytest.fixture
@@ -66,6 +50,48 @@ def test_whole_space_has_the_latency_of_a_device_that_is_a_weighted_sum(supernet
     described = supernet.describe(supernet.space.smallest)
     assert described['latency'] == found.min()
     assert described['latency_ratio'] == found.min() / found.max()
+
+
+@torch.no_grad()
+def counted(supernet, architecture):
+    """The features of an export by hooks on its layers, without the constant."""
+    network, dims = supernet.export(architecture), supernet.graph.dims
+    found = dict.fromkeys(['macs', 'activations', 'layers', 'vectors of 16', 'vectors of 64'], 0)
+
+    def count(path, layer, y):
+        outputs, inputs, *kernel = layer.weight.shape
+        positions = y.numel() // outputs
+        found['layers'] += 1
+        found['activations'] += y.numel()
+        for name, vector in (('macs', 1), ('vectors of 16', 16), ('vectors of 64', 64)):
+            sizes = [outputs, inputs]
+            for dim in dims.get(f'{path}.weight', ()):
+                sizes[dim] = -(-sizes[dim] // vector) * vector
+            found[name] += positions * math.prod([*sizes, *kernel])
+
+    for path, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(lambda m, _, y, path=path: count(path, m, y))
+    network(*supernet.inputs)
+    return {**found, 'params': sum(p.numel() for p in network.parameters())}
+
+
+@pytest.mark.parametrize('name', ['wrn16_2', 'mobilenet_v3_small', 'densenet'])
+def test_latency_is_the_weighted_sum_of_what_the_layers_of_the_export_count(name, supernet_of):
+    """Convolutions of whole channels and by channel, and of channels that are concatenated."""
+    supernet, rng = supernet_of(name), random.Random(0)
+    space, cost = supernet.space, supernet.cost
+    cost.use_latency(table_of(supernet, noise=0.03))
+    try:
+        for architecture in (space.smallest, space.largest, *(space.sample(rng) for _ in range(3))):
+            features = {key: int(own[0]) for key, own in cost.features(architecture).items()}
+            expected = {'constant': 1, **counted(supernet, architecture)}
+            assert features == expected
+            weights = dict(zip(features, cost.latency_fit.weights, strict=True))
+            total = sum(weights[key] * expected[key] for key in weights)
+            assert cost.latency(architecture)[0] == pytest.approx(total, rel=1e-12)
+    finally:
+        cost.latency_fit = None
 
 
 def test_accuracy_is_that_on_members_that_were_left_out(supernet):
@@ -182,6 +208,11 @@ def test_a_table_of_another_network_or_space(supernet, supernet_of):
     with pytest.raises(LatencyError, match=r'another space: depths and widths\..* is .* there'):
         supernet.cost.use_latency(table_of(other))
     table = table_of(supernet)
+    table.space['input shapes'] = [[1, 3, 48, 48]]
+    shapes = r'input shapes is \[\[1, 3, 48, 48\]\] there and \[\[1, 3, 32, 32\]\] here'
+    with pytest.raises(LatencyError, match=shapes):
+        supernet.cost.use_latency(table)
+    table = table_of(supernet)
     table.space['macs of the largest'] += 1
     own = supernet.cost.described()['macs of the largest']
     with pytest.raises(
@@ -193,3 +224,42 @@ def test_a_table_of_another_network_or_space(supernet, supernet_of):
 def test_a_table_with_too_few_networks(supernet):
     with pytest.raises(LatencyError, match=f'holds {FEWEST - 1} networks; a fit needs {FEWEST}'):
         supernet.cost.use_latency(table_of(supernet, FEWEST - 1))
+
+
+def test_a_table_of_the_network_with_other_widths(supernet):
+    space = SearchSpace(supernet.graph, widths=(0.5, 1.0))
+    choices = r'\[0\.3, .*\]\] there and \[\[1, 2\], \[0\.5, 1\.0\]\] here'
+    with pytest.raises(LatencyError, match=rf'depths and widths\..* is .*{choices}'):
+        CostModel(supernet.graph, space).use_latency(table_of(supernet))
+
+
+@pytest.mark.parametrize('text', ['((9, 9, 9), (1.0, 1.0, 1.0))', '((1,), (1.0,))', 'resnet'])
+def test_what_was_measured_has_to_be_in_the_space(text, supernet, tmp_path):
+    path, table = tmp_path / 'latency.json', table_of(supernet)
+    table.ratios[text] = 0.5
+    table.write(path)
+    with pytest.raises(LatencyError, match=r"latency\.json': ratios: ") as error:
+        supernet.use_latency(path)
+    assert 'is no member of the space' in str(error.value)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize('path', [3, ['latency.json'], True, {}])
+def test_a_table_is_named_by_its_path(path, supernet):
+    expected = rf'model\.latency={re.escape(repr(path))}: expected the path of a file'
+    with pytest.raises(LatencyError, match=expected):
+        supernet.use_latency(path)
+
+
+def test_what_speaks_against_a_table_is_said():
+    good = Accuracy(0.049, 0.3, 0.981)
+    assert doubts([10.0, 10.4, 10.2], good) == []
+    assert doubts([10.0], good) == []
+    (clock,) = doubts([10.0, 10.0, 10.6], good)
+    assert '10 to 10.6 ms, which is 6.0% of the median' in clock
+    for accuracy in (Accuracy(0.051, 0.3, 0.99), Accuracy(0.01, 0.02, 0.979)):
+        (missed,) = doubts([10.0], accuracy)
+        assert str(accuracy) in missed
+        assert '5% mean error' in missed
+        assert '0.98' in missed
+    assert len(doubts([10.0, 11.0], Accuracy(0.1, 0.3, 0.9))) == 2

@@ -75,6 +75,25 @@ def test_resumed_equals_uninterrupted(call, config, run, tmp_path):
     assert same(found['state_dict'], expected['state_dict'])
 
 
+def test_a_checkpoint_is_tested_for_each(call, config, run, tmp_path):
+    call('test.py', config, run / 'epoch_2.pth', '--work-dir', tmp_path / 'test',
+         '--out', tmp_path / 'metrics.json', '--out-item', 'metrics')  # fmt: skip
+    line = [line for line in scalars(run) if 'accuracy/top1' in line][-1]
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    for name in ('accuracy/top1', 'subnet/accuracy/top1',
+                 *(f'subnet-{label}/accuracy/top1' for label in LABELS)):  # fmt: skip
+        assert metrics[name] == pytest.approx(line[name])
+
+
+def test_a_number_that_names_two_budgets(call, tmp_path):
+    """A half of the multiply-adds and a half of the parameters."""
+    path = tmp_path / 'halves.py'
+    tiny.config(model__target=[0.5, {'params': 0.5}], model__tolerance=0.01).dump(path)
+    with pytest.raises(LaunchError, match=r'--budget 0\.5 is each of 50, params-50: expected one'):
+        call('export.py', path, '--architecture', 'uniform', '--budget', 0.5, '--out',
+             tmp_path / 'out')  # fmt: skip
+
+
 def test_the_budget_that_is_cut_out_is_named(call, config, run, survivor, tmp_path):
     export = ('export.py', config, run / 'epoch_2.pth', '--out', tmp_path / 'out')
     with pytest.raises(LaunchError, match=r'budgets .* cut out: 30, macs-60'):
@@ -93,11 +112,20 @@ def test_the_budget_that_is_cut_out_is_named(call, config, run, survivor, tmp_pa
     assert metrics['accuracy/top1'] == pytest.approx(line['subnet-macs-60/accuracy/top1'])
 
 
-def test_no_other_is_found_where_survivors_are_alone(call, config, run, survivor):
+def test_another_budget_is_found_in_the_main_network(call, config, run, survivor, tmp_path):
+    search = ('search.py', config, run / 'epoch_2.pth', '--target', 0.45)
     if survivor is not False:
         message = r'of the survivor phase: \(\(.*\)\) and \(\(.*\)\) are trained alone there'
         with pytest.raises(LaunchError, match=message):
-            call('search.py', config, run / 'epoch_2.pth', '--target', 0.45)
+            call(*search)
+        return
+    call(*search, '--screened', 6, '--candidates', 2, '--images', 16, '--num-images', 32,
+         '--out', tmp_path)  # fmt: skip
+    written = json.loads((tmp_path / 'architecture.json').read_text())
+    assert written['macs_ratio'] == pytest.approx(0.45, rel=0.1)
+    others = [json.loads((run / f'best_architecture-{label}.json').read_text())['architecture']
+              for label in LABELS]  # fmt: skip
+    assert written['architecture'] not in others
 
 
 def test_the_pool_of_one_is_drawn(call, run, tmp_path):
