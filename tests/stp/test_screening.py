@@ -21,7 +21,7 @@ BATCHES = [torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) 
 def test_scores_are_the_distances_of_exports_and_nothing_else_changes():
     stp = tiny.stp()
     before = copy.deepcopy(stp.state_dict())
-    screen(stp, iter(BATCHES))
+    screen(stp, (dict(inputs=x, data_samples=[]) for x in BATCHES))
     for key, tensor in stp.state_dict().items():
         assert torch.equal(tensor, before[key]), key
     main = copy.deepcopy(stp.model).train()
