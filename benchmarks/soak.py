@@ -67,9 +67,9 @@ def killed_until_done(work_dir: Path, seed: int, longest: float) -> Counter[str]
             code = run.wait()
         if code == 0:
             return ended
-        if code not in (-number, 75):  # SIGTERM before the training begins is the default's
+        if code not in (-number, 75):  # a SIGTERM while Python loads the packages is the default's
             raise SystemExit(f'a run ended with {code}: {work_dir}.log')
-        ended['saved' if code == 75 else number.name] += 1
+        ended['left' if code == 75 else number.name] += 1
 
 
 def last(work_dir: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from mmstp.cli.resuming import (
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import LaunchError
 from mmstp.registry import type_of
-from mmstp.stp.hooks.interruption import Interrupted, InterruptHook
+from mmstp.stp.hooks.interruption import Interrupted, InterruptHook, leaving_on_signals
 from mmstp.stp.hooks.seeding import EpochSeedHook
 from mmstp.stp.refused import refuse_fields
 
@@ -110,6 +110,13 @@ def choose_checkpoint(config: Config) -> None:
 def main() -> None:
     """Checks, builds and trains."""
     args = parse_args()
+    with leaving_on_signals():
+        train(args)
+    leave_processes()
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains by the command line."""
     config = load_config(args.config, args.cfg_options)
     merge_args(config, args)
     if is_stp(config):
@@ -131,7 +138,6 @@ def main() -> None:
         except Interrupted:
             leave_processes()
             raise
-    leave_processes()
 
 
 if __name__ == '__main__':

@@ -67,8 +67,8 @@ def newest_checkpoint(
         named = (folder / LAST).read_text().strip() if (folder / LAST).is_file() else ''
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f'{folder / LAST} cannot be read: {error}') from error
-    if '://' in named or (named and Path(named).is_dir()):  # elsewhere, or DeepSpeed's: MMEngine's
-        return named, {}
+    if '://' in named or (named and any(Path(named).glob('*_states.pt'))):
+        return named, {}  # elsewhere, or a folder of DeepSpeed's: MMEngine reads it
     # checkpoints with the best metric hold no optimizer, so the training cannot go on from them
     found = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
     refused: list[str] = []
@@ -96,7 +96,7 @@ def newest_checkpoint(
     elif found:
         state = 'is empty' if (folder / LAST).is_file() else 'is missing'
         refused.append(f'{folder / LAST} {state}')
-    good: list[tuple[int, str, dict[str, Any]]] = []
+    good: list[tuple[tuple[str, int], str, dict[str, Any]]] = []
     for path in found:
         try:
             content = resumable(path)
@@ -104,11 +104,13 @@ def newest_checkpoint(
         except CheckpointError as error:
             refused.append(str(error))
             continue
-        if not good or content['meta']['iter'] > good[0][0]:
-            good = [(content['meta']['iter'], str(path), content)]  # one at a time in memory
+        # by the time: a run that began anew in the folder may not be as far as the one before
+        age = str(content['meta'].get('time')), content['meta']['iter']
+        if not good or age > good[0][0]:
+            good = [(age, str(path), content)]  # one at a time in memory
     logger = MMLogger.get_instance('mmstp')
     if good:
-        iteration, name, content = good[0]
+        (_, iteration), name, content = good[0]
         for line in refused:
             logger.warning(line)
         logger.warning(f'resuming from {name}, the newest good checkpoint (iteration {iteration})')

@@ -27,7 +27,7 @@ from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import CheckpointError
 from mmstp.stp.hooks import checkpoints
 from mmstp.stp.hooks.checkpoints import LAST, CheckpointHook, WholeFiles
-from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, Interrupted, InterruptHook
+from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, SIGNALS, Interrupted, InterruptHook
 from tests import tiny
 from tests.runs import free_port, same
 from tests.tools.conftest import run_tool
@@ -38,6 +38,15 @@ WHOLE = ('state_dict', 'optimizer', 'param_schedulers', 'mmstp')
 def content(path, *more):
     found = torch.load(path, weights_only=False)
     return {key: found[key] for key in (*WHOLE, *more)}
+
+
+@pytest.fixture(autouse=True)
+def signals_heard_again():
+    """Behind a process that would have ended."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 class SendItself(Hook):
@@ -65,7 +74,6 @@ class SendItself(Hook):
 def test_a_signal_saves_and_the_same_command_ends_as_if_it_had_not_come(
     number, iteration, saved, call, tiny_config, trained, tmp_path, monkeypatch
 ):
-    handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)]
     command = ('train.py', tiny_config, '--work-dir', tmp_path, '--resume', 'auto',
                '--cfg-options', 'train_cfg.val_interval=1',
                'default_hooks.checkpoint.background=True')  # fmt: skip
@@ -82,11 +90,22 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_it_had_not_come(
         with pytest.raises(Interrupted) as left:
             call(*command)
     assert left.value.code == EXIT_CODE == os.EX_TEMPFAIL
-    assert [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    for name in (signal.SIGTERM, signal.SIGUSR1):  # a second one does not end it another way
+        assert signal.getsignal(name) == signal.SIG_IGN
     meta = torch.load(tmp_path / SAVED, weights_only=False)['meta']
     assert (meta['epoch'], meta['iter']) == saved
     call(*command)
     assert same(content(tmp_path / 'epoch_2.pth'), content(trained / 'epoch_2.pth'))
+
+
+def test_a_signal_before_the_training_asks_for_the_same_command(
+    call, tiny_config, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, 'from_cfg', lambda cfg: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Interrupted):
+            call('train.py', tiny_config, '--work-dir', tmp_path, '--resume', 'auto')
+    assert not list(tmp_path.glob('*.pth'))
 
 
 @contextmanager

@@ -26,6 +26,10 @@ STATES = {
     'last_checkpoint is missing': lambda folder: None,
     'it is empty': lambda folder: (folder / LAST).write_text(''),
     'it names a file that is gone': lambda folder: (folder / LAST).write_text('/no/epoch_9.pth'),
+    'it names a folder': lambda folder: (
+        (folder / 'epoch_3').mkdir(),
+        (folder / LAST).write_text(str(folder / 'epoch_3')),
+    ),
     'it names a torn file': lambda folder: (
         (folder / 'epoch_3.pth').write_bytes(b'PK\x03\x04 torn'),
         (folder / LAST).write_text(str(folder / 'epoch_3.pth')),
@@ -41,6 +45,14 @@ def test_the_newest_good_checkpoint_is_found(state, work_dir, warnings):
     assert content['meta']['epoch'] == 2
     assert f'resuming from {name}, the newest good checkpoint (iteration 8)' in warnings()
     assert LAST in warnings()
+
+
+def test_the_newest_is_the_one_written_last(work_dir, warnings):
+    """Not the one that is farthest: a run may have begun anew beside those of another."""
+    content = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    content['meta']['time'] = '99991231_235959'
+    torch.save(content, work_dir / 'epoch_1.pth')
+    assert newest_checkpoint(work_dir)[0] == str(work_dir / 'epoch_1.pth')
 
 
 def test_torn_files_and_weights_that_are_not_finite_are_passed_over(work_dir, warnings):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,31 @@ SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(s
 
 
 class Interrupted(SystemExit):
-    """Ends a process whose run was saved, with `EXIT_CODE`."""
+    """Ends a process whose run the same command goes on with, with `EXIT_CODE`."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
+
+
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Inside, a signal raises `Interrupted`, but where an `InterruptHook` hears it, which saves.
+
+    Who is leaving hears no other: schedulers send several, and until a process is gone takes time.
+    """
+    before: dict[int, Any] = {number: signal.signal(number, _leave) for number in SIGNALS}
+    try:
+        yield
+    except Interrupted:
+        before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: Any) -> None:
+    raise Interrupted
 
 
 @HOOKS.register_module()
