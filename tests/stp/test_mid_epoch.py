@@ -117,10 +117,12 @@ def test_without_the_hook_that_goes_on_the_run_is_refused(whole, tmp_path):
         train(cfg)
 
 
-def test_epochs_of_another_length_are_refused(whole, tmp_path):
+@pytest.mark.parametrize('at', [3, 4])
+def test_epochs_of_another_length_are_refused(at, whole, tmp_path):
+    """At the end of one too: the search would be over at another place."""
     cfg = config(tmp_path, train_dataloader__batch_size=8)
-    cfg.resume, cfg.load_from = True, str(whole / 'iter_3.pth')
-    with pytest.raises(CheckpointError, match=r'whose batches were 4; here an epoch has 8'):
+    cfg.resume, cfg.load_from = True, str(whole / f'iter_{at}.pth')
+    with pytest.raises(CheckpointError, match=r'epochs had 4 batches; here an epoch has 8'):
         train(cfg)
 
 

@@ -64,13 +64,18 @@ class EpochSeedHook(Hook):
         """How many batches of its first epoch a run has trained already."""
         then = self._order.get('batches', length)
         start = runner.iter - runner.epoch * then
-        if start and (then != length or self._batches is None or not 0 < start <= length):
+        if then != length:
+            raise CheckpointError(
+                f'the checkpoint was saved behind iteration {runner.iter} of a run whose epochs '
+                f'had {then} batches; here an epoch has {length}. The search and the schedules '
+                'count iterations: to go on, the images of all ranks together (batch_size times '
+                'ranks) and the data set have to be the same as in the run before'
+            )
+        if start and (self._batches is None or not 0 < start <= length):
             raise CheckpointError(
                 f'the checkpoint was saved behind iteration {runner.iter}, in the middle of epoch '
-                f'{runner.epoch + 1}, whose batches were {then}; here an epoch has {length}. To go '
-                'on there, the images of all ranks together (batch_size times ranks) and the data '
-                'set have to be the same as in the run before. Else take a checkpoint of the end '
-                'of an epoch'
+                f'{runner.epoch + 1}, and this dataloader has no batches of indices, of which some '
+                'could be left out: take a checkpoint of the end of an epoch'
             )
         if start:
             runner.logger.info(f'epoch {runner.epoch + 1} goes on behind batch {start} of {length}')
