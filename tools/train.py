@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
@@ -72,6 +73,11 @@ def merge_args(config: Config, args: argparse.Namespace) -> None:
     if saving and type_of(saving.get('type'), HOOKS) is CheckpointHook:
         saving['type'] = 'mmstp.CheckpointHook'  # whose files are never half written
     if args.amp:
+        if get_device() == 'cpu':
+            raise LaunchError(
+                '--amp needs an accelerator, and PyTorch finds none here: leave it out, or look '
+                'at torch.cuda.is_available()'
+            )
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume:

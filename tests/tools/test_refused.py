@@ -32,6 +32,12 @@ def hostile(trained, tmp_path):
     return tmp_path / 'hostile.pth', mark
 
 
+def test_amp_without_an_accelerator(call, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
+    with pytest.raises(LaunchError, match=r'--amp needs an accelerator, and PyTorch finds none'):
+        call('train.py', tiny_config, '--work-dir', tmp_path / 'run', '--amp')
+
+
 @pytest.mark.parametrize('tool', ['export.py', 'test.py', 'train.py', 'compact', 'detector'])
 def test_code_in_a_checkpoint_does_not_run(tool, call, tiny_config, export_copy, hostile, tmp_path):
     path, mark = hostile
