@@ -159,6 +159,8 @@ def work_dir_locked(work_dir: str | Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # file systems without locks
             MMLogger.get_instance('mmstp').warning(f'{path} cannot be locked: {error.strerror}')
+        # else workers of dataloaders keep the lock, for seconds, when the run is killed
+        os.register_at_fork(after_in_child=file.close)
         with naming(path):
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import multiprocessing
+import time
 
 import pytest
 import torch
@@ -172,6 +174,25 @@ def test_two_runs_in_one_folder(call, tiny_config, tmp_path):
         call('train.py', tiny_config, '--work-dir', tmp_path)
     with (tmp_path / LOCK).open() as file:  # free again
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_workers_that_outlive_a_run_do_not_keep_its_folder(tmp_path):
+    """When it is killed they notice after seconds."""
+    forked = multiprocessing.get_context('fork')
+    begun = forked.Event()
+
+    def work():
+        begun.set()
+        time.sleep(60)
+
+    with work_dir_locked(tmp_path):
+        worker = forked.Process(target=work)
+        worker.start()
+        assert begun.wait(30)
+    with work_dir_locked(tmp_path):
+        assert worker.is_alive()
+    worker.kill()
+    worker.join()
 
 
 def test_other_ranks_of_a_run_do_not_lock(monkeypatch, tmp_path):
