@@ -303,12 +303,15 @@ class NoteStep(Hook):
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_ends_all_behind_the_same_step(tiny_config, tmp_path):
-    """In an epoch, between two accumulated batches."""
+    """In an epoch, between two accumulated batches.
+
+    Both runs write a checkpoint behind every step: there ranks average what each has of its own.
+    """
 
     def codes(name, *hooks):
         command = ('train.py', tiny_config, '--work-dir', tmp_path / name, '--resume', 'auto',
                    '--launcher', 'pytorch', '--cfg-options', 'optim_wrapper.accumulative_counts=2',
-                   'default_hooks.checkpoint.interval=1')  # fmt: skip
+                   'default_hooks.checkpoint.by_epoch=False')  # fmt: skip
         where = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE='2')
         ranks = [
             start(command, NoteStep(), *own, **where, RANK=str(rank), LOCAL_RANK=str(rank))
@@ -322,11 +325,12 @@ def test_a_signal_to_one_rank_ends_all_behind_the_same_step(tiny_config, tmp_pat
     assert codes('whole') == [0, 0]
     assert codes('told', (), [SendItself(signal.SIGUSR1, 2)]) == [EXIT_CODE] * 2
     assert [(told / f'rank_{rank}').read_text() for rank in range(2)] == ['3', '3']
-    assert sorted(path.name for path in told.glob('*.pth')) == ['epoch_1.pth', SAVED]
+    written = [SAVED, 'iter_1.pth', 'iter_2.pth', 'iter_3.pth']
+    assert sorted(path.name for path in told.glob('*.pth')) == written
     meta = torch.load(told / SAVED, weights_only=False)['meta']
     assert (meta['epoch'], meta['iter']) == (1, 3)
     assert codes('told') == [0, 0]
-    assert same(content(told / 'epoch_2.pth'), content(tmp_path / 'whole' / 'epoch_2.pth'))
+    assert same(content(told / 'iter_4.pth'), content(tmp_path / 'whole' / 'iter_4.pth'))
 
 
 class KillInWrite(Hook):
