@@ -11,6 +11,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmstp import Supernet
@@ -27,6 +28,14 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def scope_as_it_was():
+    """What a test runs in mmdet's scope (`init_detector` stays there) is not of the next one."""
+    before = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict = before
 
 
 @functools.cache

@@ -124,7 +124,8 @@ def test_gradients_reach_through_a_subnets_own_loss(stp):
     for name in ('encoder', 'decoder'):
         weight = stp.model.get_parameter(f'{name}.layers.0.ffn.layers.0.0.weight')
         kept = stp.supernet.compact_spec(smallest).shapes[f'{name}.layers.0.ffn.layers.0.0.weight']
-        assert weight.grad[: kept[0]].any(dim=1).float().mean() > 0.5
+        # hidden channels may be at zero for every query
+        assert weight.grad[: kept[0]].any(dim=1).float().mean() > 0.25
         assert not weight.grad[kept[0] :].any()
     stp.zero_grad()
 
