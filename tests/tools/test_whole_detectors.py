@@ -13,6 +13,7 @@ from mmstp.deploy.export import reload
 from mmstp.deploy.onnx import run_in_onnx, session_of
 from mmstp.errors import CheckpointError, ExportError
 from mmstp.registry import build_model
+from mmstp.stp.whole_images import whole_images
 from tests import tiny
 
 mmdet = pytest.importorskip('mmdet')
@@ -161,8 +162,8 @@ def test_pretrained_detector_computes_what_it_did(config, tmp_path):
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         for x, y in zip(
-            stp.task.outputs(stp.model.eval(), images, None),
-            stp.task.outputs(dense.eval(), images, None),
+            stp.task.outputs(stp.model.eval(), images, whole_images(images)),
+            stp.task.outputs(dense.eval(), images, whole_images(images)),
             strict=True,
         ):
             torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
