@@ -4,12 +4,13 @@ import copy
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -36,6 +37,42 @@ class StopBefore(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         if runner.epoch == self.epoch:
             raise KeyboardInterrupt
+
+
+def assert_resumed_is_whole(
+    config: Callable[..., Config], work_dir: Path, epoch: int, options: dict, whole: Runner
+) -> None:
+    """A run that is stopped before an epoch and resumed ends with what one to the end does.
+
+    Args:
+        config: Makes the config of a run from its work dir and options.
+        work_dir: For the runs.
+        epoch: Counted from 0.
+        options: Of the config; ``ema``: with an average of the weights.
+        whole: A run to its end without options.
+    """
+
+    def made(name: str) -> Config:
+        cfg = config(work_dir / name, **{k: v for k, v in options.items() if k != 'ema'})
+        if 'ema' in options:
+            cfg.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
+        return cfg
+
+    expected = train(made('whole')) if options else whole
+    cfg = made('resumed')
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.register_hook(StopBefore(epoch))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    cfg.resume = True
+    found = train(cfg)
+    last = f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        a, b = (
+            torch.load(Path(r.work_dir) / last, weights_only=False).get(name)
+            for r in (expected, found)
+        )
+        assert same(a, b), name
 
 
 class StopAfter(Hook):

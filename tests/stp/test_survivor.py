@@ -17,7 +17,15 @@ from mmstp.stp.search_state import read_search
 from mmstp.stp.step import survivor_losses
 from mmstp.stp.survivor import hand_over
 from tests import tiny
-from tests.runs import StopBefore, distribute, free_port, one_of_two, same, scalars, train
+from tests.runs import (
+    StopBefore,
+    assert_resumed_is_whole,
+    distribute,
+    free_port,
+    one_of_two,
+    scalars,
+    train,
+)
 
 # 16 iterations; the search ends with the 6th, in the middle of the second epoch
 OPTIONS = {
@@ -152,26 +160,7 @@ TAUGHT, AVERAGED = {'model__survivor': {'teacher': 'main'}}, {'ema': True}
     ],
 )  # fmt: skip
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
-    def made(name):
-        cfg = config(tmp_path / name, **{k: v for k, v in options.items() if k != 'ema'})
-        if 'ema' in options:
-            cfg.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
-        return cfg
-
-    expected = finished if not options else train(made('whole'))
-    cfg = made('resumed')
-    runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.register_hook(StopBefore(epoch))
-    with pytest.raises(KeyboardInterrupt):
-        runner.train()
-    cfg.resume = True
-    found = train(cfg)
-    for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        a, b = (
-            torch.load(Path(r.work_dir) / 'epoch_4.pth', weights_only=False).get(name)
-            for r in (expected, found)
-        )
-        assert same(a, b), name
+    assert_resumed_is_whole(config, tmp_path, epoch, options, finished)
 
 
 def test_teacher_is_the_main_network_as_it_was(tmp_path):

@@ -18,7 +18,7 @@ from mmstp.stp.pools import Pools
 from mmstp.stp.several import Several
 from mmstp.stp.survivor import hand_over
 from tests import tiny
-from tests.runs import StopBefore, free_port, one_of_two, same, scalars, train
+from tests.runs import assert_resumed_is_whole, free_port, one_of_two, same, scalars, train
 
 TARGETS, LABELS = [0.6, 0.25, 0.405], ['25', '40.5', '60']
 OPTIONS = {
@@ -178,26 +178,7 @@ def test_each_is_evaluated(finished, tmp_path):
     ],
 )
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
-    def made(name):
-        cfg = config(tmp_path / name, **{k: v for k, v in options.items() if k != 'ema'})
-        if 'ema' in options:
-            cfg.custom_hooks.insert(0, dict(type='EMAHook', momentum=0.1))
-        return cfg
-
-    expected = train(made('whole')) if options else finished
-    cfg = made('resumed')
-    runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.register_hook(StopBefore(epoch))
-    with pytest.raises(KeyboardInterrupt):
-        runner.train()
-    cfg.resume = True
-    found = train(cfg)
-    for name in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
-        a, b = (
-            torch.load(Path(r.work_dir) / 'epoch_3.pth', weights_only=False).get(name)
-            for r in (expected, found)
-        )
-        assert same(a, b), name
+    assert_resumed_is_whole(config, tmp_path, epoch, options, finished)
 
 
 def test_checkpoint_is_read_and_each_exported(finished):
