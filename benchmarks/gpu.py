@@ -34,7 +34,9 @@ CIFAR = dict(network='resnet50_cifar', classes=100, size=32, batch=256)
 SMALL = dict(network='resnet18', classes=100, size=64, batch=64)
 FLOAT16, LAST = dict(precision='float16'), dict(layout='channels_last')
 # what a row has where its network says nothing else
-COMMON = dict(precision='float32', layout='contiguous_format', passes='together', streams=False)
+COMMON = dict(
+    precision='float32', layout='contiguous_format', passes='together', streams=False, compile=False
+)
 APART, STREAMS = dict(passes='apart'), dict(streams=True)
 TRAINED: list[dict[str, Any]] = [
     {**COMMON, **network, **options}

@@ -143,6 +143,7 @@ class Steps:
         static: What a dense step and the passes of the two subnets, cut out, take, in dense steps;
             round by round, if asked for.
         idle: The share of a step of STP in which no kernel runs, and of a dense one; on CUDA.
+        compiled: Seconds of ordinary training with a compiled backbone; if asked for.
     """
 
     stp: list[float]
@@ -153,6 +154,7 @@ class Steps:
     finite: bool
     static: list[float]
     idle: tuple[float, float] | None
+    compiled: list[float]
 
     @property
     def limit(self) -> NDArray[np.float64]:
@@ -172,6 +174,10 @@ def measure(args: argparse.Namespace, static: bool = False) -> Steps:
     drawn: list[Architecture] = []
     record(stp, drawn)
     steps = {'stp': stepper(stp, args), 'dense': stepper(dense, args)}
+    if args.compile:
+        compiled = copy.deepcopy(dense)
+        compiled.backbone.compile()
+        steps['compiled'] = stepper(compiled, args)
     for _ in range(args.warmup):
         steps['stp']()
     seconds = interleave(steps, args.repeats, warmup=3)
@@ -181,7 +187,9 @@ def measure(args: argparse.Namespace, static: bool = False) -> Steps:
     main, target, support = np.reshape(cost.macs(timed), (-1, 3)).T
     assert (main == cost.macs([stp.supernet.space.largest])).all()
     return Steps(
-        **seconds,
+        seconds['stp'],
+        seconds['dense'],
+        compiled=seconds.get('compiled', []),
         target=target / main,
         support=support / main,
         pool=len(stp.pool),
@@ -290,6 +298,9 @@ def main() -> None:
     options.add_argument(
         '--streams', action='store_true', help='subnets on CUDA streams of their own'
     )
+    options.add_argument(
+        '--compile', action='store_true', help='also time ordinary training by torch.compile'
+    )
     options.add_argument('--peak-memory', choices=('stp', 'dense'), help=argparse.SUPPRESS)
     args = options.parse_args()
     prepare(args)
@@ -324,6 +335,11 @@ def main() -> None:
                     f'{limit.mean():.2f}',
                 ),
                 ('step over its limit', '', '', f'**{spread(ratios(ratios(a, b), limit))}**'),
+                *(
+                    [('ordinary training, compiled', '', '', spread(ratios(steps.compiled, b)))]
+                    if steps.compiled
+                    else []
+                ),
                 ('the three networks, static', '', '', spread(steps.static)),
                 (
                     'step over these',

@@ -5,7 +5,7 @@ none, of all) is given to `mmstp.detection.write_detector` for a ResNet-50 of ab
 multiply-adds with random weights: its backbone is replaced, loaded and compared with the export,
 and the detector looks at an image. The same detector is then pruned as a whole: it is converted, a
 step is trained, and a subnet is exported and compared. Every config has a process of its own and
-two minutes for either.
+``--seconds`` for either.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from mmstp.registry import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
-SECONDS = 120.0
 SIDE = 160  # of the images that whole detectors are pruned for
 QUERIES = 100  # at most: where the best positions become queries, these images have too few
 
@@ -162,9 +161,9 @@ def sample(masks: bool) -> DetDataSample:
     return found
 
 
-def as_a_whole(detector: str) -> str:
+def as_a_whole(detector: str, seconds: float) -> str:
     """The table's words for it."""
-    found = in_process(functools.partial(whole_steps, detector), SECONDS)
+    found = in_process(functools.partial(whole_steps, detector), seconds)
     stages = [found[name] for name in ('whole', 'step', 'export') if name in found]
     error = [one_line(found['error'])] if 'error' in found else []
     return ', '.join([*stages, *error])
@@ -180,22 +179,23 @@ def main() -> None:
     """Exports the network and tries the detectors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--only', default='', help='part of the name of a config')
+    parser.add_argument('--seconds', type=float, default=120.0, help='default %(default)g')
     parser.add_argument('--out', type=Path, help='a page whose table is rewritten')
     args = parser.parse_args()
     wholes, rows, counts = 0, [], dict.fromkeys(('runs', 'written, not tried', 'refused'), 0)
     with tempfile.TemporaryDirectory() as folder:
         # in a process of its own: none that computed a gradient can be forked
-        exported = in_process(functools.partial(export_steps, Path(folder)), SECONDS)
+        exported = in_process(functools.partial(export_steps, Path(folder)), args.seconds)
         if 'error' in exported:
             raise SystemExit(exported['error'])
         for detector in detectors():
             if args.only not in detector:
                 continue
-            found = in_process(functools.partial(steps, detector, Path(folder)), SECONDS)
+            found = in_process(functools.partial(steps, detector, Path(folder)), args.seconds)
             outcome = found.get('outcome', 'refused')
             counts[outcome] += 1
             why = one_line(found.get('why') or found.get('error', ''))
-            whole = as_a_whole(detector)
+            whole = as_a_whole(detector, args.seconds)
             wholes += 'equal' in whole
             rows.append([detector[7:], outcome, found.get('in_channels', ''), why, whole])
             print(*rows[-1], sep=' | ', flush=True)
