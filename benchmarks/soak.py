@@ -54,6 +54,11 @@ def start(work_dir: Path, seed: int) -> subprocess.Popen[bytes]:
         )
 
 
+def said(work_dir: Path) -> str:
+    """The end of what the runs in a folder have said."""
+    return Path(f'{work_dir}.log').read_text()[-6000:]
+
+
 def killed_until_done(work_dir: Path, seed: int, longest: float) -> Counter[str]:
     """Runs it to its end; how often it was ended by what."""
     draws, ended = random.Random(seed), Counter[str]()
@@ -68,7 +73,7 @@ def killed_until_done(work_dir: Path, seed: int, longest: float) -> Counter[str]
         if code == 0:
             return ended
         if code not in (-number, 75):  # a SIGTERM while Python loads the packages is the default's
-            raise SystemExit(f'a run ended with {code}: {work_dir}.log')
+            raise SystemExit(f'a run ended with {code}:\n{said(work_dir)}')
         ended['left' if code == 75 else number.name] += 1
 
 
@@ -102,7 +107,7 @@ def main() -> None:
             whole, killed = Path(folder) / 'whole', Path(folder) / 'killed'
             began = time.monotonic()
             if start(whole, seed).wait():
-                raise SystemExit(Path(f'{whole}.log').read_text()[-3000:])
+                raise SystemExit(said(whole))
             ended = killed_until_done(killed, seed, time.monotonic() - began)
             a, b = last(whole), last(killed)
             parts = ['state_dict', 'optimizer', 'param_schedulers', 'mmstp']
