@@ -3,7 +3,7 @@
 Each round trains a small network on the digits twice with the same seed: once as it is, and once
 killed at random times (SIGKILL or SIGTERM to all its processes) and started again by the same
 command until it ends. Then weights, optimizer, schedules and the pool have to be equal to the bit.
-In every other round checkpoints are written in the background::
+Checkpoints are written in the background or not, workers persist or not, by the round::
 
     python benchmarks/soak.py --minutes 60 --seed 0
 """
@@ -43,6 +43,7 @@ def command(work_dir: Path, seed: int) -> list[str]:
         str(ROOT / 'configs/stp/digits.py'), '--work-dir', str(work_dir), '--resume', 'auto',
         '--cfg-options', *OPTIONS, f'randomness.seed={seed}', f'model.pool.seed={seed}',
         f'default_hooks.checkpoint.background={bool(seed % 2)}',
+        f'train_dataloader.persistent_workers={bool(seed // 2 % 2)}',
     ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def killed_until_done(work_dir: Path, seed: int, longest: float) -> Counter[str]
             code = run.wait(draws.uniform(0.3, 0.9) * longest)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, number)
-            code = run.wait()
+            code = run.wait(300)
         if code == 0:
             return ended
         if code not in (-number, 75):  # a SIGTERM while Python loads the packages is the default's

@@ -34,4 +34,7 @@ def with_heads_left(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _own_class(module: Any) -> Any:
-    return next(kind for kind in type(module).__mro__ if not issubclass(kind, Swapped))
+    kind: Any = type(module)
+    while issubclass(kind, Swapped):  # torch.export gives modules that are shared one more class
+        kind = kind.mmstp_class
+    return kind

@@ -17,20 +17,26 @@ from tests.detr import detector, images, samples
 
 DIGITS = tiny.ROOT / 'configs/mask_rcnn/mask-rcnn-stp-50pct_r50-slim_fpn_digits.py'
 SHAPE = (64, 96)
+IMAGE = torch.zeros(1, 3, *SHAPE)
+
+
+def algorithm(config, name):
+    """STP around a detector, and its smallest subnet."""
+    config.model = dict(
+        type='mmstp.STP', model=detector(name), target=0.6, tolerance=0.3,
+        input_shape=(3, *SHAPE), pool=dict(size=2, seed=0),
+    )  # fmt: skip
+    stp = build_model(config.model.to_dict(), 'mmdet')
+    randomize(stp.model)
+    return stp, stp.supernet.space.smallest
 
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     """DETR as its smallest subnet, and the folder that it was written to."""
     config = Config.fromfile(DIGITS)
-    config.model = dict(
-        type='mmstp.STP', model=detector('detr'), target=0.6, tolerance=0.2,
-        input_shape=(3, *SHAPE), pool=dict(size=2, seed=0),
-    )  # fmt: skip
-    stp = build_model(config.model.to_dict(), 'mmdet')
-    randomize(stp.model)
+    stp, smallest = algorithm(config, 'detr')
     folder = tmp_path_factory.mktemp('detr') / 'export'
-    smallest = stp.supernet.space.smallest
     network = stp.export(smallest).eval()
     write_export(folder, network, config, stp, smallest)
     return network, folder
@@ -66,18 +72,31 @@ def _with_config(network, cfg):
     return network.eval()
 
 
+def assert_same_outputs(path, network, known):
+    with torch.no_grad():
+        expected = network(images(known), known, mode='tensor')
+    for own, other in zip(session_of(str(path))(images(known)), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['deformable', 'dino'])
+def test_onnx_with_deformable_attention_is_of_one_size(name, tmp_path):
+    """Also with modules that are shared, which torch.export wraps (Deformable DETR's heads)."""
+    pytest.importorskip('onnxscript')
+    stp, smallest = algorithm(Config.fromfile(DIGITS), name)
+    network, path = dense_part(stp.export(smallest)).eval(), tmp_path / 'compact.onnx'
+    assert export_onnx(path, network, IMAGE).free == ()
+    assert_same_outputs(path, network, samples(SHAPE))
+
+
 @pytest.mark.slow
 def test_onnx_is_of_whole_images(exported, tmp_path):
     """It gives what the heads do, and is not taken for batches with padding."""
     pytest.importorskip('onnxscript')
     _, folder = exported
     network, path = dense_part(reload(folder)).eval(), tmp_path / 'compact.onnx'
-    written = export_onnx(path, network, torch.zeros(1, 3, *SHAPE))
-    assert written.free == ('batch', 'height', 'width')
-    known = samples((96, 64))
-    with torch.no_grad():
-        expected = network(images(known), known, mode='tensor')
-    for own, other in zip(session_of(str(path))(images(known)), expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert export_onnx(path, network, IMAGE).free == ('batch', 'height', 'width')
+    assert_same_outputs(path, network, samples((96, 64)))
     with pytest.raises(ExportError, match='DETR masks what is padding in a batch'):
         run_in_onnx(reload(folder), path, (3, *SHAPE))

@@ -83,8 +83,7 @@ class InterruptHook(Hook):
             [runner.train_loop] if runner.val_loop is None else [runner.train_loop, runner.val_loop]
         )
         for loop in loops:
-            loader: Any = loop.dataloader
-            loader.worker_init_fn = _Deaf(loader.worker_init_fn)
+            _leave_signals_to_the_run(loop.dataloader)
 
     def _note(self, number: int, frame: Any) -> None:
         self._received = number
@@ -121,17 +120,42 @@ class InterruptHook(Hook):
         raise Interrupted
 
 
-class _Deaf:
-    """Starts a worker of a dataloader that leaves signals to the process that it works for.
+def _leave_signals_to_the_run(loader: Any) -> None:
+    """From now on the workers of a dataloader hear signals of the process that they work for alone.
 
-    Schedulers send them to every process, and a training whose worker died cannot save any more.
+    Schedulers send them to every process, and a training whose worker died cannot save any more. A
+    process that ends after an error waits for its workers, which it tells so by a signal.
     """
+    if not hasattr(signal, 'sigwaitinfo'):
+        return  # they hear them all
+    loader.worker_init_fn = _Deaf(loader.worker_init_fn)
+    kind: Any = type(loader)
+
+    def get_iterator(self: Any) -> Any:
+        """Starts workers in which signals wait until `_Deaf` looks at them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return kind._get_iterator(self)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    # not kept by the loader itself: a cycle would keep its workers
+    loader.__class__ = type(kind.__name__, (kind,), {'_get_iterator': get_iterator})
+
+
+class _Deaf:
+    """What a worker begins with: a thread that looks who sends a signal."""
 
     def __init__(self, start: Callable[[int], Any] | None) -> None:
         self.start = start
 
     def __call__(self, worker: int) -> None:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=_hear_the_run, daemon=True).start()
         if self.start is not None:
             self.start(worker)
+
+
+def _hear_the_run() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)  # as PyTorch's own handler does

@@ -1,0 +1,73 @@
+"""Signals in the workers of a dataloader: theirs are those of the run alone."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from torch.utils.data import DataLoader
+
+from mmstp.stp.hooks import interruption
+from mmstp.stp.hooks.interruption import SIGNALS, _leave_signals_to_the_run
+from tests import tiny
+
+
+def loader(**options):
+    found = DataLoader(range(8), num_workers=2, **options)
+    _leave_signals_to_the_run(found)
+    return found
+
+
+def send(number, pid):
+    """From a process that is not the worker's parent."""
+    subprocess.run(['kill', f'-{int(number)}', str(pid)], check=True)
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_they_do_not_hear_what_a_scheduler_sends_to_all_processes(number):
+    found = loader(persistent_workers=True)
+    assert len(list(found)) == 8
+    workers = found._iterator._workers
+    for worker in workers:
+        send(number, worker.pid)
+    assert len(list(found)) == 8
+    assert [worker.pid for worker in found._iterator._workers] == [w.pid for w in workers]
+
+
+def test_nor_in_their_first_moment(monkeypatch):
+    own = interruption._Deaf.__call__
+
+    def told_before(self, worker):
+        os.kill(os.getpid(), signal.SIGTERM)
+        own(self, worker)
+
+    monkeypatch.setattr(interruption._Deaf, '__call__', told_before)
+    assert len(list(loader())) == 8
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
+
+
+def test_they_end_when_the_run_ends_them():
+    found = loader(persistent_workers=True)
+    next(iter(found))
+    for worker in found._iterator._workers:
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
+
+
+FAILING = """
+from tests.tools.test_deaf_workers import loader
+for batch in loader(persistent_workers=True):
+    raise ValueError('an error of the training')
+"""
+
+
+def test_a_run_that_fails_does_not_wait_for_them():
+    """The trace of an error keeps the iterator, which would end them, until the process is gone."""
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', FAILING], cwd=tiny.ROOT, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.endswith('ValueError: an error of the training\n')
