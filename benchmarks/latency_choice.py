@@ -5,7 +5,9 @@ are exported and run as the table says, in turn with the dense network; for budg
 with Torch-Pruning's uniform pruning to the same budget, and with members drawn at random: of the
 default widths and of those that suit the device. The weights are random, and nothing here is about
 accuracy. The table is measured before, on the same machine and by the same versions, with
-``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``.
+``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``. Torch-Pruning prunes
+the stem too; so do the pools with ``--stem``, and the table with ``--cfg-options
+model.space.stem=True``.
 """
 
 from __future__ import annotations
@@ -95,6 +97,7 @@ def main() -> None:
         '--latency-targets', type=float, nargs='*', default=[0.5, 0.27, 0.17],
         help='of the latency (default %(default)s)',
     )  # fmt: skip
+    options.add_argument('--stem', action='store_true', help='prune the stem too')
     options.add_argument('--members', type=int, default=3, help='drawn at random')
     args = options.parse_args()
     prepare(args)
@@ -105,7 +108,10 @@ def main() -> None:
     dense, images = classifier(), torch.randn(1, 3, SIDE, SIDE)
     supernets = {
         widths: Supernet(
-            copy.deepcopy(dense), images, **({} if widths == 'default' else {'widths': widths})
+            copy.deepcopy(dense),
+            images,
+            stem=args.stem,
+            **({} if widths == 'default' else {'widths': widths}),
         )
         for widths in WIDTHS
     }
@@ -169,8 +175,8 @@ def main() -> None:
     report(
         args,
         environment('mmpretrain', *engines, 'torch-pruning'),
-        f'ResNet-50, {SIDE} pixels, random weights; budgets within {TOLERANCE:.0%}. The table of '
-        f'the latency: {cost.latency_fit}. By it, what pools hold:',
+        f'ResNet-50{", stem included" * args.stem}, {SIDE} pixels, random weights; budgets within '
+        f'{TOLERANCE:.0%}. The table of the latency: {cost.latency_fit}. By it, what pools hold:',
         table(
             ('budget', 'widths', 'members', 'MACs', 'fastest, ms', 'median, ms', 'slowest, ms'),
             contents,
