@@ -43,6 +43,22 @@ def test_right_plans_pass(dtype, supernet, verifier, monkeypatch):
         assert verifier.difference(*planned(supernet, architecture)) is None
 
 
+class Float32(nn.Module):
+    """A layer whose code has its precision written into it."""
+
+    def forward(self, x):
+        return torch.einsum('bchw,wv->bchv', x, torch.eye(x.shape[-1], dtype=torch.float32))
+
+
+def test_where_no_more_digits_can_be_had_float32_is_what_is_told(monkeypatch):
+    model = tiny()
+    model.stem = nn.Sequential(model.stem, Float32())
+    supernet = Supernet(model, TINY_INPUT)
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1)
+    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
+    assert verifier.difference(*planned(supernet)).startswith(DIFFERS)
+
+
 def in_use(plan):
     """Keys of narrowed tensors outside blocks that are left out."""
     blocks = tuple(path + '.' for path in plan.skipped)
