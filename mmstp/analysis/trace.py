@@ -152,6 +152,11 @@ def _failed(model: nn.Module, inputs: Sequence[Any], error: Exception) -> str:
             'returns (mmcv has such: deformable convolutions). Only operators that are registered '
             'with torch.library and a fake implementation can be followed'
         )
+    if 'k not in range' in str(error):
+        return (
+            f'{what}it takes more of something than there is{place}. Detectors with queries choose '
+            'their num_queries among the positions of the image: enlarge input_shape'
+        )
     return f'{what}{type(error).__name__}{place}: {error}'
 
 

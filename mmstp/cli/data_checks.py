@@ -9,7 +9,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..analysis.scratch import random_state_kept
-from ..datasets.labels import check_labels, innermost
+from ..checkpoints import read_checkpoint
+from ..datasets.labels import check_labels, check_same_classes, classes_of, innermost
 from ..errors import LaunchError
 from ..stp.algorithm import STP
 from ..stp.of_runner import unwrapped
@@ -21,7 +22,8 @@ def check_built_data(runner: Runner) -> None:
 
     Raises:
         LaunchError: If they do not belong together, or there is nothing to train on; see
-            `check_library`, `check_classes`, `check_labels` and `check_input_shape`.
+            `check_library`, `check_pretrained`, `check_same_classes`, `check_classes`,
+            `check_labels` and `check_input_shape`.
     """
     model = unwrapped(runner)
     loaders = {'train_dataloader': built(runner)}
@@ -30,7 +32,10 @@ def check_built_data(runner: Runner) -> None:
     field, network = ('model.model', model.model) if isinstance(model, STP) else ('model', model)
     datasets = {f'{name}.dataset': loader.dataset for name, loader in loaders.items()}
     check_library(datasets, network, field)
+    if isinstance(model, STP):
+        check_pretrained(model.pretrained, datasets)
     if is_detector(network):
+        check_same_classes(datasets)
         check_classes(datasets, network, field)
         return
     number = getattr(getattr(network, 'head', None), 'num_classes', None)
@@ -110,6 +115,32 @@ def check_classes(datasets: Mapping[str, Any], network: Any, field: str) -> None
                     f'{field}.{path}.num_classes = {number}: set num_classes={len(classes)} there, '
                     'or metainfo.classes of the data set (without it, it has those of COCO)'
                 )
+
+
+def check_pretrained(path: str | None, datasets: Mapping[str, Any]) -> None:
+    """Whether the pretrained network numbers its classes as the data sets do.
+
+    Args:
+        path: Its checkpoint, ``model.pretrained``. What names no classes, or others, is taken: they
+            may have been renamed.
+        datasets: As in `check_library`.
+
+    Raises:
+        LaunchError: If it has the same classes in another order.
+    """
+    if path is None or '://' in path:
+        return
+    meta = read_checkpoint(path).get('meta')
+    described = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    theirs = tuple(map(str, (described or {}).get('classes') or ()))
+    for name, dataset in datasets.items():
+        own = classes_of(dataset) or ()
+        if own != theirs and sorted(own) == sorted(theirs):
+            raise LaunchError(
+                f'model.pretrained={path!r} has the classes of {name} in another order '
+                f'({", ".join(theirs[:3])}, …, not {", ".join(own[:3])}, …), so its head would '
+                'name them wrongly: give the data sets its order with metainfo.classes'
+            )
 
 
 def check_input_shape(shape: tuple[int, ...], images: dict[str, tuple[int, ...]]) -> None:

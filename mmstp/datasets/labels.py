@@ -10,22 +10,18 @@ from ..errors import LaunchError
 _COUNTED = 100_000  # images up to which all labels are looked at; reading them takes a second
 
 
-def check_labels(
-    datasets: Mapping[str, Any], num_classes: int | None, classifier: str = 'model'
-) -> None:
-    """Compares the classes of data sets with each other and with the head's.
+def check_same_classes(datasets: Mapping[str, Any]) -> None:
+    """Whether data sets number the same classes alike.
 
     Args:
         datasets: Built ones by the field of the config that names them, the training's first.
-        num_classes: Logits of the head; None where that is not known.
-        classifier: Its field in the config, for messages.
 
     Raises:
-        LaunchError: If the classes differ, are more than the head has, or are one alone.
+        LaunchError: If not.
     """
     first, known = '', None
     for field, dataset in datasets.items():
-        classes, labels = _classes(dataset), _labels(dataset)
+        classes = classes_of(dataset)
         if known is None:
             first, known = field, classes
         elif classes is not None and classes != known:
@@ -34,6 +30,25 @@ def check_labels(
                 f'differently: {_difference(first, known, field, classes)}. Both need the same '
                 'class folders or the same metainfo.classes'
             )
+
+
+def check_labels(
+    datasets: Mapping[str, Any], num_classes: int | None, classifier: str = 'model'
+) -> None:
+    """Compares the classes of data sets with each other and with the head's.
+
+    Args:
+        datasets: As in `check_same_classes`.
+        num_classes: Logits of the head; None where that is not known.
+        classifier: Its field in the config, for messages.
+
+    Raises:
+        LaunchError: If the classes differ, are more than the head has, or are one alone.
+    """
+    check_same_classes(datasets)
+    first = next(iter(datasets), '')
+    for field, dataset in datasets.items():
+        classes, labels = classes_of(dataset), _labels(dataset)
         number = max(len(classes or ()), max(labels, default=-1) + 1)
         if num_classes is not None and number > num_classes:
             raise LaunchError(
@@ -59,7 +74,7 @@ def innermost(dataset: Any) -> Any:
     return dataset
 
 
-def _classes(dataset: Any) -> tuple[str, ...] | None:
+def classes_of(dataset: Any) -> tuple[str, ...] | None:
     """The classes in the order of their labels; folders, where labels follow from these."""
     folders = getattr(innermost(dataset), 'folder_to_idx', None)
     found = folders or (getattr(dataset, 'metainfo', None) or {}).get('classes')

@@ -13,7 +13,7 @@ from ..config_fields import constructor_options
 from ..errors import CompactSpecError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
-from ..stp.deformable_attention import know_deformable_attention
+from ..stp.deformable_attention import keep_heads_left, know_deformable_attention
 from ..stp.two_stages import free_channels
 from ..subnets.cut import compact
 from ..subnets.norm_statistics import norms_with_statistics
@@ -122,6 +122,7 @@ def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozense
     dense = _kernels(network)
     know_deformable_attention(network)
     compact(network, spec.without(optional - network.state_dict().keys()))
+    keep_heads_left(network)
     for path, shape in _kernels(network).items():
         if shape[2:] != dense[path][2:]:
             raise CompactSpecError(

@@ -21,7 +21,12 @@ from ..subnets.swap import swap
 from .deformable_attention import know_deformable_attention
 from .tasks import summed
 from .two_stages import TwoStages, free_channels, has_two_stages, regions_of, two_stages
-from .whole_images import take_whole_images
+from .whole_images import take_whole_images, whole_images
+
+_BEHIND_A_CHOICE = (
+    'each network chooses its own queries among the positions, and what comes behind the choice '
+    '(the decoder) is not compared with that of the main network'
+)
 
 
 @TASKS.register_module()
@@ -41,7 +46,9 @@ class Detection:
             )
         refuse_untraced(supernet)
         self.heads = heads_of(supernet.model, supernet.inputs)
-        self.compared = before_a_choice(supernet, self.heads) or self.heads
+        chosen_by = before_a_choice(supernet, self.heads)
+        self.compared = chosen_by or self.heads
+        self.needs_target_ce = _BEHIND_A_CHOICE if chosen_by else ''
         with eval_mode(supernet.model), torch.no_grad():
             (image,) = supernet.inputs
             batches = image, torch.cat([image, image])
@@ -74,7 +81,7 @@ class Detection:
     def tensors(self, model: Any, inputs: Tensor) -> Any:
         if has_two_stages(model):
             return two_stages(model, inputs)
-        return model(inputs, mode='tensor')
+        return model(inputs, whole_images(inputs), mode='tensor')
 
     def outputs(self, model: Any, inputs: Tensor, data_samples: list[Any]) -> list[Tensor]:
         """Of shape (channels, positions of all images and levels), for each kind of number."""

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from ..errors import FieldError, TraceError
@@ -27,6 +28,8 @@ class Task(Protocol):
     Args:
         supernet: The network and its subnets.
         normalize: Of `STP`; for tasks that compare logits of classes.
+
+    It may have an attribute ``needs_target_ce``: what of the network is not compared, and why.
     """
 
     def __init__(self, supernet: Supernet, normalize: str) -> None: ...
@@ -76,6 +79,15 @@ class Task(Protocol):
 
     def distance(self, student: Any, teacher: Any) -> Tensor:
         """How far the outputs of a student are from a teacher's, a scalar; the latter is fixed."""
+
+
+def warn_of_unlearned(task: Task, target_ce: float) -> None:
+    """Says what subnets do not learn where they have no loss of their own."""
+    if (reason := getattr(task, 'needs_target_ce', '')) and not target_ce:
+        MMLogger.get_instance('mmstp').warning(
+            f'model.target_ce={target_ce}: {reason}, so a subnet learns it from its own loss '
+            "alone: set target_ce above 0, or preset='recommended', which does"
+        )
 
 
 @TASKS.register_module()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmstp.deploy.export import reload, write_export
+from mmstp.cli.exporting import export_subnet
+from mmstp.deploy.export import reload
 from mmstp.deploy.onnx import export_onnx, run_in_onnx, session_of
 from mmstp.errors import ExportError
 from mmstp.registry import build_model
@@ -37,9 +38,8 @@ def exported(tmp_path_factory):
     config = Config.fromfile(DIGITS)
     stp, smallest = algorithm(config, 'detr')
     folder = tmp_path_factory.mktemp('detr') / 'export'
-    network = stp.export(smallest).eval()
-    write_export(folder, network, config, stp, smallest)
-    return network, folder
+    export_subnet(folder, config, stp, smallest, num_images=0)  # compares what it has written
+    return stp.export(smallest).eval(), folder
 
 
 def test_export_is_the_detectors_own_class(exported):
@@ -77,6 +77,22 @@ def assert_same_outputs(path, network, known):
         expected = network(images(known), known, mode='tensor')
     for own, other in zip(session_of(str(path))(images(known)), expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['deformable', 'dino'])
+def test_with_deformable_attention_it_is_trained_on_and_anew(name, tmp_path):
+    """Both ask `init_weights`, in which the modules count their heads."""
+    config = Config.fromfile(DIGITS)
+    stp, smallest = algorithm(config, name)
+    export_subnet(tmp_path, config, stp, smallest, num_images=0)
+    network = reload(tmp_path)
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    network.init_weights()
+    assert {key: value.shape for key, value in network.state_dict().items()} == shapes
+    known = samples(SHAPE, SHAPE)
+    losses = network.train()(images(known), known, mode='loss')
+    network.parse_losses(losses)[0].backward()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import pools_state, read_search
 from ..survivor import begin_alone
+from ..tasks import warn_of_unlearned
 from .seeding import EpochSeedHook
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
@@ -96,6 +97,7 @@ class PoolHook(Hook):
         prefixes = ['subnet', *(f'subnet{stp.pools.suffix(label)}' for label in stp.pools)]
         refuse_unmeasured(runner.hooks, prefixes)
         _refuse_unplaced(runner)
+        warn_of_unlearned(stp.task, stp.target_ce)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
         stp.driver, self._gradients = self, {}
