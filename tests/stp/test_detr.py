@@ -1,12 +1,16 @@
 """STP around transformers for detection: queries, padding, attention that looks at places."""
 
 import copy
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
+from mmstp.errors import TraceError
 from mmstp.registry import build_model
+from mmstp.stp.tasks import warn_of_unlearned
 from mmstp.subnets.cut import count_macs
 from tests.networks import assert_within, randomize
 
@@ -54,6 +58,11 @@ def test_what_is_compared(stp):
     """The numbers of all queries; where those are chosen, what they are chosen by."""
     last = ['bbox_head.cls_branches.2', 'bbox_head.reg_branches.2']
     assert list(stp.task.compared) == (last if stp.name in CHOSEN else ['bbox_head'])
+    with patch.object(MMLogger.get_instance('mmstp'), 'warning') as warning:
+        warn_of_unlearned(stp.task, 1.0)
+        assert not warning.called
+        warn_of_unlearned(stp.task, 0.0)
+        assert warning.called == (stp.name in CHOSEN)
     stp.eval()
     found = samples(*PADDED)
     with torch.no_grad():
@@ -177,3 +186,9 @@ def test_costs_are_the_counters(stp):
         network = stp.export(architecture)
         assert cost.macs([architecture])[0] == count_macs(network, stp.supernet.inputs)
         assert cost.params([architecture])[0] == sum(p.numel() for p in network.parameters())
+
+
+def test_more_queries_than_positions():
+    few = detector('dino') | {'num_queries': 300}
+    with pytest.raises(TraceError, match=r'num_queries among the positions .*enlarge input_shape'):
+        build_model(dict(type='mmstp.STP', model=few, target=0.6, input_shape=(3, *SHAPE)), 'mmdet')

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmstp.analysis.scratch import random_state_kept
-from mmstp.cli.data_checks import check_input_shape
+from mmstp.cli.data_checks import check_input_shape, check_pretrained
 from mmstp.cli.launch import load_config
 from mmstp.datasets.labels import check_labels
 from mmstp.errors import LaunchError
@@ -120,6 +120,19 @@ class Wrapper:
 
     def __len__(self):
         return 2 * len(self.dataset)
+
+
+def test_pretrained_classes_in_another_order(tmp_path):
+    """Others are taken, they may have been renamed."""
+    path = str(tmp_path / 'pretrained.pth')
+    data = {'train': Data([0, 1], ('ant', 'bee')), 'val': Data([0, 1])}
+    for classes in (('ant', 'bee'), ('ant', 'wasp'), None):
+        torch.save({'state_dict': {}, 'meta': {'dataset_meta': {'classes': classes}}}, path)
+        check_pretrained(path, data)
+    check_pretrained(None, data)
+    torch.save({'state_dict': {}, 'meta': {'dataset_meta': {'classes': ['bee', 'ant']}}}, path)
+    with pytest.raises(LaunchError, match=r'classes of train in another order \(bee, ant, …, not'):
+        check_pretrained(path, data)
 
 
 def test_labels_without_names():
