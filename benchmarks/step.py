@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class Steps:
     finite: bool
     static: list[float]
     idle: tuple[float, float] | None
-    compiled: list[float]
+    compiled: list[float] = field(default_factory=list)
 
     @property
     def limit(self) -> NDArray[np.float64]:
@@ -187,9 +187,7 @@ def measure(args: argparse.Namespace, static: bool = False) -> Steps:
     main, target, support = np.reshape(cost.macs(timed), (-1, 3)).T
     assert (main == cost.macs([stp.supernet.space.largest])).all()
     return Steps(
-        seconds['stp'],
-        seconds['dense'],
-        compiled=seconds.get('compiled', []),
+        **seconds,
         target=target / main,
         support=support / main,
         pool=len(stp.pool),

@@ -115,6 +115,13 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
     return dict(weights)
 
 
+def dataset_meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run noted of its data (``classes``), by the content of its checkpoint; or nothing."""
+    meta = content.get('meta')
+    found = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
     """Raises a `CheckpointError` for the first tensor that holds NaN or infinity."""
     for key, tensor in weights.items():

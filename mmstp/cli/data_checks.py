@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..analysis.scratch import random_state_kept
-from ..checkpoints import read_checkpoint
+from ..checkpoints import dataset_meta_of, read_checkpoint
 from ..datasets.labels import check_labels, check_same_classes, classes_of, innermost
 from ..errors import LaunchError
 from ..stp.algorithm import STP
@@ -130,9 +130,8 @@ def check_pretrained(path: str | None, datasets: Mapping[str, Any]) -> None:
     """
     if path is None or '://' in path:
         return
-    meta = read_checkpoint(path).get('meta')
-    described = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    theirs = tuple(map(str, (described or {}).get('classes') or ()))
+    noted = dataset_meta_of(read_checkpoint(path))
+    theirs = tuple(map(str, noted.get('classes') or ()))
     for name, dataset in datasets.items():
         own = classes_of(dataset) or ()
         if own != theirs and sorted(own) == sorted(theirs):

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..checkpoints import read_checkpoint, require_fit, weights_of
+from ..checkpoints import dataset_meta_of, read_checkpoint, require_fit, weights_of
 from ..datasets.check import check_datasets
 from ..deploy.compact_model import CompactBackbone, CompactPart
 from ..deploy.export import BACKBONE
@@ -211,9 +211,7 @@ def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict
         stp.go_alone()
     # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
     stp.load_state_dict(weights, strict=False)
-    meta = content.get('meta')
-    found = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    return dict(found) if isinstance(found, dict) else {}
+    return dataset_meta_of(content)
 
 
 def require_whole(model: nn.Module, config: Config) -> None:
