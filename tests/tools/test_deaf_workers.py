@@ -24,9 +24,15 @@ def send(number, pid):
     subprocess.run(['kill', f'-{int(number)}', str(pid)], check=True)
 
 
-@pytest.mark.parametrize('number', SIGNALS)
-def test_they_do_not_hear_what_a_scheduler_sends_to_all_processes(number):
-    found = loader(persistent_workers=True)
+METHODS = ('fork', 'forkserver', 'spawn')
+
+
+@pytest.mark.parametrize(
+    ('number', 'method'),
+    [*((number, 'fork') for number in SIGNALS), (SIGNALS[0], 'forkserver'), (SIGNALS[0], 'spawn')],
+)
+def test_they_do_not_hear_what_a_scheduler_sends_to_all_processes(number, method):
+    found = loader(persistent_workers=True, multiprocessing_context=method)
     assert len(list(found)) == 8
     workers = found._iterator._workers
     for worker in workers:
@@ -47,9 +53,10 @@ def test_nor_in_their_first_moment(monkeypatch):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
 
 
-def test_they_end_when_the_run_ends_them():
-    found = loader(persistent_workers=True)
-    next(iter(found))
+@pytest.mark.parametrize('method', METHODS)
+def test_they_end_when_the_run_ends_them(method):
+    found = loader(persistent_workers=True, multiprocessing_context=method)
+    assert len(list(found)) == 8  # all have begun
     for worker in found._iterator._workers:
         worker.terminate()
         worker.join(10)

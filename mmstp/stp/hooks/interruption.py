@@ -148,14 +148,15 @@ class _Deaf:
 
     def __init__(self, start: Callable[[int], Any] | None) -> None:
         self.start = start
+        self.run = os.getpid()  # the parent of a worker may be a fork server
 
     def __call__(self, worker: int) -> None:
-        threading.Thread(target=_hear_the_run, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a fork server's are born without
+        threading.Thread(target=self._hear_the_run, daemon=True).start()
         if self.start is not None:
             self.start(worker)
 
-
-def _hear_the_run() -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)  # as PyTorch's own handler does
+    def _hear_the_run(self) -> None:
+        while signal.sigwaitinfo(SIGNALS).si_pid != self.run:
+            pass
+        os._exit(0)  # as PyTorch's own handler does
