@@ -131,7 +131,8 @@ def _cut(network: nn.Module, plan: Any, part: str, optional: Set[str] = frozense
                 f'network than {type(network).__name__}'
             )
     hint = 'A compact network takes the weights of the export that it describes.'
-    require_fit(network, hint, spec.describe, optional)
+    describe = spec.describe if spec.stages else None  # a part may have none
+    require_fit(network, hint, describe, optional)
     return network
 
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmstp.cli.exporting import export_subnet
 from mmstp.deploy.export import reload
 from mmstp.deploy.onnx import export_onnx, run_in_onnx, session_of
-from mmstp.errors import ExportError
+from mmstp.errors import CheckpointError, ExportError
 from mmstp.registry import build_model
 from mmstp.stp.two_stages import dense_part
 from tests import tiny
@@ -52,6 +52,13 @@ def test_export_is_the_detectors_own_class(exported):
     known = samples((64, 96), (40, 96), (64, 50))
     with torch.no_grad():
         assert equal(*(net(images(known), known, mode='tensor') for net in (network, again)))
+
+
+def test_weights_that_do_not_fit_a_part_without_stages_are_of_no_architecture(exported):
+    neck = reload(exported[1]).neck
+    with pytest.raises(CheckpointError, match='the weights do not fit this') as error:
+        neck.load_state_dict({})
+    assert 'This network is' not in str(error.value)
 
 
 def test_mmdet_takes_it(exported):
