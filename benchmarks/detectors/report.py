@@ -17,7 +17,7 @@ sys.path[:0] = [str(HERE.parent), str(ROOT / 'tools/analysis_tools')]
 
 from pages import insert, table  # noqa: E402
 
-NAMES = {'mask_rcnn': 'Mask R-CNN', 'retinanet': 'RetinaNet', 'rtmdet': 'RTMDet'}
+NAMES = {'mask_rcnn': 'Mask R-CNN', 'retinanet': 'RetinaNet'}
 METHODS = {
     'dense': 'dense, trained on',
     'stp': 'STP',

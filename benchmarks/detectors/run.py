@@ -68,7 +68,6 @@ ROWS = HERE / 'rows.jsonl'
 DETECTORS = {
     'mask_rcnn': 'configs/mask_rcnn/mask-rcnn_r50-slim_fpn_digits.py',
     'retinanet': 'configs/retinanet/retinanet_r50-slim_fpn_digits.py',
-    'rtmdet': 'configs/rtmdet/rtmdet_r50-slim_digits.py',
 }
 INPUT_SHAPE = (3, 160, 160)
 TOLERANCE = 0.02
