@@ -1,9 +1,12 @@
 """Signals in the workers of a dataloader: theirs are those of the run alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing import resource_tracker
 
 import pytest
 from torch.utils.data import DataLoader
@@ -61,6 +64,18 @@ def test_they_end_when_the_run_ends_them(method):
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == 0
+
+
+def test_what_the_same_server_forks_ends_too():
+    """It is started with the first workers, and would hand on that it is deaf."""
+    resource_tracker.ensure_running()  # its start opens what is blocked
+    context = multiprocessing.get_context('forkserver')
+    assert len(list(loader(multiprocessing_context=context))) == 8
+    process = context.Process(target=time.sleep, args=(60,))
+    process.start()
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == -signal.SIGTERM
 
 
 FAILING = """

@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmstp.cli.launch import load_config
 from mmstp.cli.resuming import newest_checkpoint
@@ -27,7 +28,14 @@ from mmstp.cli.same_run import refuse_other_run
 from mmstp.errors import CheckpointError
 from mmstp.stp.hooks import checkpoints
 from mmstp.stp.hooks.checkpoints import LAST, CheckpointHook, WholeFiles
-from mmstp.stp.hooks.interruption import EXIT_CODE, SAVED, SIGNALS, Interrupted, InterruptHook
+from mmstp.stp.hooks.interruption import (
+    EXIT_CODE,
+    SAVED,
+    SIGNALS,
+    Interrupted,
+    InterruptHook,
+    leaving_on_signals,
+)
 from tests import tiny
 from tests.runs import free_port, same
 from tests.tools.conftest import run_tool
@@ -118,6 +126,47 @@ def test_a_signal_before_the_training_asks_for_the_same_command(
     assert run.exitcode == EXIT_CODE
     assert 'SIGUSR1: nothing to save, leaving' in capfd.readouterr().err
     assert not list(tmp_path.glob('*.pth'))
+
+
+def told_with_nobody_at_the_end_of_the_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 2)
+    with leaving_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_it_leaves_where_who_reads_its_messages_is_gone():
+    """As ``2>&1 | tee``, which got the signal too."""
+    run = mp.get_context('fork').Process(target=told_with_nobody_at_the_end_of_the_pipe)
+    run.start()
+    run.join()
+    assert run.exitcode == EXIT_CODE
+
+
+def begun(event):
+    event.set()
+    time.sleep(60)
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_processes_that_an_evaluation_forks_end_by_a_signal():
+    """They are born with the handlers of the run."""
+    runner = Mock(val_loop=None)
+    runner.train_loop.dataloader = DataLoader(range(2))
+    hook = InterruptHook()
+    hook.before_train(runner)
+    try:
+        event = mp.get_context('fork').Event()
+        process = mp.get_context('fork').Process(target=begun, args=(event,))
+        process.start()
+        event.wait()
+        process.terminate()
+        process.join(30)
+    finally:
+        hook.after_train(runner)
+    assert process.exitcode == -signal.SIGTERM
 
 
 @contextmanager

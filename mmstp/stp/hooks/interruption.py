@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -52,8 +53,10 @@ def leaving_on_signals() -> Iterator[None]:
 
 def _leave(number: int, frame: Any) -> None:
     """At once: foreign code takes an exception, wherever it comes, for one of its own."""
-    os.write(2, f'{signal.Signals(number).name}: nothing to save, leaving\n'.encode())
-    os._exit(EXIT_CODE)
+    try:
+        os.write(2, f'{signal.Signals(number).name}: nothing to save, leaving\n'.encode())
+    finally:  # who reads it (`tee`) may have got the signal too
+        os._exit(EXIT_CODE)
 
 
 @HOOKS.register_module()
@@ -73,8 +76,10 @@ class InterruptHook(Hook):
     def __init__(self) -> None:
         self._received = 0
         self._before: dict[int, Any] = {}
+        self._process: int | None = None
 
     def before_train(self, runner: Runner) -> None:
+        self._process = os.getpid()
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning('signals are not heard: the training is not in the main thread')
             return
@@ -86,7 +91,11 @@ class InterruptHook(Hook):
             _leave_signals_to_the_run(loop.dataloader)
 
     def _note(self, number: int, frame: Any) -> None:
-        self._received = number
+        if os.getpid() == self._process:
+            self._received = number
+        elif number == signal.SIGTERM:  # a process forked from this one (a pool's), told to end
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         self._leave_if_told(runner, runner.iter + 1)
@@ -132,7 +141,10 @@ def _leave_signals_to_the_run(loader: Any) -> None:
     kind: Any = type(loader)
 
     def get_iterator(self: Any) -> Any:
-        """Starts workers in which signals wait until `_Deaf` looks at them."""
+        """Forks workers in which signals wait until `_Deaf` looks at them."""
+        context = self.multiprocessing_context or multiprocessing
+        if context.get_start_method() != 'fork':  # a server or tracker would be born so too
+            return kind._get_iterator(self)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             return kind._get_iterator(self)
@@ -151,7 +163,7 @@ class _Deaf:
         self.run = os.getpid()  # the parent of a worker may be a fork server
 
     def __call__(self, worker: int) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a fork server's are born without
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # those not forked are born without
         threading.Thread(target=self._hear_the_run, daemon=True).start()
         if self.start is not None:
             self.start(worker)
