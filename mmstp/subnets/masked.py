@@ -14,7 +14,7 @@ from ..analysis.groups import DimMap
 from ..analysis.handing_on import Recorded
 from ..analysis.operators.table import OPERATORS
 from ..analysis.records import ChannelReduction
-from ..analysis.scratch import clones
+from ..analysis.scratch import clones, in_precision
 from ..analysis.trace import Trace, caller, operator_name
 from ..foreign import pytree
 from .plan import SubnetPlan
@@ -100,10 +100,19 @@ class _Masked(fx.Interpreter):
         if n in self._inside:
             return None
         kept = self._over.get(n)
-        if kept is None:
+        if kept is not None:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            return over_kept(n, kept, list(args), kwargs)
+        try:
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return over_kept(n, kept, list(args), kwargs)
+        except RuntimeError:  # in float64: the traced code asked for a dtype, which was float32
+            inputs = self.fetch_args_kwargs_from_env(n)
+            kinds = {x.dtype for x in tensors_of(inputs) if x.is_floating_point()}
+            if len(kinds) < 2:
+                raise
+            args, kwargs = in_precision(torch.float64, inputs)
+            assert callable(n.target)
+            return n.target(*args, **kwargs)
 
 
 def over_kept(

@@ -59,6 +59,22 @@ def test_where_no_more_digits_can_be_had_float32_is_what_is_told(monkeypatch):
     assert verifier.difference(*planned(supernet)).startswith(DIFFERS)
 
 
+class OwnPrecision(nn.Module):
+    """A layer whose code asks for its precision, as attention does for its mask; a trace cannot."""
+
+    def forward(self, x):
+        return torch.einsum('bchw,wv->bchv', x, torch.eye(x.shape[-1]).bool().to(x.dtype))
+
+
+def test_a_trace_follows_where_code_asks_for_its_precision(monkeypatch):
+    model = tiny()
+    model.stem = nn.Sequential(model.stem, OwnPrecision())
+    supernet = Supernet(model, TINY_INPUT)
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1)
+    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
+    assert verifier.difference(*planned(supernet)) is None
+
+
 def in_use(plan):
     """Keys of narrowed tensors outside blocks that are left out."""
     blocks = tuple(path + '.' for path in plan.skipped)
