@@ -108,7 +108,7 @@ class _Masked(fx.Interpreter):
         except RuntimeError:  # in float64: the traced code asked for a dtype, which was float32
             inputs = self.fetch_args_kwargs_from_env(n)
             kinds = {x.dtype for x in tensors_of(inputs) if x.is_floating_point()}
-            if len(kinds) < 2:
+            if kinds != {torch.float32, torch.float64}:
                 raise
             args, kwargs = in_precision(torch.float64, inputs)
             assert callable(n.target)
