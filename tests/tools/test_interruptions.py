@@ -362,6 +362,21 @@ class NoteStep(Hook):
         (Path(runner.work_dir) / f'rank_{get_rank()}').write_text(str(runner.iter + 1))
 
 
+class SaveSlowly(Hook):
+    """Takes seconds to write what an interruption saves."""
+
+    def before_train(self, runner):
+        own = checkpoints.whole_file
+
+        @contextmanager
+        def whole_file(path):
+            with own(path) as file:
+                time.sleep(5 * (path.name == SAVED))
+                yield file
+
+        checkpoints.whole_file = whole_file
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_rank_ends_all_behind_the_same_step(tiny_config, tmp_path):
     """In an epoch, between two accumulated batches.
@@ -378,13 +393,14 @@ def test_a_signal_to_one_rank_ends_all_behind_the_same_step(tiny_config, tmp_pat
             start(command, NoteStep(), *own, **where, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank, own in enumerate(hooks or [(), ()])
         ]
-        for rank in ranks:
-            rank.join()
+        ranks[1].join()
+        assert name == 'whole' or (tmp_path / name / SAVED).exists()  # else a launcher ends rank 0
+        ranks[0].join()
         return [rank.exitcode for rank in ranks]
 
     told = tmp_path / 'told'
     assert codes('whole') == [0, 0]
-    assert codes('told', (), [SendItself(signal.SIGUSR1, 2)]) == [EXIT_CODE] * 2
+    assert codes('told', [SaveSlowly()], [SendItself(signal.SIGUSR1, 2)]) == [EXIT_CODE] * 2
     assert [(told / f'rank_{rank}').read_text() for rank in range(2)] == ['3', '3']
     written = [SAVED, 'iter_1.pth', 'iter_2.pth', 'iter_3.pth']
     assert sorted(path.name for path in told.glob('*.pth')) == written

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -125,6 +125,7 @@ class InterruptHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):  # one may be written in the background
                 hook.finish()
+        barrier()  # a launcher ends the other ranks, which may not have written yet, with the first
         self.after_train(runner)
         raise Interrupted
 
