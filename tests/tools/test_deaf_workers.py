@@ -66,6 +66,23 @@ def test_they_end_when_the_run_ends_them(method):
         assert worker.exitcode == 0
 
 
+TOLD_WHILE_IT_LOADS = """
+import os, signal
+if __name__ == '__mp_main__':  # a worker, before PyTorch has it begin
+    os.kill(os.getpid(), signal.SIGTERM)
+if __name__ == '__main__':
+    from tests.tools.test_deaf_workers import loader
+    assert len(list(loader(multiprocessing_context='spawn'))) == 8
+"""
+
+
+def test_nor_while_they_load_the_packages(tmp_path):
+    """In a process that begins: the first that it spawns starts a tracker."""
+    (tmp_path / 'run.py').write_text(TOLD_WHILE_IT_LOADS)
+    path = os.environ | {'PYTHONPATH': str(tiny.ROOT)}
+    subprocess.run([sys.executable, tmp_path / 'run.py'], check=True, timeout=240, env=path)
+
+
 def test_what_the_same_server_forks_ends_too():
     """It is started with the first workers, and would hand on that it is deaf."""
     resource_tracker.ensure_running()  # its start opens what is blocked

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,12 @@ def _leave_signals_to_the_run(loader: Any) -> None:
     kind: Any = type(loader)
 
     def get_iterator(self: Any) -> Any:
-        """Forks workers in which signals wait until `_Deaf` looks at them."""
-        context = self.multiprocessing_context or multiprocessing
-        if context.get_start_method() != 'fork':  # a server or tracker would be born so too
+        """Starts workers in which signals wait until `_Deaf` looks at them."""
+        method = (self.multiprocessing_context or multiprocessing).get_start_method()
+        if method == 'forkserver':  # the server, and all that it forks, would be born so
             return kind._get_iterator(self)
+        if method == 'spawn':
+            resource_tracker.ensure_running()  # its start opens what is blocked
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             return kind._get_iterator(self)
@@ -164,7 +167,7 @@ class _Deaf:
         self.run = os.getpid()  # the parent of a worker may be a fork server
 
     def __call__(self, worker: int) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # those not forked are born without
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a fork server's are born without
         threading.Thread(target=self._hear_the_run, daemon=True).start()
         if self.start is not None:
             self.start(worker)
