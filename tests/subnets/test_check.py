@@ -50,13 +50,23 @@ class Float32(nn.Module):
         return torch.einsum('bchw,wv->bchv', x, torch.eye(x.shape[-1], dtype=torch.float32))
 
 
-def test_where_no_more_digits_can_be_had_float32_is_what_is_told(monkeypatch):
-    model = tiny()
-    model.stem = nn.Sequential(model.stem, Float32())
-    supernet = Supernet(model, TINY_INPUT)
-    monkeypatch.setitem(TOLERANCE, torch.float32, -1)
-    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
-    assert verifier.difference(*planned(supernet)).startswith(DIFFERS)
+@pytest.fixture
+def decided_in_float64(monkeypatch):
+    """How a subnet differs, where float32 does not pass, of the network with a further layer."""
+
+    def difference(layer):
+        model = tiny()
+        model.stem = nn.Sequential(model.stem, layer)
+        supernet = Supernet(model, TINY_INPUT)
+        monkeypatch.setitem(TOLERANCE, torch.float32, -1)
+        verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
+        return verifier.difference(*planned(supernet))
+
+    return difference
+
+
+def test_where_no_more_digits_can_be_had_float32_is_what_is_told(decided_in_float64):
+    assert decided_in_float64(Float32()).startswith(DIFFERS)
 
 
 class OwnPrecision(nn.Module):
@@ -66,13 +76,8 @@ class OwnPrecision(nn.Module):
         return torch.einsum('bchw,wv->bchv', x, torch.eye(x.shape[-1]).bool().to(x.dtype))
 
 
-def test_a_trace_follows_where_code_asks_for_its_precision(monkeypatch):
-    model = tiny()
-    model.stem = nn.Sequential(model.stem, OwnPrecision())
-    supernet = Supernet(model, TINY_INPUT)
-    monkeypatch.setitem(TOLERANCE, torch.float32, -1)
-    verifier = Verifier(supernet.model, supernet.graph, supernet.inputs)
-    assert verifier.difference(*planned(supernet)) is None
+def test_a_trace_follows_where_code_asks_for_its_precision(decided_in_float64):
+    assert decided_in_float64(OwnPrecision()) is None
 
 
 def in_use(plan):

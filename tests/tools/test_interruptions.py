@@ -106,6 +106,14 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_it_had_not_come(
     assert same(content(tmp_path / 'epoch_2.pth'), content(trained / 'epoch_2.pth'))
 
 
+def exit_code(function, *args):
+    """Of a process of its own."""
+    process = mp.get_context('fork').Process(target=function, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def told_where_all_is_caught(cfg):
     """As in MMEngine's dump of a config, which takes what is raised for its own."""
     try:
@@ -120,10 +128,7 @@ def test_a_signal_before_the_training_asks_for_the_same_command(
 ):
     monkeypatch.setattr(Runner, 'from_cfg', told_where_all_is_caught)
     command = ('train.py', tiny_config, '--work-dir', tmp_path, '--resume', 'auto')
-    run = mp.get_context('fork').Process(target=call, args=command)
-    run.start()
-    run.join()
-    assert run.exitcode == EXIT_CODE
+    assert exit_code(call, *command) == EXIT_CODE
     assert 'SIGUSR1: nothing to save, leaving' in capfd.readouterr().err
     assert not list(tmp_path.glob('*.pth'))
 
@@ -139,10 +144,7 @@ def told_with_nobody_at_the_end_of_the_pipe():
 @pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 def test_it_leaves_where_who_reads_its_messages_is_gone():
     """As ``2>&1 | tee``, which got the signal too."""
-    run = mp.get_context('fork').Process(target=told_with_nobody_at_the_end_of_the_pipe)
-    run.start()
-    run.join()
-    assert run.exitcode == EXIT_CODE
+    assert exit_code(told_with_nobody_at_the_end_of_the_pipe) == EXIT_CODE
 
 
 def begun(event):
