@@ -27,6 +27,7 @@ from step import measure, peak_memory
 from torch import Tensor, nn
 
 from mmstp import Supernet
+from mmstp.deploy.timing import as_graph
 from mmstp.subnets.cut import count_macs
 
 RESNET50, IMAGENET = dict(network='resnet50', classes=1000), dict(size=224, batch=128)
@@ -101,7 +102,7 @@ def inference_rows(args: argparse.Namespace, batch: int, precision: str) -> list
             networks.append((f'{target:.0%}', cut, difference))
     macs = [count_macs(network, (inputs[:1],)) for _, network, _ in networks]
     engines = {'eager': [run(network, inputs, dtype) for _, network, _ in networks]}
-    engines['graph'] = [graphed(function) for function in engines['eager']]
+    engines['graph'] = [as_graph(function) for function in engines['eager']]
     seconds = {
         engine: list(
             interleave(
@@ -143,25 +144,6 @@ def run(network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Callable[[], 
             return lower(inputs)
 
     return forward
-
-
-def graphed(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same as a CUDA graph: all kernels started at once."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = function()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def main() -> int:

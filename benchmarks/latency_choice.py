@@ -7,7 +7,8 @@ default widths and of those that suit the device. The weights are random, and no
 accuracy. The table is measured before, on the same machine and by the same versions, with
 ``python tools/latency_table.py configs/stp/r50_15pct.py --out latency.json``. Torch-Pruning prunes
 the stem too; so do the pools with ``--stem``, and the table with ``--cfg-options
-model.space.stem=True``.
+model.space.stem=True``. On a GPU ``--ways`` runs the dense network, the fastest and Torch-Pruning's
+in other ways too, whatever the table was measured in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import copy
 import logging
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from latency import uniform
 from measure import environment, parser, prepare, ratios, report, spread, table
 from networks import TOLERANCE, classifier, members
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mmstp import Budget, Supernet
 from mmstp.deploy.timing import Run, Setting
@@ -35,6 +37,13 @@ from mmstp.subnets.cut import count_macs
 
 SIDE = 224
 WIDTHS = ('default', 'cpu', 'gpu')
+WAYS = {
+    'eager': dict(compile=False, graph=False),
+    'graph': dict(compile=False, graph=True),
+    'compile': dict(compile=True, graph=False),
+    'compile+graph': dict(compile=True, graph=True),
+}  # of torch to run a network
+COMPARED = ('fastest', 'Torch-Pruning')
 
 
 @dataclass
@@ -46,13 +55,15 @@ class Candidate:
         architecture: In the paper's notation, where there is one network in the row.
         macs: Its multiply-adds.
         predicted: Milliseconds by the table.
-        run: Runs it.
+        network: Itself.
+        run: Runs it as the table says.
     """
 
     row: tuple[str, str]
     architecture: str
     macs: int
     predicted: float | None
+    network: nn.Module
     run: Run
 
 
@@ -98,6 +109,9 @@ def main() -> None:
         help='of the latency (default %(default)s)',
     )  # fmt: skip
     options.add_argument('--stem', action='store_true', help='prune the stem too')
+    options.add_argument(
+        '--ways', nargs='*', choices=WAYS, default=[], help='of torch, further ones'
+    )
     options.add_argument('--members', type=int, default=3, help='drawn at random')
     args = options.parse_args()
     prepare(args)
@@ -125,7 +139,9 @@ def main() -> None:
     def add(budget: str, name: str, network, architecture='', predicted=None) -> None:
         macs = count_macs(network, (images,))
         run = setting.runner(network, batch)
-        candidates.append(Candidate((budget, name), str(architecture), macs, predicted, run))
+        candidates.append(
+            Candidate((budget, name), str(architecture), macs, predicted, network, run)
+        )
 
     budgets = [(target, 'macs') for target in args.targets]
     budgets += [(target, 'latency') for target in args.latency_targets]
@@ -170,6 +186,16 @@ def main() -> None:
             spread(ratios(seconds[0].tolist(), times)),
             spread(ratios(seconds[peers[row[0]]].tolist(), times)) if row[0] in peers else '',
         ])  # fmt: skip
+    further = []
+    if args.ways:
+        compared = [one for one in candidates if not one.row[1] or one.row[1].startswith(COMPARED)]
+        further = [
+            'In other ways of PyTorch: milliseconds, and the speed-up over the dense network.',
+            table(
+                ('budget', 'network', *args.ways),
+                in_other_ways(compared, setting, args.ways, batch, args.repeats),
+            ),
+        ]
     engines = dict.fromkeys(['onnx', 'onnxruntime', setting.backend])
     engines.pop('torch', None)
     report(
@@ -188,7 +214,23 @@ def main() -> None:
              'speed-up', 'over Torch-Pruning'),
             lines,
         ),
+        *further,
     )  # fmt: skip
+
+
+def in_other_ways(
+    candidates: list[Candidate], setting: Setting, names: list[str], batch: Tensor, repeats: int
+) -> list[list[str]]:
+    """A line for each of the networks, the dense one first: a cell for each way to run it."""
+    lines = [list(one.row) for one in candidates]
+    for name in names:
+        way = replace(setting, **WAYS[name])
+        runs = [way.runner(one.network, batch) for one in candidates]
+        seconds = way.seconds(runs, repeats).T.tolist()
+        for line, own in zip(lines, seconds, strict=True):
+            speedup = spread(ratios(seconds[0], own))
+            line.append(f'{1000 * statistics.median(own):.4g} ms, {speedup}')
+    return lines
 
 
 if __name__ == '__main__':

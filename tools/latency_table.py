@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--channels-last', action='store_true', help='layout of images and weights, of torch'
     )
+    parser.add_argument('--graph', action='store_true', help='a CUDA graph, of torch on cuda')
     parser.add_argument(
         '--networks', type=whole_number(1), default=64,
         help=f'how many are measured, at least {FEWEST} (default %(default)s)',

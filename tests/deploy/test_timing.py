@@ -1,5 +1,6 @@
 """Networks in the engines that users run them in."""
 
+import functools
 import time
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_networks_take_turns_and_waiting_does_not_count():
         (dict(backend='onnxruntime', half=True), 'backend onnxruntime: half is an option of torch'),
         (dict(backend='openvino', compile=True), 'backend openvino: compile is an option of torch'),
         (dict(backend='onnxruntime', channels_last=True), 'channels_last is an option of torch'),
+        (dict(graph=True), "device 'cpu': graph is an option of 'cuda'"),
     ],
 )
 def test_what_does_not_run_is_refused(options, message):
@@ -108,3 +110,22 @@ def test_layouts_differ_in_memory_and_not_in_numbers():
 def test_a_layout_of_images_needs_images():
     with pytest.raises(LatencyError, match=r'channels_last: the inputs have shape \(2, 8\)'):
         Setting(channels_last=True).runner(torch.nn.Linear(8, 8), torch.zeros(2, 8))
+
+
+def test_each_of_many_networks_is_compiled(monkeypatch):
+    """TorchDynamo recompiles a piece of code eight times at most, and then runs it as it is."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    runs = [
+        Setting(compile=True).runner(
+            torch.nn.Sequential(torch.nn.Linear(8, width)), torch.zeros(1, 8)
+        )
+        for width in range(1, 12)
+    ]
+    assert [run().shape[1] for run in runs] == list(range(1, 12))
+    assert len(compiled) == len(runs)
