@@ -22,7 +22,6 @@ PAGES = {
         ('convert', 'cost_table', 'forward', 'step', 'gpu', 'latency', 'onnx_files'),
         DOCS / 'benchmarks.md',
     ),
-    'latency_choice': DOCS / 'latency.md',
     'demo_seeds': DOCS / 'results.md',
     'demo_detection_seeds': DOCS / 'results.md',
 }
@@ -33,11 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    missing = {
-        'gpu': not torch.cuda.is_available(),
-        'latency_choice': not Path('latency.json').is_file(),  # of tools/latency_table.py
-    }
-    usual = [name for name in PAGES if not missing.get(name)]
+    usual = [name for name in PAGES if name != 'gpu' or torch.cuda.is_available()]
     parser.add_argument('--only', nargs='+', choices=PAGES, default=usual)
     args, options = parser.parse_known_args()
     failed = []

@@ -13,6 +13,7 @@ import argparse
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import platform
 import signal
 import sys
@@ -158,8 +159,10 @@ def main() -> int:
 
 def run_all(left: Sequence[Setting], args: argparse.Namespace) -> bool:
     """Runs settings, so many at once, each in a process of its own; whether one failed."""
-    # a forked process cannot use CUDA; it starts quicker
-    context = multiprocessing.get_context('fork' if args.device == 'cpu' else 'spawn')
+    # where there is a GPU: a forked process cannot use CUDA, and the runner would take it unasked
+    context = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'fork')
+    if args.device == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
     stop, start = context.Event(), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     waiting, running, failed, rows = list(left), [], False, 0
