@@ -19,18 +19,20 @@
 | ``torch.compiler.is_compiling`` and its kind, while a model is traced | torch 2.11.0 |
 | ``torch._shape_as_tensor``; ``_python_dispatch._disable_current_modes`` | torch 2.11.0 |
 | ``Runner._randomness_cfg`` | onedl-mmengine 0.10.12, mmengine 0.10.7 |
+| ``torch._dynamo.config``: how often a piece of code is compiled again | torch 2.11.0 |
 | ``DataLoader.batch_sampler`` is what it reads when it is iterated | torch 2.11.0 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch._dynamo import config as dynamo_config
 from torch.nn.modules import module as hooks
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -40,6 +42,17 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
 __all__ = ['BatchNorm', 'Convolution', 'NormBase', 'function_modes', 'pytree', 'untraced']
+
+
+def recompiling() -> AbstractContextManager[None]:
+    """Within it TorchDynamo compiles a piece of code however often it finds it to be another.
+
+    Beyond the eighth time it would run it as it is: of many networks of a class those that come
+    last, whole or behind a graph break.
+    """
+    limits = ('recompile_limit', 'accumulated_recompile_limit')
+    found: AbstractContextManager[None] = dynamo_config.patch(dict.fromkeys(limits, 2**31))
+    return found
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

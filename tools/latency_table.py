@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 from mmstp.cli.launch import add_config_options, load_config, whole_number
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
+from mmstp.errors import LatencyError
 from mmstp.search.latency_fit import FEWEST, doubts
 from mmstp.search.latency_table import LatencyTable, refuse_other, to_measure
 from mmstp.stp.two_stages import dense_part
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--graph', action='store_true', help='a CUDA graph, of torch on cuda')
     parser.add_argument(
-        '--networks', type=whole_number(1), default=64,
+        '--networks', type=whole_number(FEWEST), default=64,
         help=f'how many are measured, at least {FEWEST} (default %(default)s)',
     )  # fmt: skip
     parser.add_argument(
@@ -96,9 +97,12 @@ def begun(out: Path, setting: Setting, supernet: Supernet) -> LatencyTable:
     described, space = setting.described(), supernet.cost.described()
     if not out.exists():
         return LatencyTable(described, space, str(datetime.date.today()))
-    table = LatencyTable.read(out)
-    refuse_other('setting', table.setting, described)
-    refuse_other('space', table.space, space)
+    try:
+        table = LatencyTable.read(out)
+        refuse_other('setting', table.setting, described)
+        refuse_other('space', table.space, space)
+    except LatencyError as error:
+        raise LatencyError(f'--out {out} is kept: {error}. Give another --out') from None
     return table
 
 

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from ..architecture import Architecture
-from ..deploy.export import BACKBONE, max_abs_difference, reload, write_export
+from ..deploy.export import BACKBONE, max_abs_difference, reload, shares, write_export
 from ..errors import LaunchError
 from ..stp.algorithm import STP
 from ..stp.hooks.statistics import calibrate_on
@@ -54,9 +54,8 @@ def export_subnet(
         network, reload(directory), stp.supernet.inputs[0].shape, stp.task.tensors
     )
     logger.info(
-        f'{directory}: {description["architecture"]}, {description["macs_ratio"]:.2%} of the MACs, '
-        f'{description["params_ratio"]:.2%} of the parameters; reloaded from its config and '
-        f'weights it differs by {difference}'
+        f'{directory}: {description["architecture"]}, {shares(description)}; reloaded from its '
+        f'config and weights it differs by {difference}'
     )
     if description['backbone'] != BACKBONE:
         logger.info(f'{BACKBONE} for detectors is not written: {description["backbone"]}')

@@ -13,6 +13,7 @@ from ..search.budget import Budget
 from ..search.budgets import budgets_of
 from ..stp.algorithm import STP, check_fields
 from ..stp.norm_modes import norms_behind_choices, refuse_eval_norms
+from ..stp.options import use_latency
 from ..stp.tasks import with_task
 from ..subnets.supernet import Supernet
 from .launch import is_stp
@@ -44,7 +45,7 @@ def supernet_of(config: Config) -> Supernet:
 
 def budgets_in(config: Config, supernet: Supernet) -> dict[str, Budget]:
     """The budgets of the config by label; the supernet takes over the latency that it names."""
-    supernet.use_latency(_option(config, 'latency'))
+    use_latency(supernet, _option(config, 'latency'))
     target, metric, tolerance = (
         _option(config, name) for name in ('target', 'metric', 'tolerance')
     )

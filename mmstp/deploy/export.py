@@ -90,8 +90,7 @@ def write_export(
         backbone, description['backbone'] = None, f'none: {error}'
 
     head = (
-        f'# {description["architecture"]}: {description["macs_ratio"]:.2%} of the multiply-adds, '
-        f'{description["params_ratio"]:.2%} of the parameters of the dense network.\n'
+        f'# {description["architecture"]}: {shares(description)} of the dense network.\n'
         f'# Cut out{f" of {comment(source)}" if source else ""} by mmstp {__version__}; weights in '
         f'{WEIGHTS}, shapes in {PLAN}, costs in {DESCRIPTION}.\n'
     )
@@ -122,6 +121,18 @@ def _without_search(config: Config) -> Config:
     found.load_from, found.resume = None, False
     found.pop('work_dir', None)
     return found
+
+
+def shares(description: Mapping[str, Any]) -> str:
+    """What an export has of the dense network, in words; of `describe_export`."""
+    names = {
+        'macs_ratio': 'multiply-adds',
+        'params_ratio': 'parameters',
+        'latency_ratio': 'latency',
+    }
+    return ', '.join(
+        f'{description[key]:.2%} of the {name}' for key, name in names.items() if key in description
+    )
 
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import LatencyError
+from ..foreign import recompiling
 from ..version import __version__
 from .onnx import as_onnx
 
@@ -133,20 +134,23 @@ def _torch(setting: Setting, network: nn.Module, images: Tensor) -> Run:
         called = called.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
     if setting.compile:
-        called = torch.compile(_of_own_code(called))
+        called = torch.compile(_of_own_code(called), dynamic=False)
 
     def run() -> Any:
         with torch.inference_mode():
             return called(images)
 
+    if setting.compile:
+        with recompiling():
+            run()
     return as_graph(run) if setting.graph else run
 
 
 def _of_own_code(network: Callable[..., Any]) -> Callable[..., Any]:
     """The same as a function that shares its code with no other.
 
-    TorchDynamo counts the recompilations of a piece of code, and beyond the eighth runs it as it
-    is. All networks of a class have one ``forward``.
+    TorchDynamo keeps what it compiled with the code, and looks through all of it in every call. All
+    networks of a class have one ``forward``.
     """
 
     def forward(images: Tensor) -> Any:

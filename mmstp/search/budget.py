@@ -90,7 +90,7 @@ class Budget:
             if name not in (*METRICS, LATENCY):
                 at = entry if several else f'metric={name!r}'
                 raise BudgetError(f'{at}: expected one of {(*METRICS, LATENCY)}')
-            if type(value) not in (int, float) or not 0 < value < np.inf:
+            if type(value) not in (int, float) or not 0 < value < 1e30:
                 raise BudgetError(
                     f'{entry}={value!r}: expected a fraction in (0, 1] or a number above'
                 )
@@ -143,8 +143,10 @@ def feasible_rows(
         reached = amount(limit.metric, low, limit.dense)
         ranges.append(f'{reached} ({low / limit.dense:.2%} to 100%)')
         at.append(f'{amount(limit.metric, own)} ({own / limit.dense:.2%})')
-    numbers = [limit.target for limit in budget.limits if limit.metric != LATENCY]
-    percent = any(1 < number <= 100 for number in numbers)
+    percent = any(  # milliseconds may well be few
+        (limit.dense if limit.metric == LATENCY else 1) < limit.target <= 100
+        for limit in budget.limits
+    )
     hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
     raise BudgetError(
         f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '

@@ -45,22 +45,29 @@ def budgets_of(
         budget = Budget.of(entry, metric, tolerance, space, cost, field)
         label = _label(budget, isinstance(entry, Mapping))
         if label in found:
-            raise BudgetError(f'target={target!r}: {label} is there twice; expected other budgets')
+            raise BudgetError(
+                f'target={target!r}: two budgets are {label}; expected some that differ more'
+            )
         found[label] = budget
-    # the part of a budget that the dense network uses: several times the smallest
-    dense = {label: float(own.used(cost, space.largest)[0]) for label, own in found.items()}
-    return {label: found[label] for label in sorted(found, key=dense.__getitem__, reverse=True)}
+    # the part of a budget that the dense network uses: several times the smallest; by name where
+    # two are alike, since a run is the same in whatever order its config has them
+    order = {
+        label: (-float(own.used(cost, space.largest)[0]), label) for label, own in found.items()
+    }
+    return {label: found[label] for label in sorted(found, key=order.__getitem__)}
 
 
 def _label(budget: Budget, by_metric: bool) -> str:
     return '-'.join(
         f'{limit.metric}-' * by_metric + f'{100 * limit.target / limit.dense:.4g}'
-        for limit in budget.limits
+        for limit in sorted(budget.limits, key=lambda limit: limit.metric)
     )
 
 
 def find_budgets(budgets: Mapping[str, Budget], text: str) -> list[str]:
-    """Labels of the budgets that a text names: by the label, or by the number of the only limit."""
+    """Labels of the budgets that a text names: by label, else by the number of the only limit."""
+    if text in budgets:
+        return [text]
     try:
         number = float(text)
     except ValueError:
@@ -69,7 +76,7 @@ def find_budgets(budgets: Mapping[str, Budget], text: str) -> list[str]:
     for label, budget in budgets.items():
         first, *others = budget.limits
         numbers = [] if others else [first.target, first.target / first.dense]
-        if text == label or any(math.isclose(number, own) for own in numbers):
+        if any(math.isclose(number, own) for own in numbers):
             found.append(label)
     return found
 

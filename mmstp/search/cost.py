@@ -94,6 +94,7 @@ class CostModel:
         """What tells the space and its network from others, in plain types."""
         space = self._space
         choices = {stage.name: [list(stage.depths), list(stage.widths)] for stage in space.stages}
+        kept = {stage.name: space.kept(stage) for stage in space.stages}
         leaves = space.graph.traced[0].trace.inputs
         shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
         ends = {'smallest': space.smallest, 'largest': space.largest}
@@ -102,7 +103,12 @@ class CostModel:
             for metric in METRICS
             for end, architecture in ends.items()
         }
-        return {'depths and widths': choices, 'input shapes': shapes, **costs}
+        return {
+            'depths and widths': choices,
+            'units kept': kept,
+            'input shapes': shapes,
+            **costs,
+        }
 
     def features(self, architectures: Architectures) -> dict[str, Rows]:
         """What latency is a weighted sum of, by name, each of shape (architectures,).

@@ -71,16 +71,18 @@ class LatencyFit:
         self, table: LatencyTable, space: SearchSpace, features: Callable[[Any], Numbers]
     ) -> None:
         self.table, self._features = table, features
-        if len(table.ratios) < FEWEST:
-            raise LatencyError(
-                f'the latency table holds {len(table.ratios)} networks; a fit needs {FEWEST}. '
-                'Go on measuring with tools/latency_table.py'
-            )
-        ratios = {**table.ratios, str(space.largest): 1.0}
         try:
-            x = features(np.stack([space.encode(space.check(text)) for text in ratios]))
+            ratios = {space.check(text): ratio for text, ratio in table.ratios.items()}
         except ArchitectureError as error:
             raise LatencyError(f'ratios: an entry is no member of the space: {error}') from error
+        fewest = min(FEWEST, space.size)
+        if len(ratios) < fewest:
+            raise LatencyError(
+                f'the latency table holds {len(ratios)} networks; a fit needs {fewest}. Go on '
+                'measuring with tools/latency_table.py'
+            )
+        ratios[space.largest] = 1.0
+        x = features(np.stack([space.encode(member) for member in ratios]))
         y = table.dense * np.array([*ratios.values()])
         self.weights = non_negative(x, y)
         places = np.random.default_rng(0).permutation(len(y)) % _FOLDS
@@ -89,8 +91,7 @@ class LatencyFit:
             left_out = places == fold
             found[left_out] = x[left_out] @ non_negative(x[~left_out], y[~left_out])
         errors = np.abs(found / y - 1)
-        ranks = np.argsort(np.argsort([found, y]))
-        rank = float(np.corrcoef(ranks)[0, 1])
+        rank = rank_correlation(found, y)
         self.accuracy = Accuracy(float(errors.mean()), float(errors.max()), rank)
 
     def __str__(self) -> str:
@@ -106,6 +107,15 @@ class LatencyFit:
         """Milliseconds of each architecture."""
         found: Numbers = self._features(rows) @ self.weights
         return found
+
+
+def rank_correlation(a: Numbers, b: Numbers) -> float:
+    """Spearman's correlation of two rows of numbers; 0 where all of one are the same."""
+    ranks = []
+    for row in (a, b):
+        _, place, count = np.unique(row, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])  # of equal ones the mean
+    return float(np.corrcoef(ranks)[0, 1]) if all(map(np.ptp, ranks)) else 0.0
 
 
 def doubts(dense_ms: Sequence[float], accuracy: Accuracy) -> list[str]:

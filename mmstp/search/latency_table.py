@@ -17,6 +17,7 @@ from ..errors import LatencyError
 from .space import SearchSpace
 
 FORMAT = 1
+_MOST = 1e9  # milliseconds are eleven days
 
 
 @dataclass
@@ -88,8 +89,11 @@ class LatencyTable:
                 )
         dense = [('dense_ms', value) for value in content['dense_ms'] or [None]]
         for text, value in [*dense, *content['ratios'].items()]:
-            if type(value) not in (int, float) or not 0 < value < np.inf:
-                raise LatencyError(f'{str(path)!r}: {text} is {value!r}; expected a number above 0')
+            if type(value) not in (int, float) or not 0 < value < _MOST:
+                raise LatencyError(
+                    f'{str(path)!r}: {text} is {value!r:.80}; expected a number above 0, below '
+                    f'{_MOST:.0e}'
+                )
         return cls(**{name: content[name] for name in _FIELDS})
 
 
@@ -121,8 +125,8 @@ def refuse_other(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -
     """
     if found := difference(there, here):
         raise LatencyError(
-            f'the latency table is of another {what}: {found}. Measure this one with '
-            'tools/latency_table.py'
+            f'the latency table is of another {what}: {found}; tools/latency_table.py measures '
+            'this one'
         )
 
 
@@ -131,7 +135,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     old, new = flat(there), flat(here)
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
-            return f'{name} is {old.get(name)!r} there and {new.get(name)!r} here'
+            return f'{name} is {old.get(name)!r:.80} there and {new.get(name)!r:.80} here'
     return None
 
 

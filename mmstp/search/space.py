@@ -109,13 +109,7 @@ class SearchSpace:
             *(stage.widths for stage in self.stages),
         ]
         self._full_units = np.array([group.units for group in graph.groups], dtype=np.int64)
-        self._unit_tables = [
-            np.array(
-                [[self.units(graph.groups[g], w) for g in stage.groups] for w in stage.widths],
-                dtype=np.int64,
-            )
-            for stage in self.stages
-        ]
+        self._unit_tables = [np.array(self.kept(stage), dtype=np.int64) for stage in self.stages]
         whole = all((table == table[-1]).all() for table in self._unit_tables)
         if whole and all(len(stage.depths) == 1 for stage in self.stages):
             widest = max(group.channels for group in graph.groups)
@@ -242,6 +236,11 @@ class SearchSpace:
         # the subtraction keeps 0.55 * 800 = 440.00000000000006 at 440
         channels = math.ceil(width * group.channels / step - 1e-9) * step
         return min(channels // group.unit_size, group.units)
+
+    def kept(self, stage: Stage) -> list[list[int]]:
+        """Units kept of each group of a stage, a list for each of its widths."""
+        groups = [self.graph.groups[group] for group in stage.groups]
+        return [[self.units(group, width) for group in groups] for width in stage.widths]
 
     def group_units(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Units kept of every group of the graph, shape (architectures, groups)."""

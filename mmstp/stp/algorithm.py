@@ -22,7 +22,7 @@ from ..search.budgets import Target, budgets_of, rows_by_budget
 from ..search.space import SearchSpace
 from .bad_batches import BadBatches
 from .norm_modes import norms_behind_choices, refuse_eval_norms, refuse_synchronised
-from .options import check_options, check_ranges
+from .options import check_options, check_ranges, use_latency
 from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
 from .pool import ArchitecturePool
@@ -142,7 +142,7 @@ class STP(Wrapper):
         self.teacher: nn.Module | None = None  # theirs
 
         self.supernet, kind = with_task(classifier, input_shape, space, task)
-        self.supernet.use_latency(latency)
+        use_latency(self.supernet, latency)
         self.task = kind(self.supernet, normalize)
         self._norms = norms_behind_choices(self.supernet)
         self.train()

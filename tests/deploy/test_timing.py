@@ -112,20 +112,34 @@ def test_a_layout_of_images_needs_images():
         Setting(channels_last=True).runner(torch.nn.Linear(8, 8), torch.zeros(2, 8))
 
 
-def test_each_of_many_networks_is_compiled(monkeypatch):
+class Broken(torch.nn.Module):
+    """A network of two graphs."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = torch.nn.Linear(8, width)
+
+    def forward(self, x):
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return x.relu()
+
+
+@pytest.mark.parametrize('graphs', [1, 2])
+def test_each_of_many_networks_is_compiled(graphs, monkeypatch):
     """TorchDynamo recompiles a piece of code eight times at most, and then runs it as it is."""
-    compiled = []
+    called = []
 
     def backend(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
+        assert not any(isinstance(x, torch.SymInt) for x in inputs), 'no size may vary'
+        return lambda *inputs: called.append(graph) or graph(*inputs)
 
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
-    runs = [
-        Setting(compile=True).runner(
-            torch.nn.Sequential(torch.nn.Linear(8, width)), torch.zeros(1, 8)
-        )
-        for width in range(1, 12)
-    ]
+    runs = []
+    for width in range(1, 12):
+        network = Broken(width) if graphs == 2 else torch.nn.Sequential(torch.nn.Linear(8, width))
+        batch = 1 + width % 3
+        runs.append(Setting(compile=True).runner(network, torch.zeros(batch, 8)))
+    called.clear()
     assert [run().shape[1] for run in runs] == list(range(1, 12))
-    assert len(compiled) == len(runs)
+    assert len(called) == len(set(map(id, called))) == graphs * len(runs)

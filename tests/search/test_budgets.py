@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import permutations
 
 import pytest
 
@@ -45,6 +46,23 @@ def test_labels_are_shares_whatever_a_target_is(supernet_of):
         assert find_budgets(found, text) == ([label] if label else [])
 
 
+def test_budgets_are_the_same_in_any_order(supernet_of):
+    target = [{'macs': 0.5}, {'params': 0.5}, {'params': 0.4, 'macs': 0.4}, 0.3]
+    expected = ['30', 'macs-40-params-40', 'macs-50', 'params-50']
+    for order in permutations(target):
+        assert list(budgets(supernet_of('wrn16_2'), order)) == expected
+    swapped = {'macs': 0.4, 'params': 0.4}
+    assert list(budgets(supernet_of('wrn16_2'), [swapped])) == ['macs-40-params-40']
+
+
+def test_a_label_is_no_number(supernet_of):
+    supernet = supernet_of('wrn16_2')
+    (dense,) = supernet.cost.macs([supernet.space.largest]).tolist()
+    found = budgets(supernet, [0.3, 30 * dense / 3000])  # of a device on which 1 % are 30 ms
+    found['0.3'] = found.pop('1')
+    assert find_budgets(found, '0.3') == ['0.3']
+
+
 def test_a_number_may_name_two_budgets(supernet_of):
     found = budgets(supernet_of('wrn16_2'), [0.5, {'params': 0.5}])
     assert find_budgets(found, '0.5') == list(found)
@@ -55,7 +73,8 @@ def test_a_number_may_name_two_budgets(supernet_of):
     ('target', 'message'),
     [
         ([], 'target=[]: expected at least one budget'),
-        ([0.3, 0.3], 'target=[0.3, 0.3]: 30 is there twice'),
+        ([0.3, 0.3], 'target=[0.3, 0.3]: two budgets are 30; expected some that differ more'),
+        (10**400, 'target=1000'),
         ([True], 'target[0]=True: expected a fraction in (0, 1]'),
         ([0.3, math.nan], 'target[1]=nan: expected a fraction'),
         ([-1], 'target[0]=-1: expected a fraction'),

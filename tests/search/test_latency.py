@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy.stats import spearmanr
 from mmstp import BudgetError, LatencyError
 from mmstp.search.budget import Budget, feasible_rows
 from mmstp.search.cost import CostModel
-from mmstp.search.latency_fit import FEWEST, Accuracy, doubts, non_negative
+from mmstp.search.latency_fit import FEWEST, Accuracy, doubts, non_negative, rank_correlation
 from mmstp.search.latency_table import LatencyTable, to_measure
 from mmstp.search.space import SearchSpace
 from tests.latency import milliseconds, table_of
@@ -162,6 +163,9 @@ def test_unreachable_latency_names_range_and_nearest(supernet):
         feasible_rows(space, cost, Budget.of(1.01 * float(high), 'latency', 0.0, space, cost), 10)
     assert f'reaches {low:.3g} to {high:.3g} ms' in str(error.value)
     assert f'the nearest is {high:.3g} ms (100.00%)' in str(error.value)
+    assert 'above 1 it is a number; 15 % is target=0.15' in str(error.value)
+    with pytest.raises(BudgetError) as error:
+        feasible_rows(space, cost, Budget.of(0.001, 'latency', 0.0, space, cost), 10)
     assert 'above 1 it is a number' not in str(error.value)
 
 
@@ -183,6 +187,7 @@ def test_without_a_table_there_is_no_latency(supernet):
             dict(ratios={'((1,), (1.0,))': -1}),
             r'is -1; expected a number above 0',
         ),
+        (dict(dense_ms=[10**400]), 'dense_ms is 10+; expected a number above 0, below 1e'),
         (dict(dense_ms=[]), 'dense_ms is None; expected a number above 0'),
         (dict(setting='cpu'), "setting is 'cpu'; expected an object"),
     ],
@@ -224,6 +229,43 @@ def test_a_table_of_another_network_or_space(supernet, supernet_of):
 def test_a_table_with_too_few_networks(supernet):
     with pytest.raises(LatencyError, match=f'holds {FEWEST - 1} networks; a fit needs {FEWEST}'):
         supernet.cost.use_latency(table_of(supernet, FEWEST - 1))
+
+
+def test_a_network_in_two_spellings_is_one(supernet):
+    table = table_of(supernet, FEWEST - 1)
+    table.ratios |= {text.replace(', ', ',   '): ratio for text, ratio in table.ratios.items()}
+    with pytest.raises(LatencyError, match=f'holds {FEWEST - 1} networks'):
+        supernet.cost.use_latency(table)
+
+
+def test_of_a_small_space_all_networks_are_enough(supernet):
+    space = SearchSpace(supernet.graph, widths=(0.5, 1.0), depths=False)
+    small = SimpleNamespace(space=space, cost=CostModel(supernet.graph, space))
+    assert space.size < FEWEST
+    table = table_of(small)
+    assert len(table.ratios) == space.size
+    small.cost.use_latency(table)
+    found = small.cost.latency(space.all_rows())
+    assert found == pytest.approx(milliseconds(small, space.all_rows()), rel=1e-6)
+    del table.ratios[str(space.smallest)]
+    with pytest.raises(LatencyError, match=f'holds {space.size - 1} networks; a fit needs'):
+        small.cost.use_latency(table)
+
+
+def test_a_table_of_other_channels_at_equal_ends(supernet):
+    """Other widths between the ends, or a group that stays whole in blocks that are left out."""
+    table = table_of(supernet)
+    name = next(iter(table.space['units kept']))
+    table.space['units kept'][name][1][0] += 1
+    with pytest.raises(LatencyError, match=rf'another space: units kept\.{name} is \[\['):
+        supernet.cost.use_latency(table)
+
+
+@pytest.mark.parametrize('values', [4, 10_000])
+def test_rank_correlation_is_that_of_another_library(values):
+    a, b = np.random.default_rng(0).integers(values, size=(2, 50)).astype(float)
+    assert rank_correlation(a, a + b) == pytest.approx(spearmanr(a, a + b).statistic)
+    assert rank_correlation(np.ones(50), b) == 0
 
 
 def test_a_table_of_the_network_with_other_widths(supernet):

@@ -49,9 +49,16 @@ def test_an_interrupted_run_measures_what_is_missing(call, tiny_config, measured
 
 def test_a_file_of_another_batch_is_left_alone(call, tiny_config, measured):
     before = measured.read_text()
-    with pytest.raises(LatencyError, match='another setting: batch is 1 there and 2 here'):
+    message = r'--out .*latency.json is kept: .* batch is 1 there and 2 here.*\. Give another --out'
+    with pytest.raises(LatencyError, match=message):
         call('latency_table.py', tiny_config, '--out', measured, *MEASURE, '--batch', 2)
     assert measured.read_text() == before
+
+
+def test_too_few_networks_are_not_measured(call, tiny_config, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call('latency_table.py', tiny_config, '--out', tmp_path / 'a.json', '--networks', 19)
+    assert "'19': expected a whole number, at least 20" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,15 @@ def test_what_speaks_against_a_table_is_warned_of(call, tiny_config, measured, t
     call('latency_table.py', tiny_config, '--out', path, *MEASURE)
     assert f'{path}: the dense network took 10 to 12 ms, which is 20.0% of the median' in warnings()
     assert f'{path}: networks that are not in the fit have mean error' in warnings()
+
+
+def test_a_run_by_a_doubtful_table_says_so(call, tiny_config, measured, tmp_path, warnings):
+    table = LatencyTable.read(measured)
+    table.ratios = {text: 0.1 + 0.9 * (place % 2) for place, text in enumerate(table.ratios)}
+    path = tmp_path / 'latency.json'
+    table.write(path)
+    call('search_space.py', tiny_config, '--cfg-options', f'model.latency={path}')
+    assert f"model.latency='{path}': networks that are not in the fit have mean error" in warnings()
 
 
 def test_another_budget_in_latency_afterwards(call, tiny_config, tmp_path, capsys):

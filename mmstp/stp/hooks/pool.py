@@ -247,7 +247,8 @@ class PoolHook(Hook):
             self._report(runner, stp_of(runner), label, runner.iter)
             budget = f' --budget {label}' if len(pools) > 1 else ''
             runner.logger.info(
-                f'cut it out with: python tools/export.py CONFIG CHECKPOINT{budget} --out DIR'
+                f'cut it out with: python tools/export.py CONFIG CHECKPOINT{budget} --out DIR; '
+                f'both lie in {runner.work_dir}'
             )
 
 
