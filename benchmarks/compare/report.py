@@ -25,12 +25,14 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from measure import ROOT, table  # noqa: E402
+from methods import IN_ONE_RUN  # noqa: E402
 from pages import insert  # noqa: E402
 from setting import ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
 REFERENCES = (('scratch', 'uniform'), ('given', 'magnitude'))  # the first that was run
 FEWEST = 3  # seeds, for a difference to be called one
+ONE_RUN = {**IN_ONE_RUN, 'afterwards': 'short'}  # for all budgets, and what a run for each is
 TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
 Name = tuple[str, str]
@@ -164,6 +166,32 @@ def members(rows: Sequence[Row]) -> str:
     return f'{text} points.'
 
 
+def several(rows: Sequence[Row]) -> str:
+    """One run for all budgets against a run for each: differences by budget, and their mean.
+
+    Args:
+        rows: Of one data set, network, length and way to compare.
+    """
+    scores: dict[str, dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        scores[row['preset']][row['budget']][row['seed']] = row['top1']
+    budgets = sorted(set.union(*({*scores[preset]} for preset in ONE_RUN)))
+    lines = []
+    for preset, own in ONE_RUN.items():
+        cells, means = [], defaultdict(list)
+        for budget in budgets:
+            here, alone = scores[preset][budget], scores[own][budget]
+            cells.append(difference(here, alone))
+            for seed in here.keys() & alone.keys():
+                means[seed].append(here[seed] - alone[seed])
+        whole = [sum(found) / len(found) for found in means.values() if len(found) == len(budgets)]
+        mean = written(*mean_and_error(whole), '+') if whole else ''
+        if any(cells):
+            lines.append((f'stp: {preset}', f'stp: {own}', *cells, mean))
+    header = ('one run', 'against', *(f'{budget:.0%}' for budget in budgets), 'mean of them')
+    return table(header, lines)
+
+
 def titled(keys: tuple[Any, ...]) -> str:
     """A heading."""
     data, network, budget, compare, length = keys
@@ -244,6 +272,15 @@ def main() -> None:
     page = args.page.read_text()
     page = insert(page, 'comparison', tables)
     page = insert(page, 'given', after or 'None yet.')
+    by = [key for key in BY if key != 'budget']
+    one_run = [
+        f'### {data}, {network}, equal {compare}, {length:g} T\n\n{several(own)}'
+        for (data, network, compare, length), own in grouped(
+            [row for row in compared if row['method'] == 'stp'], *by
+        ).items()
+        if ONE_RUN.keys() & {row['preset'] for row in own}
+    ]
+    page = insert(page, 'budgets', '\n\n'.join(one_run) or 'None yet.')
     alone = [
         f'{titled(keys)}\n\n{members(own)}'
         for keys, own in grouped(
