@@ -177,22 +177,33 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         member = dict(found, architecture=f'(({index},), (1.0,))', top1=80 + 0.3 * index + seed)
         of = replace(SHORT, preset=f'member@index={index}', seed=seed)
         setting.append_row(of, member, tmp_path / 'rows')
+    for seed, budget, (preset, top1) in itertools.product(
+        (0, 1, 2), (0.2, 0.4), (('budgets', 70.5), ('short', 70.0), ('afterwards', 69.0))
+    ):
+        of = replace(SHORT, method='stp', preset=preset, seed=seed, budget=budget, length=2.0)
+        score = top1 + (preset == 'budgets') * (seed + budget)
+        setting.append_row(of, dict(found, top1=score), tmp_path / 'rows')
     page = tmp_path / 'page.md'
-    names = ('comparison', 'pictures', 'given', 'members', 'recipes', 'tuning')
+    names = ('comparison', 'pictures', 'given', 'budgets', 'members', 'recipes', 'tuning')
     page.write_text('\n'.join(f'<!-- begin {n} -->\n<!-- end {n} -->' for n in names))
     arguments = ['report.py', '--rows', str(tmp_path / 'rows'), '--page', str(page)]
     monkeypatch.setattr(sys, 'argv', arguments)
     report.main()
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
-    assert text.count('### digits, r18_slim') == 5
+    assert text.count('### digits, r18_slim') == 8
+    assert (
+        '| stp: budgets | stp: short | **+1.70 ± 0.58** | **+1.90 ± 0.58** | +1.80 ± 0.58 |' in text
+    )
+    assert '| **-1.00 ± 0.00** | **-1.00 ± 0.00** | -1.00 ± 0.00 |' in text
     assert '| given: uniform | 1 | 66.00 |' in text
     assert '| ((2,), (1.0,)) | 30.0% | 80.60 | 81.60 | 81.10 |' in text
     assert 'means: 0.30; what noise alone would give: 0.00; of the architectures' in text
     assert '| scratch: uniform | 1 | 77.00 |' in text
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
-    [picture] = (tmp_path / 'images').glob('*.png')
-    assert picture.name in text
+    drawn = {picture.name for picture in (tmp_path / 'images').glob('*.png')}
+    assert len(drawn) == 2
+    assert all(name in text for name in drawn)
 
 
 @pytest.mark.parametrize('flag', ['--data', '--networks'])
