@@ -178,16 +178,15 @@ def several(rows: Sequence[Row]) -> str:
     budgets = sorted(set.union(*({*scores[preset]} for preset in ONE_RUN)))
     lines = []
     for preset, own in ONE_RUN.items():
-        cells, means = [], defaultdict(list)
-        for budget in budgets:
-            here, alone = scores[preset][budget], scores[own][budget]
-            cells.append(difference(here, alone))
-            for seed in here.keys() & alone.keys():
-                means[seed].append(here[seed] - alone[seed])
-        whole = [sum(found) / len(found) for found in means.values() if len(found) == len(budgets)]
-        mean = written(*mean_and_error(whole), '+') if whole else ''
+        here, alone = scores[preset], scores[own]
+        cells = [difference(here[budget], alone[budget]) for budget in budgets]
         if any(cells):
-            lines.append((f'stp: {preset}', f'stp: {own}', *cells, mean))
+            seeds = set.intersection(*({*found[b]} for found in (here, alone) for b in budgets))
+            means = (
+                {seed: statistics.fmean(found[b][seed] for b in budgets) for seed in seeds}
+                for found in (here, alone)
+            )
+            lines.append((f'stp: {preset}', f'stp: {own}', *cells, difference(*means)))
     header = ('one run', 'against', *(f'{budget:.0%}' for budget in budgets), 'mean of them')
     return table(header, lines)
 
