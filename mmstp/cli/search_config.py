@@ -12,8 +12,8 @@ from ..registry import MODELS
 from ..search.budget import Budget
 from ..search.budgets import budgets_of
 from ..stp.algorithm import STP, check_fields
+from ..stp.latency import use_latency
 from ..stp.norm_modes import norms_behind_choices, refuse_eval_norms
-from ..stp.options import use_latency
 from ..stp.tasks import with_task
 from ..subnets.supernet import Supernet
 from .launch import is_stp

@@ -21,8 +21,9 @@ from ..search.budget import ENUMERABLE, Budget
 from ..search.budgets import Target, budgets_of, rows_by_budget
 from ..search.space import SearchSpace
 from .bad_batches import BadBatches
+from .latency import use_latency
 from .norm_modes import norms_behind_choices, refuse_eval_norms, refuse_synchronised
-from .options import check_options, check_ranges, use_latency
+from .options import check_options, check_ranges
 from .passes import Scale, as_it_is, passes_of
 from .places import shared_seed
 from .pool import ArchitecturePool
@@ -149,8 +150,7 @@ class STP(Wrapper):
         choices, cost = self.supernet.space, self.supernet.cost
         budgets = budgets_of(target, metric, tolerance, choices, cost)
         self.pool_size = size = positive('pool.size', pool.pop('size', 1000))
-        if pool.get('seed') is None:
-            pool['seed'] = shared_seed()
+        pool['seed'] = shared_seed() if pool.get('seed') is None else pool['seed']
         rows = rows_by_budget(choices, cost, budgets, size, pool['seed'])
         self.pools = Pools.drawn(choices, budgets, rows, size, **pool)
         if pool.get('per_rank'):

@@ -7,22 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from ..errors import FieldError
-from ..search.latency_fit import doubts
 from ..subnets.norm_statistics import norms_with_statistics
-from ..subnets.supernet import Supernet
 from .losses import NORMALIZATIONS
-
-
-def use_latency(supernet: Supernet, path: Any) -> None:
-    """Gives a supernet the latency that a config names, and warns of what speaks against it."""
-    supernet.use_latency(path)
-    if fit := supernet.cost.latency_fit:
-        for doubt in doubts(fit.table.dense_ms, fit.accuracy):
-            MMLogger.get_current_instance().warning(f'model.latency={str(path)!r}: {doubt}')
 
 
 def check_options(
