@@ -19,8 +19,9 @@ from mmstp.cli.launch import add_config_options, load_config, whole_number
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
 from mmstp.errors import LatencyError
-from mmstp.search.latency_fit import FEWEST, doubts
+from mmstp.search.latency_fit import FEWEST
 from mmstp.search.latency_table import LatencyTable, refuse_other, to_measure
+from mmstp.stp.latency import warn_of_doubts
 from mmstp.stp.two_stages import dense_part
 from mmstp.subnets.supernet import Supernet
 
@@ -88,8 +89,7 @@ def main() -> None:
     supernet.cost.use_latency(table)
     low, high = supernet.cost.latency([space.smallest, space.largest])
     logger().info(f'{out}: {low:.3g} to {high:.3g} ms; {supernet.cost.latency_fit}')
-    for doubt in doubts(table.dense_ms, supernet.cost.latency_fit.accuracy):
-        logger().warning(f'{out}: {doubt}')
+    warn_of_doubts(supernet.cost.latency_fit, str(out))
 
 
 def begun(out: Path, setting: Setting, supernet: Supernet) -> LatencyTable:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from setting import IN_ONE_RUN
 from torch import Tensor, nn
 from training import DRAWN, TOLERANCE, Taught, Trial, WaitingError
 
@@ -82,11 +83,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     'paper-st-depth': dict(end=0.6, beta2=0.0, size=1),
     'paper-st': dict(end=0.6, beta2=0.0, size=1, space=dict(depths=False)),
 }  # of STP
-IN_ONE_RUN = {
-    'budgets': 'short',
-    'budgets-recommended': 'recommended',
-    'budgets-alone-50': 'alone-50',
-}  # of STP for several budgets
 
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
 TUNED: dict[Name, dict[str, float]] = {

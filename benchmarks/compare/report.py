@@ -25,9 +25,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from measure import ROOT, table  # noqa: E402
-from methods import IN_ONE_RUN  # noqa: E402
 from pages import insert  # noqa: E402
-from setting import ROWS, read_rows, setting_of  # noqa: E402
+from setting import IN_ONE_RUN, ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
 REFERENCES = (('scratch', 'uniform'), ('given', 'magnitude'))  # the first that was run

@@ -12,6 +12,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / 'rows'
 COMPARE = ('time', 'epochs')
+IN_ONE_RUN = {
+    'budgets': 'short',
+    'budgets-recommended': 'recommended',
+    'budgets-alone-50': 'alone-50',
+}  # presets of STP for several budgets, and what each is for one
 
 
 @dataclass(frozen=True)

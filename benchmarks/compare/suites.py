@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import BUDGETS, IN_ONE_RUN, PRESETS
+from methods import BUDGETS, PRESETS
+from setting import IN_ONE_RUN
 
 # What a user would choose between.
 HEADLINE = [

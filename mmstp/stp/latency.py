@@ -1,4 +1,4 @@
-"""The latency that a config names, with what speaks against it."""
+"""The latency that a config names, and warnings of what speaks against a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from ..search.latency_fit import doubts
+from ..search.latency_fit import LatencyFit, doubts
 from ..subnets.supernet import Supernet
 
 
@@ -19,5 +19,10 @@ def use_latency(supernet: Supernet, path: Any) -> None:
     """
     supernet.use_latency(path)
     if fit := supernet.cost.latency_fit:
-        for doubt in doubts(fit.table.dense_ms, fit.accuracy):
-            MMLogger.get_instance('mmstp').warning(f'model.latency={str(path)!r}: {doubt}')
+        warn_of_doubts(fit, f'model.latency={str(path)!r}')
+
+
+def warn_of_doubts(fit: LatencyFit, where: str) -> None:
+    """Warns of what speaks against a table of the latency, which lies at ``where``."""
+    for doubt in doubts(fit.table.dense_ms, fit.accuracy):
+        MMLogger.get_instance('mmstp').warning(f'{where}: {doubt}')
