@@ -15,10 +15,15 @@ def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) ->
     accepted = sorted(accepted)
     for name in given:
         if name not in accepted:
-            close = difflib.get_close_matches(name, accepted, n=1)
-            hint = f'did you mean {close[0]!r}? ' if close else ''
-            known = ', '.join(accepted)
-            raise FieldError(f'{where} has no field {name!r}: {hint}accepted are {known}')
+            raise FieldError(f'{where} has no field {name!r}: {suggestion(name, accepted)}')
+
+
+def suggestion(name: str, accepted: Iterable[str]) -> str:
+    """What may have been meant by an unknown name, and what is accepted."""
+    accepted = list(accepted)
+    close = difflib.get_close_matches(name, accepted, n=1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    return f'{hint}accepted are {", ".join(accepted)}'
 
 
 def _constructors(cls: type) -> Iterator[Mapping[str, inspect.Parameter]]:

@@ -29,6 +29,7 @@ from mmstp.cli.launch import (
     is_export,
     load_config,
     load_search,
+    tell_errors_plainly,
     whole_number,
 )
 from mmstp.deploy.detector_config import write_detector
@@ -87,10 +88,10 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.cfg_options)
     check_folder(args.out)
-    check_work_dir(args.out, '--out')
     with plain_loading():
         if is_export(config):
             check_same_folder(args)
+            check_work_dir(args.out, '--out')
         else:
             export(config, args)
         for detector in args.detector:
@@ -146,6 +147,7 @@ def export(config: Config, args: argparse.Namespace) -> None:
     if args.num_images:
         check_data(config, 'train_dataloader')
     architecture = chosen(stp, args.architecture, args.budget)
+    check_work_dir(args.out, '--out')
     export_subnet(
         args.out, config, stp, architecture, args.num_images, args.checkpoint, dataset_meta
     )
@@ -179,9 +181,10 @@ def label_of(pools: Pools, text: str | None) -> str:
         return named[0]
     if named:
         raise LaunchError(f'--budget {text} is each of {", ".join(named)}: expected one of these')
-    said = 'say with --budget' if text is None else f'--budget {text}: expected'
+    given = 'which is to be cut out? --budget is missing' if text is None else f'--budget {text}'
     raise LaunchError(
-        f'{said} which of the budgets of this run is to be cut out: {", ".join(pools)} (in percent)'
+        f"{given}: expected one of the run's budgets, {', '.join(pools)} (in percent), or as "
+        'model.target has it'
     )
 
 
@@ -191,4 +194,5 @@ def logger() -> MMLogger:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

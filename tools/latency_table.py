@@ -8,6 +8,7 @@ nor weights are needed. A run that was interrupted goes on where it was. The fil
 
 import argparse
 import datetime
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,7 +16,12 @@ import numpy as np
 import torch
 from mmengine.logging import MMLogger
 
-from mmstp.cli.launch import add_config_options, load_config, whole_number
+from mmstp.cli.launch import (
+    add_config_options,
+    load_config,
+    tell_errors_plainly,
+    whole_number,
+)
 from mmstp.cli.search_config import supernet_of
 from mmstp.deploy.timing import BACKENDS, Setting
 from mmstp.errors import LatencyError
@@ -74,7 +80,7 @@ def main() -> None:
     def runner(architecture):
         return setting.runner(dense_part(supernet.export(architecture)), images)
 
-    dense = runner(space.largest) if left else None
+    dense, begun_at = runner(space.largest) if left else None, time.monotonic()
     for start in range(0, len(left), args.together):
         group = left[start : start + args.together]
         seconds = setting.seconds([dense, *map(runner, group)], args.rounds)
@@ -82,9 +88,11 @@ def main() -> None:
         table.dense_ms.append(1000 * float(np.median(seconds[:, 0])))
         table.ratios |= dict(zip(map(str, group), ratios.tolist(), strict=True))
         table.write(out)
+        done = start + len(group)
+        minutes = (time.monotonic() - begun_at) * (len(left) - done) / done / 60
         logger().info(
-            f'{start + len(group)} of {len(left)}: {table.dense_ms[-1]:.2f} ms the dense network, '
-            f'{ratios.min():.1%} to {ratios.max():.1%} of it the others'
+            f'{done} of {len(left)}: {table.dense_ms[-1]:.2f} ms the dense network, '
+            f'{ratios.min():.1%} to {ratios.max():.1%} of it the others; {minutes:.1f} minutes left'
         )
     supernet.cost.use_latency(table)
     low, high = supernet.cost.latency([space.smallest, space.largest])
@@ -100,7 +108,7 @@ def begun(out: Path, setting: Setting, supernet: Supernet) -> LatencyTable:
     try:
         table = LatencyTable.read(out)
         refuse_other('setting', table.setting, described)
-        refuse_other('space', table.space, space)
+        refuse_other('network or space', table.space, space)
     except LatencyError as error:
         raise LatencyError(f'--out {out} is kept: {error}. Give another --out') from None
     return table
@@ -112,4 +120,5 @@ def logger() -> MMLogger:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

@@ -28,6 +28,7 @@ from mmstp.cli.launch import (
     init_weights,
     load_config,
     load_search,
+    tell_errors_plainly,
     whole_number,
 )
 from mmstp.config_fields import default_of
@@ -103,11 +104,12 @@ def main() -> None:
     check_data(config, *fields)
     if args.out:
         check_folder(args.out)
-        check_work_dir(args.out, '--out')
     with plain_loading():
         stp, dataset_meta = load_main_network(config, args.checkpoint)
         space, cost = stp.supernet.space, stp.supernet.cost
-        budget = Budget.of(target, metric, tolerance, space, cost)
+        budget = Budget.of(target, metric, tolerance, space, cost, '--target')
+        if args.out:
+            check_work_dir(args.out, '--out')
         loaders = [Runner.build_dataloader(config[field]) for field in fields]
         check_images(loaders[0], stp)
         stp.to(get_device())
@@ -159,8 +161,11 @@ def target_of(limits: list[tuple[str, float]]) -> float | dict[str, float]:
     """
     by_metric = dict(limits)
     if len(by_metric) < len(limits) or ('' in by_metric and len(limits) > 1):
+        given = ' '.join(
+            f'{metric}={number}' if metric else f'{number}' for metric, number in limits
+        )
         raise LaunchError(
-            '--target: expected one number, or one for each of several metrics, such as '
+            f'--target {given}: expected one number, or one for each of several metrics, such as '
             'macs=0.35 params=0.4'
         )
     return by_metric.get('', by_metric)
@@ -186,4 +191,5 @@ def table(stp: STP, budget: Budget, found: list[Evaluated]) -> str:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

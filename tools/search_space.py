@@ -6,7 +6,7 @@ With ``--estimate`` also what the run would cost.
 import argparse
 
 from mmstp.cli.estimate import estimate
-from mmstp.cli.launch import add_config_options, load_config
+from mmstp.cli.launch import add_config_options, load_config, tell_errors_plainly
 from mmstp.cli.search_config import budgets_in, supernet_of
 from mmstp.cli.space_report import describe_space
 from mmstp.config_fields import positive
@@ -34,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

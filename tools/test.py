@@ -25,6 +25,7 @@ from mmstp.cli.launch import (
     load_config,
     prepare,
     require_whole,
+    tell_errors_plainly,
 )
 from mmstp.cli.same_run import refuse_other_run
 from mmstp.deploy.dynamic_backbone import CalibrationHook
@@ -172,4 +173,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

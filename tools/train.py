@@ -21,6 +21,7 @@ from mmstp.cli.launch import (
     leave_processes,
     load_config,
     prepare,
+    tell_errors_plainly,
 )
 from mmstp.cli.resuming import (
     full_disk_told,
@@ -147,4 +148,5 @@ def train(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
+    tell_errors_plainly()
     main()

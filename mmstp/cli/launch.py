@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,11 +21,27 @@ from ..checkpoints import dataset_meta_of, read_checkpoint, require_fit, weights
 from ..datasets.check import check_datasets
 from ..deploy.compact_model import CompactBackbone, CompactPart
 from ..deploy.export import BACKBONE
-from ..errors import CheckpointError, LaunchError
+from ..errors import CheckpointError, LaunchError, MmstpError
 from ..registry import MODELS, build_model, type_of
 from ..stp.algorithm import STP
 from ..stp.search_state import read_search
 from .same_run import refuse_other_run, search_of
+
+
+def tell_errors_plainly() -> None:
+    """An error of mmstp that ends this process is told in its sentence alone.
+
+    With ``python -X dev`` it has its traceback, as all other errors have.
+    """
+    before = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, MmstpError) and not sys.flags.dev_mode:
+            error.__cause__, error.__suppress_context__ = None, True
+            error, trace = error.with_traceback(None), None
+        before(kind, error, trace)
+
+    sys.excepthook = tell
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

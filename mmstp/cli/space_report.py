@@ -85,6 +85,7 @@ def _describe_budget(supernet: Supernet, budget: Budget, label: str) -> tuple[li
     for limit in budget.limits if len(budget.limits) > 1 else ():
         costs = supernet.cost.count(met, limit.metric) / limit.target
         lines.append(
-            f'         they use {costs.min():.1%} to {costs.max():.1%} of the {limit.metric}'
+            f'         of the limit of {limit.metric} they use {costs.min():.1%} to '
+            f'{costs.max():.1%}'
         )
     return lines, True

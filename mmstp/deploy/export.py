@@ -89,8 +89,10 @@ def write_export(
     except FeatureError as error:  # as that of a classifier which is no backbone for a detector
         backbone, description['backbone'] = None, f'none: {error}'
 
+    budget = description['budget']
     head = (
         f'# {description["architecture"]}: {shares(description)} of the dense network.\n'
+        f'# {f"Meets the budget of {budget}" if budget else "Meets no budget of its run"}.\n'
         f'# Cut out{f" of {comment(source)}" if source else ""} by mmstp {__version__}; weights in '
         f'{WEIGHTS}, shapes in {PLAN}, costs in {DESCRIPTION}.\n'
     )
@@ -128,6 +130,7 @@ def shares(description: Mapping[str, Any]) -> str:
     names = {
         'macs_ratio': 'multiply-adds',
         'params_ratio': 'parameters',
+        'activations_ratio': 'activations',
         'latency_ratio': 'latency',
     }
     return ', '.join(
@@ -137,9 +140,12 @@ def shares(description: Mapping[str, Any]) -> str:
 
 def describe_export(network: nn.Module, stp: STP, architecture: Architecture) -> dict[str, Any]:
     """What an export is: costs, their convention, and the channels of every layer."""
-    fit = stp.supernet.cost.latency_fit
+    cost = stp.supernet.cost
+    fit = cost.latency_fit
+    budgets = [own for own in stp.pools.budgets.values() if own.meets(own.used(cost, architecture))]
     return {
         **stp.supernet.describe(architecture),
+        'budget': ' or '.join(f'{own} within {own.tolerance:.2%}' for own in budgets) or None,
         **({} if fit is None else {'latency_table': str(fit)}),
         'stages': [stage.name for stage in stp.supernet.space.stages],
         'macs_convention': CONVENTION,

@@ -64,7 +64,7 @@ class Setting:
             if self.backend != 'torch' and getattr(self, name):
                 raise LatencyError(f'backend {self.backend}: {name} is an option of torch')
         if self.graph and self.device != 'cuda':
-            raise LatencyError("device 'cpu': graph is an option of 'cuda'")
+            raise LatencyError("device 'cpu': graph (a CUDA graph) is an option of 'cuda'")
         if importlib.util.find_spec(self.backend) is None:
             raise LatencyError(f'backend {self.backend} is not installed: pip install it')
 

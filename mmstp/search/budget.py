@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..architecture import Architecture
+from ..config_fields import suggestion
 from ..errors import BudgetError
 from .cost import LATENCY, METRICS, Architectures, CostModel, amount
 from .space import SearchSpace
@@ -77,8 +78,9 @@ class Budget:
             BudgetError: If a value is out of range, or there is no table of the latency.
         """
         several = isinstance(target, Mapping)
+        known = (*METRICS, LATENCY)
         if not isinstance(metric, str):
-            raise BudgetError(f'metric={metric!r}: expected one of {(*METRICS, LATENCY)}')
+            raise BudgetError(f'metric={metric!r}: accepted are {", ".join(known)}')
         targets = dict(target) if isinstance(target, Mapping) else {metric: target}
         if not targets:
             raise BudgetError(f'{field}={target!r}: expected a number for at least one metric')
@@ -87,12 +89,12 @@ class Budget:
         limits = []
         for name, value in targets.items():
             entry = f'{field}[{name!r}]' if several else field
-            if name not in (*METRICS, LATENCY):
-                at = entry if several else f'metric={name!r}'
-                raise BudgetError(f'{at}: expected one of {(*METRICS, LATENCY)}')
+            if name not in known:
+                at = f'{field} has no metric {name!r}' if several else f'metric={name!r}'
+                raise BudgetError(f'{at}: {suggestion(str(name), known)}')
             if type(value) not in (int, float) or not 0 < value < 1e30:
                 raise BudgetError(
-                    f'{entry}={value!r}: expected a fraction in (0, 1] or a number above'
+                    f'{entry}={value!r}: expected a fraction in (0, 1] or a number above 1'
                 )
             (dense,) = cost.count(space.largest, name).tolist()
             number = value * dense if value <= 1 else float(value)
@@ -148,9 +150,15 @@ def feasible_rows(
         for limit in budget.limits
     )
     hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
+    above = [
+        limit.metric
+        for limit in budget.limits
+        if cost.count(space.smallest, limit.metric)[0] > limit.target * (1 + budget.tolerance)
+    ]
+    which = f' (too low: {", ".join(above)})' if above and len(budget.limits) > 1 else ''
     raise BudgetError(
         f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '
-        f'reaches {" and ".join(ranges)}, the nearest is {" and ".join(at)}. Change target, '
+        f'reaches {" and ".join(ranges)}{which}, the nearest is {" and ".join(at)}. Change target, '
         'tolerance or space (more widths, a smaller divisor)'
     )
 

@@ -59,9 +59,14 @@ def budgets_of(
 
 def _label(budget: Budget, by_metric: bool) -> str:
     return '-'.join(
-        f'{limit.metric}-' * by_metric + f'{100 * limit.target / limit.dense:.4g}'
+        f'{limit.metric}-' * by_metric + percent(limit.target / limit.dense)
         for limit in sorted(budget.limits, key=lambda limit: limit.metric)
     )
+
+
+def percent(fraction: float) -> str:
+    """The label of a budget that is this fraction of the dense network: ``'15'``, ``'12.5'``."""
+    return f'{100 * fraction:.4g}'
 
 
 def find_budgets(budgets: Mapping[str, Budget], text: str) -> list[str]:

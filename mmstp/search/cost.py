@@ -80,7 +80,7 @@ class CostModel:
         Raises:
             LatencyError: If they are of another network or space, or too few.
         """
-        refuse_other('space', table.space, self.described())
+        refuse_other('network or space', table.space, self.described())
         self.latency_fit = LatencyFit(table, self._space, self._features)
 
     def within(self, space: SearchSpace) -> CostModel:
@@ -162,7 +162,7 @@ class CostModel:
         """
         if self.latency_fit is None:
             raise LatencyError(
-                "metric='latency' needs a table of measured networks: "
+                'a budget in latency needs a table of measured networks: '
                 "model.latency='latency.json', written by tools/latency_table.py"
             )
         return self.latency_fit(self._rows(architectures))
@@ -191,8 +191,9 @@ class CostModel:
 
 def amount(metric: str, *costs: float) -> str:
     """A cost, or a range, as people read it: ``'1,234 macs'``, ``'3.21 to 12.3 ms'``."""
-    form, unit = ('.3g', 'ms') if metric == LATENCY else (',.0f', metric)
-    return ' to '.join(format(cost, form) for cost in costs) + f' {unit}'
+    unit = 'ms' if metric == LATENCY else metric
+    forms = ('.3g' if metric == LATENCY or cost < 10 else ',.0f' for cost in costs)
+    return ' to '.join(map(format, costs, forms)) + f' {unit}'
 
 
 def _several(architectures: Architecture | str | Sequence[Any]) -> Sequence[Any]:

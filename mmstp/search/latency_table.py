@@ -71,16 +71,25 @@ class LatencyTable:
         """
         try:
             content = json.loads(Path(path).read_text(encoding='utf-8'))
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
             raise LatencyError(
-                f'{str(path)!r} cannot be read as a latency table ({type(error).__name__}: '
-                f'{error}); tools/latency_table.py writes one'
+                f'{str(path)!r} cannot be read: {error.strerror}; expected a file that '
+                'tools/latency_table.py wrote'
             ) from error
-        found = content.get('format') if isinstance(content, dict) else None
-        if found != FORMAT:
+        except (ValueError, RecursionError) as error:
             raise LatencyError(
-                f'{str(path)!r} has format {found!r}; expected {FORMAT}. Measure it anew with '
-                'tools/latency_table.py'
+                f'{str(path)!r} is no latency table, as tools/latency_table.py writes it: it is no '
+                f'JSON ({error})'
+            ) from error
+        if not isinstance(content, dict) or not {'format', *_FIELDS} & content.keys():
+            raise LatencyError(
+                f'{str(path)!r} is no latency table, as tools/latency_table.py writes it: it holds '
+                f'{content!r:.80}'
+            )
+        if content.get('format') != FORMAT:
+            raise LatencyError(
+                f'{str(path)!r} has format {content.get("format")!r}; expected {FORMAT}. Measure '
+                'it anew with tools/latency_table.py'
             )
         for name, (kind, expected) in _FIELDS.items():
             if not isinstance(content.get(name), kind):
@@ -135,7 +144,8 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     old, new = flat(there), flat(here)
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
-            return f'{name} is {old.get(name)!r:.80} there and {new.get(name)!r:.80} here'
+            where = name.replace('.', ', ', 1)
+            return f'{where}: {old.get(name)!r:.80} there, {new.get(name)!r:.80} here'
     return None
 
 

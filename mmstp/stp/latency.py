@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
+from ..errors import LatencyError
 from ..search.latency_fit import LatencyFit, doubts
 from ..subnets.supernet import Supernet
 
@@ -17,7 +18,10 @@ def use_latency(supernet: Supernet, path: Any) -> None:
         LatencyError: As `Supernet.use_latency`.
         SpaceError: Likewise.
     """
-    supernet.use_latency(path)
+    try:
+        supernet.use_latency(path)
+    except LatencyError as error:
+        raise LatencyError(f'model.latency: {error}') from error
     if fit := supernet.cost.latency_fit:
         warn_of_doubts(fit, f'model.latency={str(path)!r}')
 

@@ -62,8 +62,8 @@ def _tell(
 ) -> None:
     """Logs what a pool begins with, and that has ``draws`` visits in ``end`` iterations."""
     runner.logger.info(
-        f'{name}: {size} architectures, {draws / size:.1f} visits each in the {end} iterations of '
-        'the search'
+        f'{name}: {size} architecture{"s" * (size > 1)}, {draws / size:.1f} visits each in the '
+        f'{end} iterations of the search'
     )
     if size == 1 < drawn and not batches:
         runner.logger.warning(

@@ -113,8 +113,8 @@ class Supernet:
             return
         if not isinstance(path, (str, Path)):
             raise LatencyError(
-                f'model.latency={path!r}: expected the path of a file that tools/latency_table.py '
-                'wrote, or None'
+                f'{path!r} is no path: expected that of a file that tools/latency_table.py wrote, '
+                'or None'
             )
         table = LatencyTable.read(path)
         try:

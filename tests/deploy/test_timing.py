@@ -56,7 +56,7 @@ def test_networks_take_turns_and_waiting_does_not_count():
         (dict(backend='onnxruntime', half=True), 'backend onnxruntime: half is an option of torch'),
         (dict(backend='openvino', compile=True), 'backend openvino: compile is an option of torch'),
         (dict(backend='onnxruntime', channels_last=True), 'channels_last is an option of torch'),
-        (dict(graph=True), "device 'cpu': graph is an option of 'cuda'"),
+        (dict(graph=True), r"device 'cpu': graph \(a CUDA graph\) is an option of 'cuda'"),
     ],
 )
 def test_what_does_not_run_is_refused(options, message):

@@ -82,7 +82,7 @@ def test_a_number_may_name_two_budgets(supernet_of):
         ([0.3, None], 'target[1]=None: expected a fraction'),
         ([0.3, [0.4]], 'target[1]=[0.4]: expected a fraction in (0, 1]'),
         ([0.3, '40%'], "target[1]='40%': expected a fraction"),
-        ([0.3, {'flops': 0.3}], "target[1]['flops']: expected one of"),
+        ([0.3, {'flops': 0.3}], "target[1] has no metric 'flops': accepted are"),
         ([0.3, {}], 'target[1]={}: expected a number for at least one metric'),
         ([0.001, 0.3], 'no architecture meets target='),
         ([0.5, 0.3, 0.31], 'the budgets 30 and 31 share members, such as (('),

@@ -308,6 +308,7 @@ def test_of_several_limits_out_of_reach_each_range_is_named(supernet_of):
         own, dense = nearest[metric], nearest[f'{metric}_dense']
         assert f'{own:,} to {dense:,} {metric} ({own / dense:.2%} to 100%)' in str(error.value)
         assert f'{own:,} {metric} ({own / dense:.2%})' in str(error.value).split('nearest')[1]
+    assert '100%) (too low: params), the nearest' in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['wrn16_2', 'resnet50', 'mobilenet_v2'])
@@ -349,6 +350,12 @@ def test_target_out_of_reach_names_what_can_be_reached(exhaustive, supernet_of, 
     assert f'target={0.01 * dense:,.0f} macs (1.00% of the dense network)' in str(error.value)
 
 
+def test_a_target_is_told_as_it_was_given(supernet_of):
+    supernet = supernet_of('wrn16_2')
+    with pytest.raises(BudgetError, match=r'target=1\.5 macs \(0\.00% of the dense network\)'):
+        feasible_rows(supernet.space, supernet.cost, budget_of(supernet, 1.5), 10)
+
+
 def test_a_percentage_is_taken_for_a_number_and_explained(supernet_of):
     supernet = supernet_of('wrn16_2')
     with pytest.raises(BudgetError, match=r'above 1 it is a number; 15 % is target=0\.15'):
@@ -358,16 +365,18 @@ def test_a_percentage_is_taken_for_a_number_and_explained(supernet_of):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'target': 0}, r'target=0: expected a fraction in \(0, 1\] or a number above'),
+        ({'target': 0}, r'target=0: expected a fraction in \(0, 1\] or a number above 1'),
         ({'target': -1e9}, 'target=-1000000000.0'),
         ({'target': True}, 'target=True'),
         ({'target': '15%'}, "target='15%'"),
         (
             {'metric': 'flops'},
-            r"metric='flops': expected one of .*'activations'",
+            r"metric='flops': accepted are .*, activations, latency",
         ),
         ({'target': {}}, 'target={}: expected a number for at least one metric'),
-        ({'target': {'flops': 0.3}}, r"target\['flops'\]: expected one of .*'activations'"),
+        ({'metric': 'activation'}, "metric='activation': did you mean 'activations'"),
+        ({'target': {'flops': 0.3}}, "target has no metric 'flops': accepted are .*, activations"),
+        ({'target': {'activation': 0.3}}, "no metric 'activation': did you mean 'activations'"),
         (
             {'target': {'macs': 0.3, 'params': None}},
             r"target\['params'\]=None: expected a fraction",

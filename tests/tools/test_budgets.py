@@ -96,8 +96,12 @@ def test_a_number_that_names_two_budgets(call, tmp_path):
 
 def test_the_budget_that_is_cut_out_is_named(call, config, run, survivor, tmp_path):
     export = ('export.py', config, run / 'epoch_2.pth', '--out', tmp_path / 'out')
-    with pytest.raises(LaunchError, match=r'budgets .* cut out: 30, macs-60'):
+    budgets = r"expected one of the run's budgets, 30, macs-60 \(in percent\)"
+    with pytest.raises(LaunchError, match=f'--budget is missing: {budgets}'):
         call(*export)
+    with pytest.raises(LaunchError, match=rf'^--budget 0\.4: {budgets}'):
+        call(*export, '--budget', 0.4)
+    assert not (tmp_path / 'out').exists()
     with pytest.raises(LaunchError, match=r'--architecture .* is one already: leave --budget 30'):
         call(*export, '--budget', 30, '--architecture', '((1, 1, 1, 1), (1.0, 1.0, 1.0, 1.0))')
     call(*export, '--budget', 0.6, *(['--num-images', 32] if survivor is False else []))
@@ -105,6 +109,8 @@ def test_the_budget_that_is_cut_out_is_named(call, config, run, survivor, tmp_pa
     best = json.loads((run / 'best_architecture-macs-60.json').read_text())
     exported = json.loads((out / 'architecture.json').read_text())
     assert exported['architecture'] == best['architecture']
+    given = f'{0.6 * best["macs_dense"]:,.0f} macs (60.00% of the dense network)'
+    assert exported['budget'] == f'{given} within 10.00%'
     call('test.py', out / 'compact.py', out / 'compact.pth', '--work-dir', tmp_path / 'test',
          '--out', tmp_path / 'metrics.json', '--out-item', 'metrics')  # fmt: skip
     line = [line for line in scalars(run) if 'accuracy/top1' in line][-1]
@@ -132,8 +138,14 @@ def test_the_pool_of_one_is_drawn(call, run, tmp_path):
     picture = tmp_path / 'pool.png'
     with pytest.raises(ValueError, match='--budget is missing: expected one of 30, macs-60'):
         call('analysis_tools/plot_pool.py', run, '--out', picture)
+    with pytest.raises(ValueError, match=r'--budget 0\.4: expected one of 30, macs-60'):
+        call('analysis_tools/plot_pool.py', run, '--out', picture, '--budget', 0.4)
     call('analysis_tools/plot_pool.py', run, '--out', picture, '--budget', 'macs-60')
     assert picture.exists()
+    one, same_one = tmp_path / '30.png', tmp_path / '0.3.png'
+    call('analysis_tools/plot_pool.py', run, '--out', one, '--budget', 30)
+    call('analysis_tools/plot_pool.py', run, '--out', same_one, '--budget', 0.3)
+    assert one.read_bytes() == same_one.read_bytes() != picture.read_bytes()
 
 
 def test_the_space_is_shown_for_each(call, config, capsys):

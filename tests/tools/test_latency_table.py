@@ -49,7 +49,7 @@ def test_an_interrupted_run_measures_what_is_missing(call, tiny_config, measured
 
 def test_a_file_of_another_batch_is_left_alone(call, tiny_config, measured):
     before = measured.read_text()
-    message = r'--out .*latency.json is kept: .* batch is 1 there and 2 here.*\. Give another --out'
+    message = r'--out .*latency.json is kept: .* batch: 1 there, 2 here.*\. Give another --out'
     with pytest.raises(LatencyError, match=message):
         call('latency_table.py', tiny_config, '--out', measured, *MEASURE, '--batch', 2)
     assert measured.read_text() == before
@@ -64,10 +64,10 @@ def test_too_few_networks_are_not_measured(call, tiny_config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(device='cuda'), "another setting: device is 'cuda' there and 'cpu' here"),
-        (dict(processor='6502'), r"another setting: processor is '6502' there and '.+' here"),
-        (dict(channels_last=True), 'another setting: channels_last is True there and False here'),
-        (dict(versions=dict(torch='1.0')), r"versions\.torch is '1\.0' there and '.+' here"),
+        (dict(device='cuda'), "another setting: device: 'cuda' there, 'cpu' here"),
+        (dict(processor='6502'), r"another setting: processor: '6502' there, '.+' here"),
+        (dict(channels_last=True), 'another setting: channels_last: True there, False here'),
+        (dict(versions=dict(torch='1.0')), r"versions, torch: '1\.0' there, '.+' here"),
     ],
 )
 def test_a_file_of_another_setting_is_left_alone(
@@ -102,6 +102,12 @@ def test_a_run_by_a_doubtful_table_says_so(call, tiny_config, measured, tmp_path
     table.write(path)
     call('search_space.py', tiny_config, '--cfg-options', f'model.latency={path}')
     assert f"model.latency='{path}': networks that are not in the fit have mean error" in warnings()
+
+
+def test_the_field_that_names_no_table_is_named(call, tiny_config):
+    message = r"model\.latency: 'none\.json' cannot be read: No such file"
+    with pytest.raises(LatencyError, match=message):
+        call('search_space.py', tiny_config, '--cfg-options', 'model.latency=none.json')
 
 
 def test_another_budget_in_latency_afterwards(call, tiny_config, tmp_path, capsys):
@@ -192,13 +198,13 @@ def test_a_run_to_a_latency_is_exported(call, tiny_config, to_latency, tmp_path)
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda t: t['setting'].update(batch=8), 'setting.batch is 1 there and 8 here'),
-        (lambda t: t.update(date='2020-01-01'), r"date is '20.*' there and '2020-01-01' here"),
-        (lambda t: t['ratios'].update({WIDE: 0.9}), 'networks is 20 there and 21 here'),
-        (lambda t: t.update(dense_ms=[9.0]), r'dense, ms is [\d.]+ there and 9\.0 here'),
+        (lambda t: t['setting'].update(batch=8), 'setting, batch: 1 there, 8 here'),
+        (lambda t: t.update(date='2020-01-01'), r"date: '20.*' there, '2020-01-01' here"),
+        (lambda t: t['ratios'].update({WIDE: 0.9}), 'networks: 20 there, 21 here'),
+        (lambda t: t.update(dense_ms=[9.0]), r'dense, ms: [\d.]+ there, 9\.0 here'),
         (
             lambda t: t['ratios'].update({next(iter(t['ratios'])): 0.5}),
-            r"digest of the measurements is '\w{16}' there",
+            r"digest of the measurements: '\w{16}' there",
         ),
     ],
 )

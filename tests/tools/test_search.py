@@ -30,6 +30,10 @@ def searched(call, tiny_config, trained, tmp_path_factory):
 def test_it_meets_the_budget_and_its_export_is_the_active_subnet(searched, tiny_config, trained):
     described = json.loads((searched / 'architecture.json').read_text())
     assert described['macs_ratio'] == pytest.approx(0.3, rel=0.1)
+    assert described['budget'].endswith(' macs (30.00% of the dense network) within 10.00%')
+    text = (searched / 'compact.py').read_text()
+    assert f'# Meets the budget of {described["budget"]}.' in text
+    assert f'{described["activations_ratio"]:.2%} of the activations' in text.splitlines()[0]
     stp = tiny.stp()
     load_search(stp, str(trained / 'epoch_2.pth'), load_config(str(tiny_config)))
     found = Architecture.parse(described['architecture'])
@@ -67,8 +71,10 @@ def test_the_table_of_a_dense_network(call, tiny_config, tmp_path, capsys):
     ('flags', 'error', 'message'),
     [
         (('--target', 0.001), BudgetError, r'no architecture meets target=.*the nearest is'),
-        (('--target', 0.3, 0.4), LaunchError, '--target: expected one number, or one for each'),
-        (('--target', 'macs=1', 'macs=2'), LaunchError, '--target: expected one number, or one'),
+        (('--target', 0.3, 0.4), LaunchError, r'--target 0\.3 0\.4: expected one number, or'),
+        (('--target', 'macs=1', 'macs=2'), LaunchError, r'--target macs=1\.0 macs=2\.0: expect'),
+        (('--target', -1), BudgetError, r'--target=-1\.0: expected a fraction'),
+        (('--target', 'mac=0.4'), BudgetError, "--target has no metric 'mac': did you mean 'macs'"),
         (('--target', 0.3, '--cfg-options', 'model.target=0.5'), CheckpointError,
          r'of a run with another config:\n  model\.target = 0\.4 in the checkpoint, 0\.5'),
         (('--target', 0.3, '--data', 'val', '--cfg-options', 'val_dataloader=None'), LaunchError,

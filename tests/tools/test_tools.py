@@ -41,7 +41,10 @@ def test_any_architecture_of_the_space_can_be_exported(call, tiny_config, traine
     text = '((1, 2, 1, 2), (0.5, 0.3, 1.0, 0.7))'
     call('export.py', tiny_config, trained / 'epoch_2.pth', '--out', tmp_path,
          '--architecture', text, '--num-images', 32)  # fmt: skip
-    assert json.loads((tmp_path / 'architecture.json').read_text())['architecture'] == text
+    described = json.loads((tmp_path / 'architecture.json').read_text())
+    assert described['architecture'] == text
+    assert described['budget'] is None
+    assert '# Meets no budget of its run.' in (tmp_path / 'compact.py').read_text()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,21 @@ def test_search_space_tells_what_there_is(call, tiny_config, capsys):
     assert 'head.fc: an output of the model' in text
     assert '10,000 architectures' in text
     assert 'met by' in text
-    assert re.search(r'they use [\d.]+% to [\d.]+% of the params', text)
+    assert re.search(r'of the limit of params they use [\d.]+% to [\d.]+%', text)
+
+
+@pytest.mark.parametrize('development', [False, True])
+def test_an_error_of_mmstp_is_told_in_its_sentence(development, tiny_config):
+    flags = ['-X', 'dev'] if development else []
+    done = subprocess.run(
+        [sys.executable, *flags, '-W', 'ignore', TOOLS / 'search_space.py', tiny_config,
+         '--cfg-options', 'model.target=-1'],
+        capture_output=True, text=True, check=False, cwd=tiny.ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if 'target=-1: expected a fraction' in line]
+    assert len(told) == 1
+    assert ('Traceback' in done.stderr) == development
 
 
 def test_search_space_refuses_what_training_would(call, tiny_config):

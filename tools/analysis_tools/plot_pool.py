@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+
+from mmstp.search.budgets import percent
 
 METRICS = ('accuracy/top1', 'coco/bbox_mAP')  # the first that a run has
 
@@ -36,18 +39,14 @@ def plot_pool(work_dir: Path, out: Path, budget: str | None = None) -> None:
     Args:
         work_dir: Of an STP run.
         out: The picture's file.
-        budget: Of several, the label of the one that is shown.
+        budget: Of several, the one that is shown: its label, or the fraction.
 
     Raises:
         ValueError: If the run has no such pool.
     """
-    lines, suffix = read_scalars(work_dir), f'-{budget}' if budget else ''
+    lines = read_scalars(work_dir)
     sizes = {name for line in lines for name in line if name.startswith('pool_size')}
-    if sizes and f'pool_size{suffix}' not in sizes:
-        labels = sorted(name.removeprefix('pool_size').removeprefix('-') for name in sizes)
-        accepted = f'one of {", ".join(labels)}' if all(labels) else 'none: the run has one budget'
-        given = f'--budget {budget}' if budget else '--budget is missing'
-        raise ValueError(f'{given}: expected {accepted}')
+    suffix = suffix_of(budget, sizes)
     lines = [_without(suffix, line) for line in lines]
     every = [line for line in lines if 'pool_size' in line]
     train = [line for line in every if 'loss_target' in line]  # the search
@@ -105,6 +104,27 @@ def plot_pool(work_dir: Path, out: Path, budget: str | None = None) -> None:
     plt.close(figure)
 
 
+def suffix_of(budget: str | None, sizes: set[str]) -> str:
+    """What the names of a budget's numbers end with.
+
+    Args:
+        budget: Its label, or a fraction.
+        sizes: The names of the sizes of pools.
+
+    Raises:
+        ValueError: If the run has no such budget.
+    """
+    labels = sorted(name.removeprefix('pool_size').removeprefix('-') for name in sizes) or ['']
+    wanted = budget or ''
+    if wanted not in labels and re.fullmatch(r'0?\.\d+', wanted):
+        wanted = percent(float(wanted))
+    if wanted not in labels:
+        given = f'--budget {budget}' if budget else '--budget is missing'
+        accepted = f'one of {", ".join(labels)}' if all(labels) else 'none: the run has one budget'
+        raise ValueError(f'{given}: expected {accepted}')
+    return f'-{wanted}' if wanted else ''
+
+
 def _without(suffix: str, line: dict[str, Any]) -> dict[str, Any]:
     """A line with the numbers of one budget under the names that they have where it is the only."""
     own = {}
@@ -120,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('--out', type=Path, default=Path('pool.png'))
-    parser.add_argument('--budget', help='of a run with several, the label of one (15)')
+    parser.add_argument('--budget', help='of a run with several, one of them: 15, or 0.15')
     args = parser.parse_args()
     plot_pool(args.work_dir, args.out, args.budget)
 
