@@ -121,3 +121,14 @@ def test_installing_replaces_nothing():
         pytest.skip('mmstp is not installed here, only on the path')
     always = [line for line in needed if 'extra ==' not in line]
     assert sorted(re.split('[<>=]', line)[0] for line in always) == ['numpy', 'torch']
+
+
+def test_every_decision_is_listed_with_its_title_and_status():
+    folder = ROOT / 'docs/decisions'
+    listed = (folder / 'README.md').read_text()
+    for record in sorted(folder.glob('0*.md')):
+        text = record.read_text()
+        title = text.splitlines()[0].removeprefix(f'# {record.name[:4]} ')
+        status = re.search(r'^Status: ([^·]+) ·', text, re.MULTILINE)[1]
+        status = re.sub(r'\[(\d+)\]\(.*\)', r'\1', status)
+        assert f'| {record.name[:4]} | [{title}]({record.name}) | {status} |' in listed

@@ -219,7 +219,7 @@ def test_names_of_checkpoints_do_not_get_into_the_configs(call, tiny_config, tra
     out = tmp_path / 'out'
     call('export.py', tiny_config, path, '--out', out, '--num-images', 16)
     for name in ('compact.py', 'backbone.py'):
-        head = (out / name).read_text().splitlines()[1]
+        head = (out / name).read_text().splitlines()[2]
         assert 'raise SystemExit(7) { { fileDirname }}.pth' in head
         assert head.startswith('# Cut out of ')
 
