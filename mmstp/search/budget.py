@@ -155,10 +155,10 @@ def feasible_rows(
         for limit in budget.limits
         if cost.count(space.smallest, limit.metric)[0] > limit.target * (1 + budget.tolerance)
     ]
-    which = f' (too low: {", ".join(above)})' if above and len(budget.limits) > 1 else ''
+    which = f'; too low for {" and ".join(above)}' if above and len(budget.limits) > 1 else ''
     raise BudgetError(
-        f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}: this space '
-        f'reaches {" and ".join(ranges)}{which}, the nearest is {" and ".join(at)}. Change target, '
+        f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}{which}: this '
+        f'space reaches {" and ".join(ranges)}, the nearest is {" and ".join(at)}. Change target, '
         'tolerance or space (more widths, a smaller divisor)'
     )
 

@@ -308,7 +308,7 @@ def test_of_several_limits_out_of_reach_each_range_is_named(supernet_of):
         own, dense = nearest[metric], nearest[f'{metric}_dense']
         assert f'{own:,} to {dense:,} {metric} ({own / dense:.2%} to 100%)' in str(error.value)
         assert f'{own:,} {metric} ({own / dense:.2%})' in str(error.value).split('nearest')[1]
-    assert '100%) (too low: params), the nearest' in str(error.value)
+    assert 'within 5.00%; too low for params: this space reaches' in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['wrn16_2', 'resnet50', 'mobilenet_v2'])
