@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .errors import FieldError
@@ -18,9 +18,8 @@ def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) ->
             raise FieldError(f'{where} has no field {name!r}: {suggestion(name, accepted)}')
 
 
-def suggestion(name: str, accepted: Iterable[str]) -> str:
+def suggestion(name: str, accepted: Sequence[str]) -> str:
     """What may have been meant by an unknown name, and what is accepted."""
-    accepted = list(accepted)
     close = difflib.get_close_matches(name, accepted, n=1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
     return f'{hint}accepted are {", ".join(accepted)}'

@@ -138,24 +138,21 @@ def feasible_rows(
     if len(met):
         return met
     nearest = rows[np.abs(used - 1).argmin()]
-    ranges, at = [], []
+    ranges, at, too_low = [], [], []
     for limit in budget.limits:
         costs = cost.count(np.stack([space.encode(space.smallest), nearest]), limit.metric)
         low, own = costs.tolist()
         reached = amount(limit.metric, low, limit.dense)
         ranges.append(f'{reached} ({low / limit.dense:.2%} to 100%)')
         at.append(f'{amount(limit.metric, own)} ({own / limit.dense:.2%})')
+        if low > limit.target * (1 + budget.tolerance):
+            too_low.append(limit.metric)
     percent = any(  # milliseconds may well be few
         (limit.dense if limit.metric == LATENCY else 1) < limit.target <= 100
         for limit in budget.limits
     )
     hint = ' (above 1 it is a number; 15 % is target=0.15)' if percent else ''
-    above = [
-        limit.metric
-        for limit in budget.limits
-        if cost.count(space.smallest, limit.metric)[0] > limit.target * (1 + budget.tolerance)
-    ]
-    which = f'; too low for {" and ".join(above)}' if above and len(budget.limits) > 1 else ''
+    which = f'; too low for {" and ".join(too_low)}' if too_low and len(budget.limits) > 1 else ''
     raise BudgetError(
         f'no architecture meets target={budget}{hint} within {budget.tolerance:.2%}{which}: this '
         f'space reaches {" and ".join(ranges)}, the nearest is {" and ".join(at)}. Change target, '
