@@ -131,6 +131,13 @@ def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monke
     assert 'exit code 9' in capsys.readouterr().out
 
 
+def test_teacher_moves_with_its_student_and_is_in_no_checkpoint(tmp_path):
+    network, teacher = (trial(tmp_path).dense() for _ in range(2))
+    taught = training.Taught(network, teacher).double()
+    assert {weight.dtype for weight in teacher.parameters()} == {torch.float64}
+    assert len(taught.state_dict()) == len(network.state_dict())
+
+
 def test_options_of_a_preset_are_read_from_its_name():
     of = replace(SHORT, method='magnitude', preset='l2-finetuned@tuning=0.1')
     assert (of.variant, of.options) == ('l2-finetuned', {'tuning': 0.1})

@@ -4,7 +4,9 @@
 yet, pauses at the end of an epoch when the time is up (or on Ctrl-C), and goes on from there the
 next time. Every run that ends adds a line to ``rows/DATA.jsonl``, of which ``report.py`` makes
 tables and plots.
-On a CPU each run has one thread, so there can be as many at once as there are cores.
+On a CPU each run has one thread, so there can be as many at once as there are cores. Slim networks
+keep a GPU from working: there, many runs at once with ``--device cuda --timed-on cpu`` have the
+epochs that they would have on a core.
 """
 
 from __future__ import annotations
@@ -72,7 +74,14 @@ def work(setting: Setting, args: argparse.Namespace, stop: Event, sender: Connec
 
 def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str, Any]:
     """Runs a method; the columns of its row beside the setting."""
-    trial = Trial(setting, Path(args.work_dir), args.device, stop.is_set, read_rows(args.rows))
+    trial = Trial(
+        setting,
+        Path(args.work_dir),
+        args.device,
+        args.timed_on,
+        stop.is_set,
+        read_rows(args.rows),
+    )
     found = METHODS[setting.method, setting.variant](trial, setting.variant)
     network = found.network
     example = (torch.zeros(1, *trial.data.input_shape, device=args.device),)
@@ -134,6 +143,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add('--compare', nargs='+', choices=COMPARE)
     add('--seeds', nargs='+', type=int)
     add('--device', default='cpu')
+    add(
+        '--timed-on',
+        help='where it is measured what a step costs, for equal time; the device by default',
+    )
     add('--processes', type=int, default=1, help='runs at once')
     add('--minutes', type=float, help='after which all pause')
     add('--work-dir', default=str(ROOT / 'work_dirs/compare'))

@@ -60,6 +60,7 @@ class Trial:
         setting: What is run.
         work: The folder of all runs.
         device: ``'cpu'`` or ``'cuda'``.
+        timed_on: Where the cost of a step is measured; the device by default.
         stop: Whether to pause at the end of the epoch.
         rows: Results of other runs, for methods that start from one.
         seconds: Spent in training so far: of the process on a CPU, of the clock on a GPU.
@@ -70,6 +71,7 @@ class Trial:
     setting: Setting
     work: Path
     device: str = 'cpu'
+    timed_on: str | None = None
     stop: Callable[[], bool] = lambda: False
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -280,7 +282,7 @@ class Trial:
             'inputs': torch.randint(256, (batch, *self.data.input_shape)),
             'data_samples': [DataSample().set_gt_label(label) for label in labels],
         }
-        network.to(self.device).train()
+        network.to(self.timed_on or self.device).train()
         if isinstance(network, STP):
             network.driver = self  # nothing shrinks this pool: it is only timed
             network.warmup = 0.0
@@ -355,6 +357,12 @@ class Taught(BaseModel):
         self.network = network
         self._teacher = [teacher.eval().requires_grad_(False)]  # no part of the checkpoint
         self._is_init = True
+
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Moves the teacher too."""
+        self._teacher[0]._apply(*args, **kwargs)
+        moved: nn.Module = super()._apply(*args, **kwargs)
+        return moved
 
     def forward(self, inputs: Tensor, data_samples: list[Any], mode: str) -> dict[str, Tensor]:
         """The losses of a step."""
