@@ -59,10 +59,31 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """``--cfg-options``, as in all tools of OpenMMLab."""
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction,
+        '--cfg-options', nargs='+', action=_Settings,
         help='override settings of the config, as key=value; nested keys with dots, lists as '
         'key="[a,b]" or key=a,b',
     )  # fmt: skip
+
+
+class _Settings(DictAction):
+    """MMEngine's, with an error that names the setting which cannot be read."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for setting in values:
+            try:
+                super().__call__(parser, namespace, [setting], option_string)
+            except (ValueError, AssertionError, RecursionError) as error:
+                raise argparse.ArgumentError(
+                    self,
+                    f'{setting!r}: expected key=value, a list as key=[a,b], and of a dict each '
+                    'entry for itself, as key.name=value',
+                ) from error
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -89,6 +89,15 @@ def test_an_error_of_mmstp_is_told_in_its_sentence(development, tiny_config):
     assert ('Traceback' in done.stderr) == development
 
 
+@pytest.mark.parametrize(
+    'setting', ['model.target', 'model.target=dict(macs=0.35,params=0.4)', 'model.target=[1,(2]']
+)
+def test_setting_that_cannot_be_read_is_named(setting, call, tiny_config, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        call('search_space.py', tiny_config, '--cfg-options', 'model.tolerance=0.1', setting)
+    assert f'{setting!r}: expected key=value, a list as key=[a,b]' in capsys.readouterr().err
+
+
 def test_search_space_refuses_what_training_would(call, tiny_config):
     with pytest.raises(ValueError, match=r'norms stay in eval mode in training \(norm_eval=True'):
         call('search_space.py', tiny_config, '--cfg-options', 'model.model.backbone.norm_eval=True')
