@@ -364,6 +364,7 @@ AFTER_DENSE = {
     for kind, options in {
         'after': dict(preset='recommended'),
         'screened': dict(preset='pretrained', screen=1),
+        'screened-taught': dict(preset='pretrained', screen=1, survivor=dict(teacher='main')),
     }.items()
     for percent in (30, 50, 70)
 }  # the share of the allowance that the dense network has before, and how it goes on
