@@ -34,7 +34,7 @@ from training import Trial
 
 from mmstp import Architecture
 from mmstp.atomic_files import write_json
-from mmstp.stp.hooks.pool import spread
+from mmstp.stp.hooks.pool_log import spread
 
 DOCS = ROOT / 'docs'
 

@@ -68,6 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     'short': dict(end=0.3, target_ce=1.0, warmup=0.3),
     # the survivor phase, after a search of that percentage of the time, and what could be else
     'recommended': dict(preset='recommended'),  # as it is
+    'long': dict(preset='long', screen=1),  # likewise
     'alone-15': ALONE | dict(end=0.15),
     'alone-30': ALONE | dict(end=0.3),
     'alone-50': ALONE | dict(end=0.5),
@@ -443,13 +444,15 @@ def search(
             stp.supernet.order_channels()
         return stp
 
-    part = PRESETS_OF_STP[options['preset']].end if end is None else end
-    if not part:
-        parts = {'survivor': (1.0, lambda: alone(build()))}
-    elif end is not None and options.get('survivor') is None:
+    begin, part = (0.0, end) if end is not None else span_of(options['preset'])
+    parts: dict[str, tuple[float, Callable[[], nn.Module]]] = {
+        'main': (begin, lambda: before_search(build())),
+        'search': (part - begin, build),
+        'survivor': (1 - part, lambda: alone(build())),
+    }
+    if end is not None and options.get('survivor') is None:
         parts = {'search': (1.0, build)}
-    else:
-        parts = {'search': (part, build), 'survivor': (1 - part, lambda: alone(build()))}
+    parts = {name: own for name, own in parts.items() if own[0]}
     of = 'epochs' if end is None else 'time'
     epochs = trial.plan('stp', parts, share, of=of, screened=screen * SCREENED)
     if end is None:
@@ -470,6 +473,17 @@ def search(
         course=epochs['search'] if annealed else None,
     )
     return model
+
+
+def span_of(preset: str) -> tuple[float, float]:
+    """The parts of the iterations before the search, and until it ends."""
+    return PRESETS_OF_STP[preset].begin, PRESETS_OF_STP[preset].end
+
+
+def before_search(stp: STP) -> STP:
+    """As it is while the main network is trained alone."""
+    stp.searching = False
+    return stp
 
 
 def alone(stp: STP) -> STP:

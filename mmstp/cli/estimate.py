@@ -107,8 +107,8 @@ def _measured(runner: Runner, missing: str, rounds: int) -> str:
     steps = {'search': iterations}
     if stp.survivor is not None:
         tried['survivor'] = _tried(survivor, runner, batches)
-        end = hook.search_end(stp, iterations)
-        steps = {'search': end, 'survivor': iterations - end}
+        begin, end = hook.search_span(stp, iterations)
+        steps = {'dense': begin, 'search': end - begin, 'survivor': iterations - end}
 
     on_gpu = next(stp.parameters()).is_cuda
     setting = Setting(device='cuda' if on_gpu else 'cpu', threads=torch.get_num_threads())
@@ -203,7 +203,11 @@ def _table(
         )
     total = sum(batches.wait(usual[name]) * own for name, own in steps.items())
     iterations = sum(steps.values())
-    whole = batches.wait(usual['search']) * iterations
+    before = steps.get('dense', 0)  # what the main network is trained alone, at first
+    whole = sum(
+        batches.wait(usual[name]) * own
+        for name, own in (('dense', before), ('search', iterations - before))
+    )
     dense = batches.wait(usual['dense']) * iterations
     run = 'the run' if batches.epoch else f'{iterations:,} steps, divided as the run is'
     lines += ['', f'total    {_span(total)} for {run}: {total / dense:.2f} of dense training']

@@ -141,7 +141,7 @@ class STP(Wrapper):
         self.survivor = self.preset.survivor if survivor is None else SurvivorPhase.of(survivor)
         self.survivors: dict[str, nn.Module] = {}  # in the main network's place, by budget
         self.teacher: nn.Module | None = None  # theirs
-
+        self.searching = True  # at first `PoolHook.begin` may have the main network alone
         self.supernet, kind = with_task(classifier, input_shape, space, task)
         use_latency(self.supernet, latency)
         self.task = kind(self.supernet, normalize)

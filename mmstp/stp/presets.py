@@ -13,12 +13,13 @@ class Preset:
     """Values of the options that a config leaves out.
 
     Attributes:
-        end: Of `PoolHook`: the part of the iterations that the search takes.
+        end: Of `PoolHook`: the part of the iterations after which the search ends.
         visits: Of `PoolHook`: how often each member of the pool is to be visited.
         screen: Of `PoolHook`: batches on which candidates get a first score.
         target_ce: Of `STP`, like the next two.
         warmup: See there.
         survivor: See there.
+        begin: Of `PoolHook`: the part of the iterations before the search.
     """
 
     end: float
@@ -27,6 +28,7 @@ class Preset:
     target_ce: float
     warmup: float
     survivor: SurvivorPhase | None
+    begin: float = 0.0
 
 
 PRESETS = {
@@ -35,6 +37,16 @@ PRESETS = {
     # most for the time, from random weights
     'recommended': Preset(
         end=0.05, visits=10, screen=0, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
+    ),
+    # the same where half of the training is enough for the main network: it is first, and teaches
+    'long': Preset(
+        begin=0.5,
+        end=0.5,
+        visits=1,
+        screen=1,
+        target_ce=1.0,
+        warmup=0.0,
+        survivor=SurvivorPhase(teacher='main'),
     ),
     # the same from a trained network: what a candidate keeps of it is seen without training
     'pretrained': Preset(

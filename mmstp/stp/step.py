@@ -23,6 +23,8 @@ from .tasks import summed
 def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
     """Three passes: the main network, a target subnet of a pool, a support subnet around it.
 
+    Before the search begins (`PoolHook.begin`), the first alone.
+
     Args:
         stp: An `STP`; the target's distance goes into its pool, with `ArchitecturePool.per_rank`
             those of all ranks' targets.
@@ -44,6 +46,9 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
     )
     backward = _passes(stp)
     losses = backward.add(_named(main))
+    if not stp.searching:
+        bad = stp.bad_batches.leave_out(_read(losses, stp), inputs)
+        return no_loss(stp) if bad else backward.carried(losses)
     ramp = _ramp(stp.warmup)
     draws, own_draw, of_target = _draw(stp), get_rank() % stp.pools.draws, {}
     _, target, support = draws[own_draw]

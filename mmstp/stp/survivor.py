@@ -122,9 +122,23 @@ def begin_alone(runner: Runner, searched: bool = True) -> None:
         del scalars[name]
     if wrapper is not None:  # its buckets are of the main network's gradients
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), stp)
+    _average_anew(runner)
+
+
+def order_anew(runner: Runner, stp: Any) -> None:
+    """Sorts the main network's channels by importance in the middle of its training.
+
+    What belongs to their old places begins anew: the optimizer's state, and averages.
+    """
+    stp.supernet.order_channels()
+    runner.optim_wrapper.optimizer.state.clear()
+    _average_anew(runner)
+
+
+def _average_anew(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
-            hook.before_run(runner)  # the average begins anew
+            hook.before_run(runner)
 
 
 def _follow(schedulers: Any, kept: Sequence[bool], lr: float) -> None:

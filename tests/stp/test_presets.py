@@ -47,7 +47,7 @@ def test_what_a_config_says_counts():
 @pytest.mark.parametrize('name', ['recomended', None, ['paper']])
 def test_a_preset_that_does_not_exist_is_named(name):
     with pytest.raises(
-        ValueError, match=r'model\.preset=.*: expected one of paper, recommended, pretrained'
+        ValueError, match=r'model\.preset=.*: expected one of paper, recommended, long, pretrained'
     ):
         tiny.stp(model__preset=name)
 

@@ -1,18 +1,15 @@
-"""When the pool shrinks, what is logged and written of it, and its place in checkpoints."""
+"""When the pool shrinks, what is written of it, and its place in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ...architecture import Architecture
 from ...atomic_files import write_json
 from ...config_fields import at_least, options_of, positive, refuse_unknown
 from ...errors import CheckpointError
@@ -27,8 +24,9 @@ from ..refused import refuse_fields, refuse_unmeasured
 from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import pools_state, read_search
-from ..survivor import begin_alone
+from ..survivor import begin_alone, order_anew
 from ..tasks import warn_of_unlearned
+from .pool_log import log_pool, report, spread
 from .seeding import EpochSeedHook
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
@@ -46,9 +44,12 @@ class PoolHook(Hook):
 
     Args:
         interval: Iterations between two drops (``k`` of Alg. 1); one epoch by default.
-        end: The part of the training's iterations after which a single architecture is left; with
-            0 one is chosen without a search. None, as for ``visits`` and ``screen``: the preset's
-            (`STP.preset`).
+        begin: The part of the training's iterations in which the main network is trained alone,
+            before candidates are looked at. Its channels are ordered by importance then. None, as
+            for ``end``, ``visits`` and ``screen``: the preset's (`STP.preset`).
+        end: The part after which a single architecture is left; where the search begins with it,
+            one is chosen without a search. With ``begin`` and a survivor phase the schedule's
+            learning rate falls to 0 by then, times half a cosine.
         visits: How often each of the pool is to be visited until then, on average: a pool that is
             too large for that is cut to as many at the start.
         screen: Batches of training images on which candidates get a first score, before any is
@@ -69,6 +70,7 @@ class PoolHook(Hook):
     def __init__(
         self,
         interval: int | None = None,
+        begin: float | None = None,
         end: float | None = None,
         visits: int | None = None,
         screen: int | None = None,
@@ -76,16 +78,19 @@ class PoolHook(Hook):
         **unknown: Any,
     ) -> None:
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
-        if end is not None and (not is_number(end) or not 0 <= end <= 1):
-            raise ValueError(f'PoolHook.end={end!r}: expected a fraction in [0, 1]')
+        for name, part in (('begin', begin), ('end', end)):
+            if part is not None and (not is_number(part) or not 0 <= part <= 1):
+                raise ValueError(f'PoolHook.{name}={part!r}: expected a fraction in [0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
         self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
         self.patience = positive('PoolHook.patience', patience)
-        self.end = end
-        self._sizes: dict[str, int] = {}  # of the pools when the training started
+        self.begin, self.end = begin, end
+        self._sizes: dict[str, int] = {}  # of the pools when the search began
+        self._schedules: dict[str, ShrinkSchedule] = {}  # by iterations of the search
         self._spread: dict[str, float] = {}
-        self._end = 0  # the iteration after which each has one left
+        self._begin = self._end = 0  # iterations before the search, and until each has one left
+        self._fall: CosineAnnealingLR | None = None  # of the main network's learning rate
         self._gradients: dict[str, Any] = {}  # of the checkpoint that was loaded
 
     def before_train(self, runner: Runner) -> None:
@@ -106,44 +111,77 @@ class PoolHook(Hook):
             stp.bad_batches.guard(runner.optim_wrapper, stp)
             if stp.passes is Apart:
                 stp.loss_scale = scale_of(runner.optim_wrapper)
-        interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
-        end = self._end = self.search_end(stp, runner.max_iters)
+        self._begin, self._end = self.search_span(stp, runner.max_iters)
+        stp.searching = bool(self._sizes) or not self._begin
+        self._let_fall(runner, stp)
+        if stp.searching:
+            self._search(runner, stp)
+        else:
+            refuse_differing(stp.pools.fields())
+
+    def _search(self, runner: Runner, stp: STP) -> None:
+        """Begins the search, or goes on with it."""
         if not self._sizes:
+            if self._begin:
+                order_anew(runner, stp)
             visits = stp.preset.visits if self.visits is None else self.visits
             screen = stp.preset.screen if self.screen is None else self.screen
-            begin_search(runner, stp, end, visits, screen)
+            begin_search(runner, stp, self._end - self._begin, visits, screen)
             self._sizes = {label: len(pool) for label, pool in stp.pools.items()}
+            stp.searching = True
+        interval = self.interval or min(len(runner.train_dataloader), runner.max_iters)
         self._schedules = {
-            label: ShrinkSchedule(size, interval, end) for label, size in self._sizes.items()
+            label: ShrinkSchedule(size, interval, self._end - self._begin)
+            for label, size in self._sizes.items()
         }
         schedules = [astuple(schedule) for schedule in self._schedules.values()]
         refuse_differing({**stp.pools.fields(), 'schedule': schedules})
 
-    def search_end(self, stp: STP, iterations: int) -> int:
-        """After how many of a training's iterations a single architecture is left.
+    def _let_fall(self, runner: Runner, stp: STP) -> None:
+        """Has the main network's learning rate end where a survivor's begins."""
+        if stp.alone or stp.survivor is None or not isinstance(runner.optim_wrapper, OptimWrapper):
+            return  # there is none if the run only tests
+        begin, end = self.search_span(stp, runner.max_iters)
+        schedulers = runner.param_schedulers or []
+        if begin and self._fall not in schedulers:
+            self._fall = CosineAnnealingLR(runner.optim_wrapper, T_max=end, end=end, by_epoch=False)
+            runner.param_schedulers = [*schedulers, self._fall]
+
+    def search_span(self, stp: STP, iterations: int) -> tuple[int, int]:
+        """After how many of a training's iterations the search begins, and one is left.
 
         Raises:
-            ValueError: If the survivor would have none.
+            ValueError: If it ends before it begins, or the survivor would have no iterations.
         """
-        part = self._part(stp)
-        end = max(1, round(part * iterations)) if part else 0
-        if stp.survivor is not None and not stp.alone and end >= iterations:
+        begin, end = stp.preset.begin if self.begin is None else self.begin, self._part(stp)
+        if begin > end:
             raise ValueError(
-                f'PoolHook.end={part}: the search takes all {end} iterations and leaves none '
+                f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
+            )
+        last = max(1, round(end * iterations)) if end else 0
+        if stp.survivor is not None and not stp.alone and last >= iterations:
+            raise ValueError(
+                f'PoolHook.end={end}: the search takes all {last} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
-        return end
+        return min(round(begin * iterations), last), last
 
     def _part(self, stp: STP) -> float:
-        """Of the iterations, what the search takes."""
+        """Of the iterations, those until one is left."""
         return stp.preset.end if self.end is None else self.end
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
-        if stp.survivor is None or stp.alone or runner.iter < self._end:
+        if stp.alone or runner.iter < self._begin:
+            return
+        if stp.searching and (stp.survivor is None or runner.iter < self._end):
             return
         if not runner.optim_wrapper.should_update():
             return  # gradients are being accumulated, of the main network
+        if not stp.searching:
+            self._search(runner, stp)
+        if stp.survivor is None or runner.iter < self._end:
+            return
         for pool in stp.pools.values():
             pool.shrink(len(pool) - 1)  # where a resumed run ends its search earlier
         begin_alone(runner, searched=self._part(stp) > 0)
@@ -155,53 +193,26 @@ class PoolHook(Hook):
         if any(_saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
-        if any(schedule.due(runner.iter + 1) for schedule in self._schedules.values()):
+        searched = runner.iter + 1 - self._begin
+        if any(schedule.due(searched) for schedule in self._schedules.values()):
             refuse_differing(stp.pools.fields())
-        hub = runner.message_hub
         if stp.bad_batches.total:
-            hub.update_scalar('train/bad_batches', stp.bad_batches.total)
+            runner.message_hub.update_scalar('train/bad_batches', stp.bad_batches.total)
         if stp.bad_batches.in_a_row and outputs:
             outputs.clear()  # else the zeros that stand for its losses would be averaged in the log
-        for label, pool in stp.pools.items():
-            drops = self._schedules[label].drops(runner.iter + 1, len(pool))
+        for label, schedule in self._schedules.items():
+            pool = stp.pools[label]
+            drops = schedule.drops(searched, len(pool))
             if drops:
                 pool.shrink(drops)
-                self._report(runner, stp, label, runner.iter + 1)
-            suffix = stp.pools.suffix(label)
-            hub.update_scalar(f'train/pool_size{suffix}', len(pool))
-            best = pool.scores[pool.best]
-            if best is not None:
-                hub.update_scalar(f'train/best_score{suffix}', best)
+                report(runner, stp, label, runner.iter + 1)
             if drops or label not in self._spread:
                 self._spread[label] = spread(pool.scores, stp.supernet.space.largest)
-            hub.update_scalar(f'train/pool_spread{suffix}', self._spread[label])
+            log_pool(runner, stp, label, self._spread[label])
 
     def after_train_epoch(self, runner: Runner) -> None:
         _refuse_weights(stp_of(runner))  # before `CheckpointHook` takes the oldest checkpoint away
         agree(runner, stp_of(runner))
-
-    def _report(self, runner: Runner, stp: STP, label: str, step: int) -> None:
-        pool, suffix = stp.pools[label], stp.pools.suffix(label)
-        best = pool.best
-        described = stp.supernet.describe(best)
-        metrics = dict.fromkeys(
-            ['macs', *(limit.metric for limit in stp.pools.budgets[label].limits)]
-        )
-        ratios = {metric: described[f'{metric}_ratio'] for metric in metrics}
-        score = pool.scores[best]
-        scored = '(not visited yet)' if score is None else f'with score {score:.4f}'
-        runner.logger.info(
-            f'pool{suffix}: {len(pool)} left, best {best} {scored}, '
-            + ', '.join(f'{ratio:.2%} of the {metric}' for metric, ratio in ratios.items())
-        )
-        names = [stage.name for stage in stp.supernet.space.stages]
-        scalars = {
-            **{f'{metric}_ratio': ratio for metric, ratio in ratios.items()},
-            **{f'depth/{name}': d for name, d in zip(names, best.depths, strict=True)},
-            **{f'width/{name}': w for name, w in zip(names, best.widths, strict=True)},
-        }
-        own = {f'best{suffix}/{name}': value for name, value in scalars.items()}
-        runner.visualizer.add_scalars(own, step=step)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         stp = stp_of(runner)
@@ -211,6 +222,7 @@ class PoolHook(Hook):
             checkpoint[GRADIENTS] = {key: value.cpu() for key, value in gradients.items()}
         checkpoint[STATE] = {
             **pools_state(stp, self._sizes),
+            'begun': bool(self._sizes),
             'alone': stp.alone,
             'teacher': stp.teacher is not None,
             'bad_batches': stp.bad_batches.state_dict(),
@@ -233,18 +245,20 @@ class PoolHook(Hook):
             )
         if bad := not_finite(stp, checkpoint.get('state_dict', {})):
             raise CheckpointError(f'the checkpoint is damaged: {bad[0]} holds NaN or inf')
-        self._sizes, alone = read_search(stp, checkpoint[STATE])
+        sizes, alone = read_search(stp, checkpoint[STATE])
+        self._sizes = sizes if checkpoint[STATE].get('begun', True) else {}
         self._gradients = checkpoint.get(GRADIENTS, {})
         if 'bad_batches' in checkpoint[STATE]:
             stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
             begin_alone(runner, searched=self._part(stp) > 0)
+        self._let_fall(runner, stp)
 
     def after_train(self, runner: Runner) -> None:
         stp_of(runner).driver = None
         pools = stp_of(runner).pools
         for label in pools:
-            self._report(runner, stp_of(runner), label, runner.iter)
+            report(runner, stp_of(runner), label, runner.iter)
             budget = f' --budget {label}' if len(pools) > 1 else ''
             runner.logger.info(
                 f'cut it out with: python tools/export.py CONFIG CHECKPOINT{budget} --out DIR; '
@@ -282,13 +296,3 @@ def _saves(hook: Hook, runner: Runner) -> bool:
         return False
     last = hook.save_last and hook.is_last_train_iter(runner)
     return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))
-
-
-def spread(architectures: Iterable[Architecture], largest: Architecture) -> float:
-    """How different architectures are (Fig. 6): the mean squared distance to their mean.
-
-    Depths are divided by those of the largest, so that every number lies between 0 and 1.
-    """
-    full = np.array([*largest.depths, *largest.widths])
-    vectors = np.array([[*a.depths, *a.widths] for a in architectures]) / full
-    return float(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean())
