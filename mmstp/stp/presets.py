@@ -70,6 +70,6 @@ def preset_of(name: Any, trained: bool = True) -> Preset:
     if name == 'pretrained' and not trained:
         raise ValueError(
             "model.preset='pretrained' is for trained networks: expected model.pretrained, the "
-            "checkpoint of one. From random weights the preset is 'recommended'"
+            "checkpoint of one. From random weights the preset is 'recommended' or 'long'"
         )
     return PRESETS[name]
