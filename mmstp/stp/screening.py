@@ -61,10 +61,11 @@ def _tell(
     batches: int,
 ) -> None:
     """Logs what a pool begins with, and that has ``draws`` visits in ``end`` iterations."""
-    runner.logger.info(
-        f'{name}: {size} architecture{"s" * (size > 1)}, {draws / size:.1f} visits each in the '
-        f'{end} iterations of the search'
-    )
+    if end:
+        runner.logger.info(
+            f'{name}: {size} architecture{"s" * (size > 1)}, {draws / size:.1f} visits each in the '
+            f'{end} iterations of the search'
+        )
     if size == 1 < drawn and not batches:
         runner.logger.warning(
             f'{name}: there is no search: its {end} iterations are too few to visit two '

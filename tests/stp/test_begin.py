@@ -5,13 +5,21 @@ import math
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmstp import PoolHook
 from mmstp.stp.of_runner import stp_of
 from tests import tiny
-from tests.runs import assert_resumed_is_whole, scalars, train
+from tests.runs import (
+    assert_resumed_is_whole,
+    distribute,
+    free_port,
+    one_of_two,
+    scalars,
+    train,
+)
 
 # 16 iterations, four in an epoch
 BEGIN, END = 5, 9
@@ -116,6 +124,33 @@ def test_without_a_search_the_trained_network_teaches_the_best_of_those_screened
 )
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
     assert_resumed_is_whole(config, tmp_path, epoch, options, finished[0])
+
+
+def test_of_several_budgets_all_are_looked_at_then(tmp_path):
+    stp = stp_of(train(config(tmp_path, model__target=[0.25, 0.6])))
+    assert list(stp.survivors) == ['25', '60']
+    lines = [line for line in scalars(tmp_path) if 'loss' in line]
+    for label in stp.survivors:
+        names = (f'pool_size-{label}', f'loss_teacher-{label}')
+        first = [next(i for i, line in enumerate(lines) if name in line) for name in names]
+        assert first == [BEGIN, END]
+
+
+def _rank(rank, port, out):
+    with one_of_two(rank, port):
+        cfg = config(f'{out}/run')
+        distribute(cfg)
+        stp = stp_of(train(cfg))
+        tensors = [p.detach() for network in (stp, stp.teacher) for p in network.parameters()]
+        torch.save([str(stp.pool.best), tensors], f'{out}/{rank}.pth')
+
+
+@pytest.mark.slow
+def test_two_ranks_agree(tmp_path):
+    mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    (best, own), (other, others) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert best == other
+    assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
 
 
 def test_search_that_begins_after_its_end_is_refused(tmp_path):

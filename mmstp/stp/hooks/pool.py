@@ -117,6 +117,7 @@ class PoolHook(Hook):
         if stp.searching:
             self._search(runner, stp)
         else:
+            runner.logger.info(f'the main network is trained alone for {self._begin} iterations')
             refuse_differing(stp.pools.fields())
 
     def _search(self, runner: Runner, stp: STP) -> None:
