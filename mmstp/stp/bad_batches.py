@@ -6,6 +6,7 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -95,14 +96,14 @@ class BadBatches:
             optimizer.optimizer.register_step_post_hook(self._made)
 
         @functools.wraps(own)  # schedulers have marked it, and miss the mark
-        def step(**options: Any) -> None:
+        def step(optimizer: OptimWrapper, **options: Any) -> None:
             if self._good and isinstance(optimizer, AmpOptimWrapper):
                 self._scaled(optimizer, functools.partial(own, **options))
             elif self._good and self._gradients_are_finite(network):
                 own(**options)
             self._good = False
 
-        optimizer.step = step
+        optimizer.step = MethodType(step, optimizer)  # what a scheduler can mark, that comes later
 
     def _made(self, *_: Any) -> None:
         self._step_made = True

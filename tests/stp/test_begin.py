@@ -158,6 +158,11 @@ def test_search_that_begins_after_its_end_is_refused(tmp_path):
         train(config(tmp_path, begin=9, end=8))
 
 
+def test_main_network_that_is_alone_to_the_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='alone for all 16 iterations, and no candidate'):
+        train(config(tmp_path, begin=16, end=16, model__survivor=False))
+
+
 @pytest.mark.parametrize('begin', [-0.1, 1.5, 'half', True])
 def test_a_part_is_a_fraction(begin):
     with pytest.raises(ValueError, match=r'PoolHook\.begin=.*: expected a fraction in \[0, 1\]'):

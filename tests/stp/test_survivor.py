@@ -238,6 +238,14 @@ def test_without_a_teacher_the_main_network_is_gone(finished):
     assert all(p.device.type == 'meta' for p in stp_of(finished).supernet.model.parameters())
 
 
+def test_its_rate_falls_where_the_config_has_no_schedule(tmp_path):
+    runner = train(config(tmp_path, param_scheduler=None))
+    rates = [line['lr'] for line in scalars(runner.work_dir) if 'loss' in line]
+    assert rates[:END] == [0.05] * END
+    for i, rate in enumerate(rates[END:]):
+        assert rate == pytest.approx(0.025 * (1 + math.cos(math.pi * i / (16 - END))) / 2)
+
+
 def test_momentum_begins_anew_too(tmp_path):
     cfg = config(tmp_path)
     cfg.param_scheduler = [

@@ -155,3 +155,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             several = getattr(self, 'best_ckpt_path_dict', {}).values()
             best = [getattr(self, 'best_ckpt_path', None), *several]
             self.file_backend.remove_but([str(path) for path in [self.last_ckpt, *best]])
+
+
+def saves(hook: mmengine.hooks.Hook, runner: Runner) -> bool:
+    """Whether a hook saves a checkpoint after this iteration."""
+    if not isinstance(hook, mmengine.hooks.CheckpointHook) or hook.by_epoch:
+        return False
+    last = hook.save_last and hook.is_last_train_iter(runner)
+    return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))

@@ -6,7 +6,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -26,6 +26,7 @@ from ..screening import begin_search
 from ..search_state import pools_state, read_search
 from ..survivor import begin_alone, order_anew
 from ..tasks import warn_of_unlearned
+from .checkpoints import saves
 from .pool_log import log_pool, report, spread
 from .seeding import EpochSeedHook
 
@@ -159,13 +160,18 @@ class PoolHook(Hook):
             raise ValueError(
                 f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
             )
-        last = max(1, round(end * iterations)) if end else 0
+        first, last = round(begin * iterations), max(1, round(end * iterations)) if end else 0
+        if first >= iterations:
+            raise ValueError(
+                f'PoolHook.begin={begin}: the main network is trained alone for all {first} '
+                'iterations, and no candidate is looked at. Train longer, or take a smaller one'
+            )
         if stp.survivor is not None and not stp.alone and last >= iterations:
             raise ValueError(
                 f'PoolHook.end={end}: the search takes all {last} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
-        return min(round(begin * iterations), last), last
+        return min(first, last), last
 
     def _part(self, stp: STP) -> float:
         """Of the iterations, those until one is left."""
@@ -191,7 +197,7 @@ class PoolHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         stp = stp_of(runner)
-        if any(_saves(hook, runner) for hook in runner.hooks):
+        if any(saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
         searched = runner.iter + 1 - self._begin
@@ -289,11 +295,3 @@ def _refuse_weights(stp: STP) -> None:
             'before stays the last. Training diverged in the step before, or an image or a label '
             'holds such numbers'
         )
-
-
-def _saves(hook: Hook, runner: Runner) -> bool:
-    """Whether a hook saves a checkpoint after this iteration."""
-    if not isinstance(hook, CheckpointHook) or hook.by_epoch:
-        return False
-    last = hook.save_last and hook.is_last_train_iter(runner)
-    return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))
