@@ -38,6 +38,19 @@ def scope_as_it_was():
     DefaultScope._instance_dict = before
 
 
+@pytest.fixture(scope='session')
+def scope_at_first():
+    """The scopes that there are before any test."""
+    return DefaultScope._instance_dict.copy()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scope_of_no_other_file(scope_at_first):
+    """What fixtures of a file run in mmdet's scope is not of the next file."""
+    yield
+    DefaultScope._instance_dict = scope_at_first.copy()
+
+
 @functools.cache
 def _made(name: str) -> tuple[nn.Module, Supernet]:
     model = networks.build(name)
