@@ -126,8 +126,7 @@ class PoolHook(Hook):
         if not self._sizes:
             if self._begin:
                 order_anew(runner, stp)
-            visits = stp.preset.visits if self.visits is None else self.visits
-            screen = stp.preset.screen if self.screen is None else self.screen
+            visits, screen = self._option(stp, 'visits'), self._option(stp, 'screen')
             begin_search(runner, stp, self._end - self._begin, visits, screen)
             self._sizes = {label: len(pool) for label, pool in stp.pools.items()}
             stp.searching = True
@@ -155,7 +154,7 @@ class PoolHook(Hook):
         Raises:
             ValueError: If it ends before it begins, or the survivor would have no iterations.
         """
-        begin, end = stp.preset.begin if self.begin is None else self.begin, self._part(stp)
+        begin, end = self._option(stp, 'begin'), self._option(stp, 'end')
         if begin > end:
             raise ValueError(
                 f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
@@ -173,9 +172,10 @@ class PoolHook(Hook):
             )
         return min(first, last), last
 
-    def _part(self, stp: STP) -> float:
-        """Of the iterations, those until one is left."""
-        return stp.preset.end if self.end is None else self.end
+    def _option(self, stp: STP, name: str) -> Any:
+        """An argument, or the preset's where it was left out."""
+        given = getattr(self, name)
+        return getattr(stp.preset, name) if given is None else given
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
@@ -191,7 +191,7 @@ class PoolHook(Hook):
             return
         for pool in stp.pools.values():
             pool.shrink(len(pool) - 1)  # where a resumed run ends its search earlier
-        begin_alone(runner, searched=self._part(stp) > 0)
+        begin_alone(runner, searched=self._option(stp, 'end') > 0)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -258,7 +258,7 @@ class PoolHook(Hook):
         if 'bad_batches' in checkpoint[STATE]:
             stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
-            begin_alone(runner, searched=self._part(stp) > 0)
+            begin_alone(runner, searched=self._option(stp, 'end') > 0)
         self._let_fall(runner, stp)
 
     def after_train(self, runner: Runner) -> None:
