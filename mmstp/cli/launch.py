@@ -178,12 +178,16 @@ def leave_processes() -> None:
 
 
 def check_work_dir(path: str, flag: str = '--work-dir') -> None:
-    """Makes the folder that a flag names; a `LaunchError` where no files can be written there."""
+    """A `LaunchError` where no files can be written into the folder that a flag names.
+
+    It is not made: what is refused later is to leave nothing behind.
+    """
     if not str(path).strip():
         raise LaunchError(f'{flag} {str(path)!r} names no folder')
+    folder = Path(path).absolute()
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        with tempfile.NamedTemporaryFile(dir=there):
             pass
     except OSError as error:
         what = 'work_dir' if flag == '--work-dir' else flag

@@ -146,6 +146,7 @@ def work_dir_locked(work_dir: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(work_dir) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a+b', buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -151,8 +151,8 @@ def test_numbers_of_images(number, call, tiny_config, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('out', 'message'),
-    [('', r"--out '' names no folder"), ('{file}', r'--out .*file. cannot be written: File exists.*'
-      r'with --out')],
+    [('', r"--out '' names no folder"), ('{file}', r'--out .*file. cannot be written: Not a '
+      r'directory.*with --out')],
 )  # fmt: skip
 def test_folders_for_the_export(out, message, call, tiny_config, trained, tmp_path):
     (tmp_path / 'file').write_text('')

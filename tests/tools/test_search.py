@@ -81,9 +81,13 @@ def test_the_table_of_a_dense_network(call, tiny_config, tmp_path, capsys):
          '--data val: the config has no val_dataloader'),
     ],
 )  # fmt: skip
-def test_what_is_asked_for_has_to_be_there(call, tiny_config, trained, flags, error, message):
+def test_what_is_asked_for_has_to_be_there(
+    call, tiny_config, trained, tmp_path, flags, error, message
+):
+    out = tmp_path / 'new' / 'out'
     with pytest.raises(error, match=message):
-        call('search.py', tiny_config, trained / 'epoch_2.pth', *flags, *QUICK)
+        call('search.py', tiny_config, trained / 'epoch_2.pth', '--out', out, *flags, *QUICK)
+    assert not out.parent.exists()
 
 
 def test_a_main_network_is_needed(call, tiny_config, tmp_path):
