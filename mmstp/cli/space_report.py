@@ -78,7 +78,7 @@ def _describe_budget(supernet: Supernet, budget: Budget, label: str) -> tuple[li
     except BudgetError as error:
         return [f'{target}{NOT_MET}', f'         {error}'], False
     if space.size <= ENUMERABLE:
-        found = f'{MET} {len(met):,} architectures ({len(met) / space.size:.2%} of the space)'
+        found = f'{MET} {len(met):,} architectures, each another network'
     else:
         found = f'can be met; a random search found {len(met):,} architectures'
     lines = [target + found]

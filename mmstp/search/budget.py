@@ -121,7 +121,7 @@ class Budget:
 def feasible_rows(
     space: SearchSpace, cost: CostModel, budget: Budget, wanted: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Architectures that meet the budget, as rows of the space.
+    """Architectures that meet the budget, as rows of the space; each is another network.
 
     All of them where the space has at most `ENUMERABLE` members; else about ``wanted``, found by
     random walks from random members towards the budget.
@@ -134,7 +134,7 @@ def feasible_rows(
     else:
         rows = _walk_to_budget(space, cost, budget, wanted, seed)
     used = budget.used(cost, rows)
-    met = rows[budget.meets(used)]
+    met = space.distinct(rows[budget.meets(used)])
     if len(met):
         return met
     nearest = rows[np.abs(used - 1).argmin()]
@@ -197,7 +197,7 @@ def _walk_to_budget(
             at = rng.integers(0, len(sizes), size=len(outside))
             step = np.where(used[outside] > 1, -1, 1)
             rows[outside, at] = np.clip(rows[outside, at] + step, 0, sizes[at] - 1)
-        found = np.unique(np.concatenate([found, rows]), axis=0)
+        found = space.distinct(np.concatenate([found, rows]))
         if budget.meets(budget.used(cost, found)).sum() >= wanted:
             break
     return found

@@ -223,6 +223,18 @@ class SearchSpace:
         """Every architecture as a row of indices, shape (size, 2 * stages)."""
         return np.stack(np.unravel_index(np.arange(self.size), self.sizes), axis=1)
 
+    def distinct(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One row for each network, sorted.
+
+        Where rounding gives two widths of a stage the same channels, the smaller one stands for
+        both.
+        """
+        found = rows.copy()
+        for column, table in enumerate(self._unit_tables, len(self.stages)):
+            _, first, of = np.unique(table, axis=0, return_index=True, return_inverse=True)
+            found[:, column] = first[of.ravel()][rows[:, column]]
+        return np.unique(found, axis=0)
+
     # --- what an architecture keeps --------------------------------------------------------------
 
     def units(self, group: Group, width: float) -> int:
