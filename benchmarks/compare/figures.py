@@ -28,6 +28,7 @@ from measure import ROOT, table
 from methods import PRESETS, PoolHistory, dense_network, option, search
 from report import BY, grouped, mean_and_error, named, written
 from setting import Setting
+from suites import SPARSIFICATIONS
 from tables import found_rows
 from torch import Tensor, nn
 from training import Trial
@@ -37,6 +38,7 @@ from mmstp.atomic_files import write_json
 from mmstp.stp.hooks.pool_log import spread
 
 DOCS = ROOT / 'docs'
+LOOKUP = 50  # what is added to a seed for the run of a look-up table
 
 
 def trial_of(args: argparse.Namespace, method: str, preset: str) -> Trial:
@@ -59,10 +61,15 @@ def at_its_rate(args: argparse.Namespace, method: str, preset: str) -> Trial:
 
 
 def figure_2(args: argparse.Namespace) -> str:
-    """Before (bp) and after (ap) pruning, without fine-tuning, from the rows."""
-    wanted = {('sparsified', 'l1'), ('sparsified', 'l2'), ('stp', 'paper'), ('stp', 'short')}
+    """Before (bp) and after (ap) pruning, without fine-tuning, from the rows.
+
+    By L1, L2 and stimulative training, each of the uniform architecture.
+    """
+    wanted = set(SPARSIFICATIONS)
     columns = [name for name in BY if name != 'budget']
     rows = [row for row in found_rows(args, columns) if named(row) in wanted]
+    if not rows:
+        return ''
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     lines = []
     for index, ((method, preset), own) in enumerate(grouped(rows, 'method', 'preset').items()):
@@ -89,11 +96,11 @@ def figure_2(args: argparse.Namespace) -> str:
 
 
 def magnitudes(network: nn.Module, kept: dict[str, Tensor]) -> list[tuple[str, float, float]]:
-    """The mean magnitude of the kept and of the dropped weights, by layer, where there are both."""
+    """The mean magnitudes of the kept and the dropped weights of convolutions that have both."""
     found = []
     for name, weight in network.named_parameters():
         mask = kept[name]
-        if weight.dim() > 1 and mask.any() and not mask.all():
+        if weight.dim() == 4 and mask.any() and not mask.all():
             size = weight.detach().abs()
             found.append((name, float(size[mask].mean()), float(size[~mask].mean())))
     return found
@@ -104,29 +111,33 @@ def figure_7(args: argparse.Namespace) -> str:
     run = trial_of(args, 'stp', args.preset)
     stp = search(run, **PRESETS[args.preset], hooks=[PoolHistory()])
     kept = stp.supernet.kept(stp.pool.best)
-    plain = dict(dense_network(at_its_rate(args, 'dense', 'plain')).named_parameters())
     own = magnitudes(stp.model, kept)
-    base = [float(plain[name].detach().abs().mean()) for name, _, _ in own]
+    base = magnitudes(dense_network(at_its_rate(args, 'dense', 'plain')), kept)
     figure, axes = plt.subplots(figsize=(9, 4.2), layout='constrained')
     x = range(len(own))
-    axes.plot(x, [k for _, k, _ in own], 'o-', label='kept')
-    axes.plot(x, [d for _, _, d in own], 'o-', label='dropped')
-    axes.plot(x, base, 'o--', color='gray', label='ordinary training')
+    for label, found, style in (('STP', own, '-'), ('ordinary training', base, '--')):
+        axes.plot(x, [k for _, k, _ in found], f'o{style}', color='C0', label=f'{label}: kept')
+        axes.plot(x, [d for _, _, d in found], f'o{style}', color='C1', label=f'{label}: dropped')
     axes.set_xticks(list(x), [name.removeprefix('backbone.').removesuffix('.weight')
                               for name, _, _ in own], rotation=90, fontsize=7)  # fmt: skip
     axes.set(ylabel='mean magnitude', title='Fig. 7: weights of the main network')
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, 'paper_fig7')
-    share = np.mean([k > d for _, k, d in own])
+
+    def compared(of: list[float], to: list[float]) -> str:
+        ratios = np.divide(of, to)
+        return f'{np.median(ratios):.2f} (above 1 in {(ratios > 1).sum()} of {len(ratios)} layers)'
+
+    (kept_own, dropped_own), (kept_base, dropped_base) = (
+        ([k for _, k, _ in found], [d for _, _, d in found]) for found in (own, base)
+    )
     rows = [
-        ('layers where the kept weights are larger than the dropped', f'{share:.0%} of {len(own)}'),
-        ('kept over dropped, median', f'{np.median([k / d for _, k, d in own]):.2f}'),
-        ('kept over ordinary training, median',
-         f'{np.median([k / b for (_, k, _), b in zip(own, base, strict=True)]):.2f}'),
-        ('dropped over ordinary training, median',
-         f'{np.median([d / b for (_, _, d), b in zip(own, base, strict=True)]):.2f}'),
-    ]  # fmt: skip
+        ('kept over dropped', compared(kept_own, dropped_own)),
+        ('the same entries in ordinary training', compared(kept_base, dropped_base)),
+        ('kept over the same in ordinary training', compared(kept_own, kept_base)),
+        ('dropped over the same in ordinary training', compared(dropped_own, dropped_base)),
+    ]
     return table(('', f'{stp.pool.best}'), rows)
 
 
@@ -155,16 +166,18 @@ def figure_4(args: argparse.Namespace) -> str:
             axis.imshow(size / size.max(), cmap='RdBu_r', vmin=0, vmax=1, aspect='auto')
             axis.set_title(f'{title}\n{name.removeprefix("backbone.")}', fontsize=8)
             axis.set(xlabel='input channel', ylabel='output channel')
-            ratio = ''
             if kept:
-                mask = kept[name].flatten(2).any(2)
-                high, wide = int(mask.any(1).sum()), int(mask.any(0).sum())
+                high, wide = (int(kept[name].flatten(2).any(2).any(i).sum()) for i in (1, 0))
                 box = plt.Rectangle((-0.5, -0.5), wide, high, fill=False, linewidth=2)
                 axis.add_patch(box)
-                ratio = f'{float(size[mask].mean() / size[~mask].mean()):.2f}'
-            rows.append((name, title, f'{float(size.mean()):.4f}', ratio))
+            ratios = []
+            for _, _, of in shown[1:]:  # the boxes of both, in every training
+                mask = of[name].flatten(2).any(2)
+                ratios.append(f'{float(size[mask].mean() / size[~mask].mean()):.2f}')
+            rows.append((name, title, f'{float(size.mean()):.4f}', *ratios))
     save(figure, 'paper_fig4')
-    return table(('layer', 'training', 'mean magnitude', 'kept over dropped'), rows)
+    boxes = [f'inside over outside the box of {title[-3:]}' for title, _, _ in shown[1:]]
+    return table(('layer', 'training', 'mean magnitude', *boxes), rows)
 
 
 def narrowed_both_ways(kept: dict[str, Tensor]) -> list[str]:
@@ -180,8 +193,9 @@ def narrowed_both_ways(kept: dict[str, Tensor]) -> list[str]:
 def figure_6(args: argparse.Namespace) -> str:
     """The pool over the training: mean accuracy by a look-up table, and how far it is spread.
 
-    The table holds every architecture of the first pool, with the weights of a run that trains all
-    of them evenly until its end, as in Section 4.4.
+    The table holds every architecture of the first pool, with the weights of a run of another seed
+    that trains all of them evenly until its end, without support subnets, as in Section 4.4. The
+    spread is over the blocks and widths of the stages; the paper's is over those of layers.
     """
     history = PoolHistory()
     run = trial_of(args, 'stp', args.preset)
@@ -203,7 +217,8 @@ def figure_6(args: argparse.Namespace) -> str:
     rank = float((values < looked[pools[-1][0]]).mean())
     rows = [
         ('architectures at first', len(pools[0])),
-        ('mean top-1 at first', f'{accuracy[0]:.2f} (standard deviation {values.std():.2f})'),
+        ('mean top-1 at first', f'{accuracy[0]:.2f} (standard deviation {values.std():.2f}, '
+            f'median {np.median(values):.2f}, lowest {values.min():.2f})'),
         ('top-1 of the last one by look-up', f'{accuracy[-1]:.2f} (above {rank:.0%} of the pool)'),
         ('spread at first, half-way, before the last', ', '.join(
             f'{spread_of[i]:.3f}' for i in (0, len(steps) // 2, max(0, len(steps) - 2)))),
@@ -214,12 +229,14 @@ def figure_6(args: argparse.Namespace) -> str:
 def lookup(args: argparse.Namespace, pool: list[str]) -> dict[str, float]:
     """The accuracy of every architecture of the first pool; a file keeps what was measured."""
     run = at_its_rate(args, 'figures', f'{args.preset}-lookup')
+    run.setting = replace(run.setting, seed=args.seed + LOOKUP)
     path = run.folder / 'lookup.json'
     if path.exists():
         found: dict[str, float] = json.loads(path.read_text())
         return found
-    # a pool of the same size, seed and draws that shrinks at the very end: all are trained evenly
-    stp = search(run, **{**PRESETS[args.preset], 'end': 1.0}, size=len(pool), interval=10**9)
+    # a pool that shrinks at the very end
+    options = {**PRESETS[args.preset], 'end': 1.0, 'beta2': 0.0}
+    stp = search(run, **options, pool=pool, interval=10**9)
     looked = {}
     for text in pool:
         network = run.calibrated(stp.supernet.export(Architecture.parse(text)))

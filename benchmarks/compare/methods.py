@@ -30,6 +30,7 @@ from mmstp import STP, Architecture, Budget, Supernet
 from mmstp.search.budget import most_uniform
 from mmstp.search.budgets import find_budgets
 from mmstp.stp.halving import halve, propose
+from mmstp.stp.pools import Pools
 from mmstp.stp.presets import PRESETS as PRESETS_OF_STP
 from mmstp.stp.screening import SCREENED
 
@@ -83,6 +84,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     'paper-no-depth': dict(end=0.6, space=dict(depths=False)),
     'paper-st-depth': dict(end=0.6, beta2=0.0, size=1),
     'paper-st': dict(end=0.6, beta2=0.0, size=1, space=dict(depths=False)),
+    # Fig. 2: stimulative training of one subnet from the start, that of the other sparsifications
+    'st-uniform': dict(end=0.6, beta2=0.0, pool='uniform'),
 }  # of STP
 
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
@@ -400,6 +403,7 @@ def search(
     end: float | None = None,
     share: float = 1.0,
     size: int | None = None,
+    pool: str | Sequence[str] | None = None,
     space: dict[str, Any] | None = None,
     interval: int | None = None,
     hooks: Sequence[Hook] = (),
@@ -418,6 +422,7 @@ def search(
             size of the pool.
         share: Of the allowance.
         size: Of the pool; by default, such that each is visited `VISITS` times.
+        pool: Its architectures, or the rule for its only one (`RULES`); drawn by default.
         space: Options of the space, beside the network's.
         interval: Iterations between two drops; an epoch by default.
         hooks: Further ones.
@@ -442,6 +447,8 @@ def search(
         ).to(trial.device)
         if start is not None:
             stp.supernet.order_channels()
+        if pool is not None:
+            fill(trial, stp, pool)
         return stp
 
     begin, part = (0.0, end) if end is not None else span_of(options['preset'])
@@ -473,6 +480,16 @@ def search(
         course=epochs['search'] if annealed else None,
     )
     return model
+
+
+def fill(trial: Trial, stp: STP, pool: str | Sequence[str]) -> None:
+    """Puts named architectures into the pool, or the one of a rule."""
+    own = [chosen(trial, stp.supernet, pool)] if isinstance(pool, str) else pool
+    space = stp.supernet.space
+    rows = np.stack([space.encode(space.check(one)) for one in own])
+    stp.pools = Pools.drawn(
+        space, stp.pools.budgets, {stp.pools.only: rows}, len(rows), trial.setting.seed
+    )
 
 
 def span_of(preset: str) -> tuple[float, float]:

@@ -73,10 +73,15 @@ def main() -> int:
 def section(args: argparse.Namespace, number: str) -> str:
     """A table or figure below what it is of."""
     text = KINDS[args.kind][number](args)
+    if not text:
+        return 'No rows yet.'
     of = [f'{args.length:g} T, equal {args.compare}']
     if args.kind == 'figure' or number in ('5', '7', '8', '9'):
-        of = [args.data, args.network, f'{args.budget:.0%} of the MACs', *of]
+        every_budget = (args.kind, number) in (('table', '7'), ('figure', '2'))
+        of = [*([] if every_budget else [f'{args.budget:.0%} of the MACs']), *of]
+        of = [args.data, args.network, *of]
     if args.kind == 'figure':
+        of += [f'preset {args.preset}'] if number in ('6', '7') else []
         of += [] if number == '2' else [f'seed {args.seed}']
         text += f'\n\n![Figure {number}](images/paper_fig{number}.png)'
     return f'{", ".join(of)}.\n\n{text}'

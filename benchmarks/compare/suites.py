@@ -44,6 +44,7 @@ TUNING = [
     *(('magnitude', f'l2-{after}@tuning={lr}') for after in ('finetuned', 'distilled')
       for lr in (0.1, 0.4, 1)),
     *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1, 3)),
+    *(('sparsified', f'l1@l1={strength}') for strength in (0.001, 0.01, 0.03, 0.1)),
     *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
     *(('group-sl', f'paper@reg={reg}') for reg in (1e-4, 5e-4, 2.5e-3, 1.25e-2)),
     *(('greg', f'paper@growth={growth}') for growth in (1e-3, 1e-2, 1e-1, 1)),
@@ -98,6 +99,7 @@ COMPONENTS = [
     ),
     ('sparsified', 'l2'),
 ]
+SPARSIFICATIONS = [('sparsified', 'l1'), ('sparsified', 'l2'), ('stp', 'st-uniform')]
 PAPER: dict[str, Any] = {
     **SLIM,
     'methods': RIVALS,
@@ -119,7 +121,7 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**PAPER, 'methods': COMPONENTS, 'budget': [0.15]},  # Table 5
         {**PAPER, 'network': ['r18_slim', 'r50_slim', 'wrn_slim']},  # Table 1
         {**PAPER, 'data': ['fashion_6k_56'], 'network': ['mbv3_slim']},
-        {**PAPER, 'methods': [('sparsified', 'l1'), ('sparsified', 'l2')]},  # Figure 2
+        {**PAPER, 'methods': SPARSIFICATIONS},  # Figure 2
         {**PAPER, 'methods': RIVALS[:3], 'network': ['vit_slim', 'swin_slim']},  # Table 3
         {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
         {**PAPER, 'data': ['glyphs_28']},  # Table 2
