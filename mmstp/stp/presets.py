@@ -34,11 +34,11 @@ class Preset:
 PRESETS = {
     # the paper's, for its schedules of 200 to 500 epochs
     'paper': Preset(end=0.6, visits=None, screen=0, target_ce=0.0, warmup=0.0, survivor=None),
-    # most for the time, from random weights
+    # for short runs from random weights
     'recommended': Preset(
         end=0.05, visits=10, screen=0, target_ce=1.0, warmup=0.05, survivor=SurvivorPhase()
     ),
-    # the same where half of the training is enough for the main network: it is first, and teaches
+    # for longer ones, where half of them is enough for the main network: it is first, and teaches
     'long': Preset(
         begin=0.5,
         end=0.5,
@@ -48,7 +48,7 @@ PRESETS = {
         warmup=0.0,
         survivor=SurvivorPhase(teacher='main'),
     ),
-    # the same from a trained network: what a candidate keeps of it is seen without training
+    # from a trained network: what a candidate keeps of it is seen without training
     'pretrained': Preset(
         end=0.0, visits=1, screen=1, target_ce=1.0, warmup=0.0, survivor=SurvivorPhase()
     ),
