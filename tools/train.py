@@ -128,12 +128,12 @@ def train(args: argparse.Namespace) -> None:
     merge_args(config, args)
     if is_stp(config):
         refuse_fields(config)  # wrappers would fail in their own words
+    check_data(config, 'train_dataloader', 'val_dataloader')
     with (
         full_disk_told(config.work_dir),
         work_dir_locked(config.work_dir),
         plain_loading(),
     ):
-        check_data(config, 'train_dataloader', 'val_dataloader')
         choose_checkpoint(config)
         runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
         if isinstance(runner, Runner):

@@ -13,6 +13,7 @@ from ..checkpoints import dataset_meta_of, read_checkpoint
 from ..datasets.labels import check_labels, check_same_classes, classes_of, innermost
 from ..errors import LaunchError
 from ..stp.algorithm import STP
+from ..stp.hooks.statistics import batch_size_of
 from ..stp.of_runner import unwrapped
 from ..stp.tasks import is_detector
 
@@ -49,10 +50,10 @@ def built(runner: Runner) -> DataLoader[Any]:
     """The training's dataloader.
 
     Raises:
-        LaunchError: If its data set is empty.
+        LaunchError: If its data set is empty, or has no whole batch.
     """
     try:
-        return runner.train_dataloader
+        loader = runner.train_dataloader
     except ValueError as error:
         if 'need at least one array' not in str(error):  # NumPy's words for an empty data set
             raise
@@ -62,6 +63,13 @@ def built(runner: Runner) -> DataLoader[Any]:
             f'train_dataloader.dataset has no image to train on: {described}. Expected images with '
             'at least one label, or box, of the classes in metainfo, that filter_cfg leaves'
         ) from error
+    if not len(loader):
+        raise LaunchError(
+            f'train_dataloader has no batch: {len(loader.dataset)} images, fewer than the '
+            f'{batch_size_of(loader)} of a batch on every rank, and drop_last leaves out what is '
+            'not a whole one. Expected more images, or a smaller train_dataloader.batch_size'
+        )
+    return loader
 
 
 _SOURCES = ('type', 'data_root', 'ann_file', 'metainfo', 'filter_cfg')

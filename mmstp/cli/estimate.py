@@ -104,11 +104,11 @@ def _measured(runner: Runner, missing: str, rounds: int) -> str:
     tried['dense'] = _tried(lambda: stp.export(stp.supernet.space.largest), runner, batches)
     iterations = WITHOUT_DATA if batches.epoch is None else runner.max_iters
     assert hook is not None  # else no step could be tried
-    steps = {'search': iterations}
+    begin, end = hook.search_span(stp, iterations)
+    steps = {'dense': begin, 'search': iterations - begin}
     if stp.survivor is not None:
         tried['survivor'] = _tried(survivor, runner, batches)
-        begin, end = hook.search_span(stp, iterations)
-        steps = {'dense': begin, 'search': end - begin, 'survivor': iterations - end}
+        steps |= {'search': end - begin, 'survivor': iterations - end}
 
     on_gpu = next(stp.parameters()).is_cuda
     setting = Setting(device='cuda' if on_gpu else 'cpu', threads=torch.get_num_threads())

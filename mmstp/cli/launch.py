@@ -186,7 +186,7 @@ def check_work_dir(path: str, flag: str = '--work-dir') -> None:
         raise LaunchError(f'{flag} {str(path)!r} names no folder')
     folder = Path(path).absolute()
     try:
-        there = next(one for one in (folder, *folder.parents) if one.exists())
+        there = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
         with tempfile.NamedTemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -254,6 +254,12 @@ def load_search(stp: STP, checkpoint: str, config: Config | None = None) -> dict
         stp.go_alone()
     # it has to fit (`require_fit`); SwinV2 takes keys away that it works out itself
     stp.load_state_dict(weights, strict=False)
+    if not state.get('begun', True):
+        stp.supernet.order_channels()  # as the run itself would, before it looks at candidates
+        MMLogger.get_current_instance().warning(
+            f'{checkpoint} is from before PoolHook.begin: the main network was trained alone, and '
+            'its pool says nothing. Its channels are ordered by importance'
+        )
     return dataset_meta_of(content)
 
 

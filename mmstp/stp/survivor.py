@@ -19,7 +19,7 @@ from typing import Any
 from mmengine.dist import broadcast
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import CosineAnnealingLR, OptimWrapper
+from mmengine.optim import CosineAnnealingLR, OptimWrapper, ReduceOnPlateauParamScheduler
 from mmengine.runner import Runner
 from torch import Size, Tensor, nn
 from torch.optim import Optimizer
@@ -32,6 +32,8 @@ from .options import is_number
 from .pools import Pools
 
 TEACHERS = (None, 'main')
+# of a group of parameters: the learning rate, and what MMEngine's schedules begin or go between
+RATES = {'lr', 'initial_lr', 'max_lr', 'min_lr'}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def begin_alone(runner: Runner, searched: bool = True) -> None:
             ]
         else:
             for group in optimizer.param_groups:
-                group['lr'] *= stp.survivor.lr
+                for key in RATES & group.keys():
+                    group[key] *= stp.survivor.lr
             _follow(runner.param_schedulers, kept, stp.survivor.lr)
         for architecture in networks:
             runner.logger.info(f'survivor: {architecture} is trained alone from here on')
@@ -144,6 +147,9 @@ def _average_anew(runner: Runner) -> None:
 def _follow(schedulers: Any, kept: Sequence[bool], lr: float) -> None:
     """Has the config's schedules go on with the groups that are left."""
     for scheduler in schedulers or []:
+        if isinstance(scheduler, ReduceOnPlateauParamScheduler):
+            scheduler.min_values = [*compress(scheduler.min_values, kept)]
+            continue
         values = compress(scheduler.base_values, kept)
         factor = lr if scheduler.param_name == 'lr' else 1.0
         scheduler.base_values = [factor * value for value in values]

@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmstp import PoolHook
+from mmstp.cli.launch import load_search
+from mmstp.errors import CheckpointError
 from mmstp.stp.of_runner import stp_of
 from tests import tiny
 from tests.runs import (
@@ -28,7 +30,8 @@ BEGIN, END = 5, 9
 def config(work_dir, begin=BEGIN, end=END, **options):
     cfg = tiny.config(work_dir, **{
         'train_cfg__max_epochs': 4, 'param_scheduler__end': 4, 'param_scheduler__T_max': 4,
-        'model__survivor': {'teacher': 'main'}, **options,
+        'model__survivor': {'teacher': 'main'}, 'default_hooks__checkpoint__max_keep_ckpts': 4,
+        **options,
     })  # fmt: skip
     cfg.custom_hooks[0].update(begin=begin / 16, end=end / 16)
     return cfg
@@ -54,6 +57,21 @@ class Weights(Hook):
             self.found = copy.deepcopy(network.state_dict())
 
 
+class Fall(Hook):
+    """Half a cosine down to 0, on top of a schedule of epochs."""
+
+    def __init__(self, iterations):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        (group,) = runner.optim_wrapper.param_groups
+        self.rate = group['lr']
+        group['lr'] *= (1 + math.cos(math.pi * runner.iter / self.iterations)) / 2
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        runner.optim_wrapper.param_groups[0]['lr'] = self.rate
+
+
 def run(cfg, hook):
     runner = Runner.from_cfg(copy.deepcopy(cfg))
     runner.register_hook(hook)
@@ -73,10 +91,11 @@ def test_until_then_it_is_the_training_of_the_dense_network(finished, tmp_path):
     cfg.custom_hooks = [dict(type='mmstp.EpochSeedHook')]
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint.pop('save_best')  # it is the subnet's
-    fall = dict(type='CosineAnnealingLR', T_max=END, end=END, by_epoch=False)
-    cfg.param_scheduler = [cfg.param_scheduler, fall]
     plain = Weights(BEGIN, finished[1].first)
-    run(cfg, plain)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(plain)
+    runner.register_hook(Fall(END))
+    runner.train()
     assert plain.found.keys() == finished[1].found.keys()
     for key, tensor in plain.found.items():
         assert torch.equal(tensor, finished[1].found[key]), key
@@ -90,15 +109,27 @@ def test_what_is_logged(finished):
         assert [i for i, line in enumerate(lines) if name in line] == [*range(first, last)]
 
 
-def test_learning_rate_falls_with_the_search_and_begins_anew(finished, tmp_path):
-    usual = train(config(tmp_path, begin=0, end=0))
+@pytest.mark.parametrize(
+    ('schedule', 'first'),
+    [
+        (dict(type='CosineAnnealingLR', T_max=16, eta_min=0.01, by_epoch=False), 0.05),
+        (dict(type='OneCycleLR', eta_max=0.1, total_steps=16, by_epoch=False), 0.1 / 25),
+        ([dict(type='LinearLR', start_factor=0.1, end=1), dict(type='StepLR', step_size=2)], 0.05),
+    ],
+)
+def test_learning_rate_falls_with_the_search_and_begins_anew(schedule, first, tmp_path):
+    for name, options in (('run', {}), ('usual', dict(begin=0, end=0))):
+        cfg = config(tmp_path / name, **options)
+        cfg.param_scheduler = copy.deepcopy(schedule)
+        train(cfg)
     found, expected = (
-        [line['lr'] for line in scalars(r.work_dir) if 'loss' in line] for r in (finished[0], usual)
+        [line['lr'] for line in scalars(tmp_path / name) if 'loss' in line]
+        for name in ('run', 'usual')
     )
     for i in range(END):
         fall = (1 + math.cos(math.pi * i / END)) / 2
         assert found[i] == pytest.approx(fall * expected[i], rel=1e-5)
-    assert found[END] == pytest.approx(expected[0])
+    assert found[END] == pytest.approx(first)
 
 
 def test_without_a_search_the_trained_network_teaches_the_best_of_those_screened(tmp_path):
@@ -151,6 +182,35 @@ def test_two_ranks_agree(tmp_path):
     (best, own), (other, others) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert best == other
     assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+
+
+def test_tools_read_a_main_network_that_was_alone_as_the_run_would(finished):
+    checkpoint = f'{finished[0].work_dir}/epoch_1.pth'
+    read, expected = tiny.stp(), tiny.stp()
+    load_search(read, checkpoint)
+    expected.load_state_dict(torch.load(checkpoint, weights_only=False)['state_dict'])
+    expected.supernet.order_channels()
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, read.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('how', ['resume', 'load_from'])
+def test_search_that_has_begun_before_its_begin_is_refused(how, finished, tmp_path):
+    cfg = config(tmp_path, begin=12, end=14)
+    cfg.load_from, cfg.resume = f'{finished[0].work_dir}/epoch_2.pth', how == 'resume'
+    at = 8 if how == 'resume' else 0
+    with pytest.raises(CheckpointError, match=rf'goes on at iteration {at}, before.*iteration 12'):
+        train(cfg)
+
+
+def test_search_without_a_step_to_begin_with_is_told(tmp_path):
+    cfg = config(tmp_path, begin=15, end=15, optim_wrapper__accumulative_counts=7)
+    cfg.param_scheduler = None
+    cfg.log_level = 'WARNING'
+    runner = train(cfg)
+    assert not stp_of(runner).searching
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'no candidate was looked at' in log and 'accumulative_counts' in log
 
 
 def test_search_that_begins_after_its_end_is_refused(tmp_path):

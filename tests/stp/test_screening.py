@@ -120,11 +120,21 @@ def test_without_a_search_the_best_screened_is_trained_alone(target, dense, tmp_
             assert torch.equal(parameter, expected[key]), key
 
 
-@pytest.mark.parametrize('target', TARGETS)
+WARM = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
+    dict(type='CosineAnnealingLR', T_max=5, by_epoch=False, begin=3, end=8),
+]
+CYCLE = dict(type='OneCycleLR', eta_max=0.1, total_steps=8, by_epoch=False)
+PLATEAU = dict(type='ReduceOnPlateauLR', monitor='accuracy/top1', rule='greater', patience=99)
+
+
+@pytest.mark.parametrize(
+    ('target', 'schedule'), [*((target, WARM) for target in TARGETS), (0.4, CYCLE), (0.4, PLATEAU)]
+)
 def test_without_a_search_the_schedule_is_the_config_s_and_resumed_too(
-    target, dense, tmp_path, monkeypatch
+    target, schedule, dense, tmp_path, monkeypatch
 ):
-    """With groups of parameters that the survivor has none of, and a warm-up."""
+    """With groups of parameters that the survivor has none of."""
     lr = 0.5
 
     def made(name, **options):
@@ -132,10 +142,7 @@ def test_without_a_search_the_schedule_is_the_config_s_and_resumed_too(
         cfg = config(tmp_path / name, train_cfg__max_epochs=2, **options)
         cfg.custom_hooks[0] = dict(type='mmstp.PoolHook')
         cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)  # a group for each parameter
-        cfg.param_scheduler = [
-            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
-            dict(type='CosineAnnealingLR', T_max=5, by_epoch=False, begin=3, end=8),
-        ]
+        cfg.param_scheduler = copy.deepcopy(schedule)
         return cfg
 
     own = dict(model__preset='pretrained', model__survivor={'lr': lr})

@@ -33,6 +33,17 @@ def test_every_phase_of_the_schedule_is_tried(call, tiny_config, capsys):
     assert re.search(r'memory +\d+\.\d\d GiB', text)
 
 
+@pytest.mark.parametrize(
+    ('survivor', 'steps'), [(False, ('6', '2')), ({}, ('4', '2', '2'))]
+)  # fmt: skip
+def test_the_main_network_is_alone_at_first(survivor, steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny.config(model__survivor=survivor)
+    config.custom_hooks[0].update(begin=0.25)
+    found = {name: row[2].strip() for name, row in phases(estimate(config, 1)).items()}
+    assert found == dict(zip(('search', 'dense', 'survivor'), steps, strict=False))
+
+
 def test_the_survivors_of_several_budgets_are_one_phase(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = estimate(tiny.config(model__target=[0.3, 0.6], model__survivor={}), 1)

@@ -151,14 +151,32 @@ def test_numbers_of_images(number, call, tiny_config, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('out', 'message'),
-    [('', r"--out '' names no folder"), ('{file}', r'--out .*file. cannot be written: Not a '
-      r'directory.*with --out')],
+    [
+        ('', r"--out '' names no folder"),
+        ('{folder}/file', r'--out .*file. cannot be written: Not a directory.*with --out'),
+        ('{folder}/link/x', r'--out .*link/x. cannot be written: No such file'),
+    ],
 )  # fmt: skip
 def test_folders_for_the_export(out, message, call, tiny_config, trained, tmp_path):
     (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
     with pytest.raises(LaunchError, match=message):
         call('export.py', tiny_config, trained / 'epoch_2.pth', '--out',
-             out.format(file=tmp_path / 'file'))  # fmt: skip
+             out.format(folder=tmp_path))  # fmt: skip
+
+
+def test_fewer_images_than_a_batch(call, tiny_config, tmp_path):
+    with pytest.raises(LaunchError, match=r'no batch: 10 images, fewer than the 16 of a batch'):
+        call('train.py', tiny_config, '--work-dir', tmp_path, '--cfg-options',
+             'train_dataloader.dataset.indices=10')  # fmt: skip
+
+
+def test_missing_data_leave_no_folder(call, tiny_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'data_root'):
+        call('train.py', tiny_config, '--work-dir', tmp_path / 'new', '--cfg-options',
+             'train_dataloader.dataset.type=ImageNet',
+             'train_dataloader.dataset.data_root=nowhere')  # fmt: skip
+    assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize(

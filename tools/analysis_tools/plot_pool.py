@@ -83,7 +83,10 @@ def plot_pool(work_dir: Path, out: Path, budget: str | None = None) -> None:
     middle.set(xlabel='iteration', ylabel='distillation loss', title='Scores')
     middle.legend(frameon=False)
 
-    end = steps[-1] if steps else 0
+    end = (steps or [line['step'] for line in every[:1]] or [0])[-1]
+    if not steps:
+        for axis in (left, middle):
+            axis.text(0.5, 0.5, 'no search', ha='center', transform=axis.transAxes)
     curves = {
         'main network': [(v['step'] * per_epoch, v[metric]) for v in val],
         'best subnet': [(v['step'] * per_epoch, v[f'subnet/{metric}']) for v in val],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import astuple
+from math import cos, pi
 from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.optim import CosineAnnealingLR, OptimWrapper
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 
 from ...atomic_files import write_json
 from ...config_fields import at_least, options_of, positive, refuse_unknown
@@ -28,7 +29,7 @@ from ..survivor import begin_alone, order_anew
 from ..tasks import warn_of_unlearned
 from .checkpoints import saves
 from .pool_log import log_pool, report, spread
-from .seeding import EpochSeedHook
+from .seeding import refuse_unplaced
 
 STATE = 'mmstp'  # where the search's state lies in a checkpoint
 GRADIENTS = 'mmstp_gradients'  # where those lie that no step has used yet
@@ -91,7 +92,7 @@ class PoolHook(Hook):
         self._schedules: dict[str, ShrinkSchedule] = {}  # by iterations of the search
         self._spread: dict[str, float] = {}
         self._begin = self._end = 0  # iterations before the search, and until each has one left
-        self._fall: CosineAnnealingLR | None = None  # of the main network's learning rate
+        self._rates: list[float] = []  # the schedules' learning rates, while a step has lower ones
         self._gradients: dict[str, Any] = {}  # of the checkpoint that was loaded
 
     def before_train(self, runner: Runner) -> None:
@@ -102,7 +103,7 @@ class PoolHook(Hook):
         refuse_fields(runner.cfg)
         prefixes = ['subnet', *(f'subnet{stp.pools.suffix(label)}' for label in stp.pools)]
         refuse_unmeasured(runner.hooks, prefixes)
-        _refuse_unplaced(runner)
+        refuse_unplaced(runner)
         warn_of_unlearned(stp.task, stp.target_ce)
         if runner.iter:
             go_on_summing(runner, stp, self._gradients)
@@ -113,8 +114,13 @@ class PoolHook(Hook):
             if stp.passes is Apart:
                 stp.loss_scale = scale_of(runner.optim_wrapper)
         self._begin, self._end = self.search_span(stp, runner.max_iters)
+        if self._sizes and not stp.alone and runner.iter < self._begin:
+            raise CheckpointError(
+                'the search of the checkpoint has begun, and the run goes on at iteration '
+                f'{runner.iter}, before its PoolHook.begin (iteration {self._begin}): expected '
+                'begin and length of the run that wrote it'
+            )
         stp.searching = bool(self._sizes) or not self._begin
-        self._let_fall(runner, stp)
         if stp.searching:
             self._search(runner, stp)
         else:
@@ -137,16 +143,6 @@ class PoolHook(Hook):
         }
         schedules = [astuple(schedule) for schedule in self._schedules.values()]
         refuse_differing({**stp.pools.fields(), 'schedule': schedules})
-
-    def _let_fall(self, runner: Runner, stp: STP) -> None:
-        """Has the main network's learning rate end where a survivor's begins."""
-        if stp.alone or stp.survivor is None or not isinstance(runner.optim_wrapper, OptimWrapper):
-            return  # there is none if the run only tests
-        begin, end = self.search_span(stp, runner.max_iters)
-        schedulers = runner.param_schedulers or []
-        if begin and self._fall not in schedulers:
-            self._fall = CosineAnnealingLR(runner.optim_wrapper, T_max=end, end=end, by_epoch=False)
-            runner.param_schedulers = [*schedulers, self._fall]
 
     def search_span(self, stp: STP, iterations: int) -> tuple[int, int]:
         """After how many of a training's iterations the search begins, and one is left.
@@ -179,6 +175,16 @@ class PoolHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         stp = stp_of(runner)
+        self._go_on(runner, stp)
+        if self._begin and stp.survivor is not None and not stp.alone:
+            # the main network's ends where a survivor's begins; schedules do not see it
+            groups = runner.optim_wrapper.param_groups
+            self._rates = [group['lr'] for group in groups]
+            for group in groups:
+                group['lr'] *= (1 + cos(pi * min(1, runner.iter / self._end))) / 2
+
+    def _go_on(self, runner: Runner, stp: STP) -> None:
+        """Begins the search, and the survivor phase, where it is time."""
         if stp.alone or runner.iter < self._begin:
             return
         if stp.searching and (stp.survivor is None or runner.iter < self._end):
@@ -197,6 +203,10 @@ class PoolHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         stp = stp_of(runner)
+        if self._rates:
+            for group, rate in zip(runner.optim_wrapper.param_groups, self._rates, strict=True):
+                group['lr'] = rate
+            self._rates = []
         if any(saves(hook, runner) for hook in runner.hooks):
             _refuse_weights(stp)
             agree(runner, stp)
@@ -259,11 +269,15 @@ class PoolHook(Hook):
             stp.bad_batches.load_state_dict(checkpoint[STATE]['bad_batches'])
         if alone and not stp.alone:
             begin_alone(runner, searched=self._option(stp, 'end') > 0)
-        self._let_fall(runner, stp)
 
     def after_train(self, runner: Runner) -> None:
         stp_of(runner).driver = None
         pools = stp_of(runner).pools
+        if not stp_of(runner).searching:
+            runner.logger.warning(
+                'no candidate was looked at: from PoolHook.begin on no step of the optimizer began '
+                '(optim_wrapper.accumulative_counts)'
+            )
         for label in pools:
             report(runner, stp_of(runner), label, runner.iter)
             budget = f' --budget {label}' if len(pools) > 1 else ''
@@ -271,20 +285,6 @@ class PoolHook(Hook):
                 f'cut it out with: python tools/export.py CONFIG CHECKPOINT{budget} --out DIR; '
                 f'both lie in {runner.work_dir}'
             )
-
-
-def _refuse_unplaced(runner: Runner) -> None:
-    """Raises where MMEngine would train the first part of an epoch again."""
-    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-        return
-    if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
-        return
-    if runner.iter % len(runner.train_dataloader):
-        raise CheckpointError(
-            f'the checkpoint was saved in the middle of epoch {runner.epoch + 1} (iteration '
-            f"{runner.iter}). Add dict(type='mmstp.EpochSeedHook') to custom_hooks, which goes on "
-            'there, or take a checkpoint of the end of an epoch'
-        )
 
 
 def _refuse_weights(stp: STP) -> None:

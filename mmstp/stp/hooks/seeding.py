@@ -119,3 +119,17 @@ def seed_worker(worker_id: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def refuse_unplaced(runner: Runner) -> None:
+    """Raises where MMEngine would train the first part of an epoch again."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return
+    if any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
+        return
+    if runner.iter % len(runner.train_dataloader):
+        raise CheckpointError(
+            f'the checkpoint was saved in the middle of epoch {runner.epoch + 1} (iteration '
+            f"{runner.iter}). Add dict(type='mmstp.EpochSeedHook') to custom_hooks, which goes on "
+            'there, or take a checkpoint of the end of an epoch'
+        )
