@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NORMALIZATIONS = ('layer_norm', 'l2', 'none')
+# Added to the variance. An untrained head's logits are near 0: made as large as a trained one's,
+# their gradients would be as many times larger, and the first steps put out the channels that all
+# subnets share (decision 0063).
+FLOOR = 1.0
 
 
 def normalized_kl(
@@ -14,14 +18,15 @@ def normalized_kl(
 ) -> Tensor:
     """KL divergence from teacher to student between normalised logits (Eq. 4 and 5).
 
-    Both are normalised over the classes, so the loss does not change when either is scaled by a
-    positive number. The teacher gets no gradient. Computed in float32 whatever the inputs are.
+    Both are normalised over the classes, so the loss does not change when logits that are large
+    are scaled by a positive number. The teacher gets no gradient. Computed in float32 whatever the
+    inputs are.
 
     Args:
         student_logits: Shape (batch, classes).
         teacher_logits: Shape (batch, classes).
         normalize: ``'layer_norm'``: zero mean and unit variance over the classes, as in the
-            authors' earlier code; ``'l2'``: unit L2 norm, Eq. 5 as printed, whose gradients are
+            authors' earlier code, with `FLOOR` added to the variance; ``'l2'``: unit L2 norm, Eq. 5 as printed, whose gradients are
             hundreds of times smaller; ``'none'``: the plain logits.
 
     Returns:
@@ -67,8 +72,7 @@ def label_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def _normalize(logits: Tensor, normalize: str) -> Tensor:
     if normalize == 'layer_norm':
-        # a small eps: the default one would make the loss depend on the scale of small logits
-        return F.layer_norm(logits, logits.shape[1:], eps=1e-12)
+        return F.layer_norm(logits, logits.shape[1:], eps=FLOOR)
     if normalize == 'l2':
         return F.normalize(logits, dim=1)
     if normalize == 'none':

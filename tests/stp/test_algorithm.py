@@ -69,6 +69,20 @@ def test_gradient_is_the_sum_of_the_passes_gradients():
         assert_within(a.grad, b.grad, 1e-4, largest)
 
 
+def test_the_first_steps_put_no_channels_out():
+    """A batch is learnt by heart, from a head whose logits are near 0, without a ramp."""
+    stp = tiny.stp(model__preset='paper').train()
+    stp.driver = object()
+    optimizer = torch.optim.SGD(stp.parameters(), lr=0.3, momentum=0.9)
+    images, samples = tiny.batch(32)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = total(stp(images, samples, mode='loss'))
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.3
+
+
 def test_only_the_main_pass_updates_running_statistics():
     stp = tiny.stp()
     stp.train()

@@ -15,7 +15,6 @@ def logits():
 
 
 every = pytest.mark.parametrize('normalize', NORMALIZATIONS)
-scale_free = pytest.mark.parametrize('normalize', ['layer_norm', 'l2'])
 
 
 @every
@@ -25,14 +24,32 @@ def test_zero_for_equal_logits_and_positive_for_others(normalize, logits):
     assert normalized_kl(student, teacher, normalize) > 1e-3
 
 
-@scale_free
-@pytest.mark.parametrize('factor', [1e-3, 0.5, 7.0, 1e4])
-def test_scale_does_not_matter(normalize, factor, logits):
-    student, teacher = logits
+@pytest.mark.parametrize(
+    ('normalize', 'size', 'factor'),
+    [
+        *(('l2', 1.0, factor) for factor in (1e-3, 0.5, 7.0, 1e4)),
+        *(('layer_norm', 100.0, factor) for factor in (0.5, 7.0, 1e4)),
+    ],
+)
+def test_scale_does_not_matter(normalize, size, factor, logits):
+    """To layer norm that of logits which are large beside `FLOOR`."""
+    student, teacher = size * logits
     expected = normalized_kl(student, teacher, normalize)
     for pair in ((factor * student, teacher), (student, factor * teacher)):
         torch.testing.assert_close(normalized_kl(*pair, normalize), expected, rtol=1e-3, atol=0)
     assert normalized_kl(factor * teacher, teacher, normalize).abs() < 1e-6
+
+
+@pytest.mark.parametrize('size', [1e-6, 1e-3, 0.1])
+def test_small_logits_get_no_larger_gradients(size, logits):
+    """Those of an untrained head; at most what the plain divergence to the same would give them."""
+    student, teacher = (size * logits[0]).requires_grad_(), logits[1]
+    normalised = F.layer_norm(teacher, teacher.shape[1:], eps=1.0)
+    grads = [
+        torch.autograd.grad(normalized_kl(student, to, normalize), student)[0].norm()
+        for normalize, to in (('layer_norm', teacher), ('none', normalised))
+    ]
+    assert 0.5 * grads[1] < grads[0] < 1.01 * grads[1]
 
 
 @every
@@ -84,7 +101,7 @@ def numpy_softmax(x):
         ('l2', lambda z: z / np.sqrt((z**2).sum(axis=1, keepdims=True))),
         (
             'layer_norm',
-            lambda z: (z - z.mean(axis=1, keepdims=True)) / z.std(axis=1, keepdims=True),
+            lambda z: (z - z.mean(1, keepdims=True)) / np.sqrt(1 + z.var(1, keepdims=True)),
         ),
         ('none', lambda z: z),
     ],
