@@ -26,8 +26,8 @@ def normalized_kl(
         student_logits: Shape (batch, classes).
         teacher_logits: Shape (batch, classes).
         normalize: ``'layer_norm'``: zero mean and unit variance over the classes, as in the
-            authors' earlier code, with `FLOOR` added to the variance; ``'l2'``: unit L2 norm, Eq. 5 as printed, whose gradients are
-            hundreds of times smaller; ``'none'``: the plain logits.
+            authors' earlier code, with `FLOOR` added to the variance; ``'l2'``: unit L2 norm, Eq. 5
+            as printed, whose gradients are hundreds of times smaller; ``'none'``: the plain logits.
 
     Returns:
         A scalar: the sum over the classes, the mean over the batch.
