@@ -161,19 +161,18 @@ def figure_4(args: argparse.Namespace) -> str:
     figure, axes = plt.subplots(len(names), 3, figsize=(9, 6), layout='constrained', squeeze=False)
     rows = []
     for line, name in zip(axes, names, strict=True):
-        for axis, (title, network, kept) in zip(line, shown, strict=True):
+        masks = {title: kept[name].flatten(2).any(2) for title, _, kept in shown[1:]}
+        for axis, (title, network, _) in zip(line, shown, strict=True):
             size = network.get_parameter(name).detach().abs().mean((2, 3))
             axis.imshow(size / size.max(), cmap='RdBu_r', vmin=0, vmax=1, aspect='auto')
             axis.set_title(f'{title}\n{name.removeprefix("backbone.")}', fontsize=8)
             axis.set(xlabel='input channel', ylabel='output channel')
-            if kept:
-                high, wide = (int(kept[name].flatten(2).any(2).any(i).sum()) for i in (1, 0))
+            if title in masks:
+                high, wide = (int(masks[title].any(dim).sum()) for dim in (1, 0))
                 box = plt.Rectangle((-0.5, -0.5), wide, high, fill=False, linewidth=2)
                 axis.add_patch(box)
-            ratios = []
-            for _, _, of in shown[1:]:  # the boxes of both, in every training
-                mask = of[name].flatten(2).any(2)
-                ratios.append(f'{float(size[mask].mean() / size[~mask].mean()):.2f}')
+            # of the boxes of both, in every training
+            ratios = [f'{float(size[m].mean() / size[~m].mean()):.2f}' for m in masks.values()]
             rows.append((name, title, f'{float(size.mean()):.4f}', *ratios))
     save(figure, 'paper_fig4')
     boxes = [f'inside over outside the box of {title[-3:]}' for title, _, _ in shown[1:]]

@@ -72,9 +72,10 @@ class Fall(Hook):
         runner.optim_wrapper.param_groups[0]['lr'] = self.rate
 
 
-def run(cfg, hook):
+def run(cfg, *hooks):
     runner = Runner.from_cfg(copy.deepcopy(cfg))
-    runner.register_hook(hook)
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
     return runner
 
@@ -92,10 +93,7 @@ def test_until_then_it_is_the_training_of_the_dense_network(finished, tmp_path):
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint.pop('save_best')  # it is the subnet's
     plain = Weights(BEGIN, finished[1].first)
-    runner = Runner.from_cfg(cfg)
-    runner.register_hook(plain)
-    runner.register_hook(Fall(END))
-    runner.train()
+    run(cfg, plain, Fall(END))
     assert plain.found.keys() == finished[1].found.keys()
     for key, tensor in plain.found.items():
         assert torch.equal(tensor, finished[1].found[key]), key
