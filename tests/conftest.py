@@ -5,14 +5,18 @@ Tests leave them as they are; who changes weights or modes takes a copy or build
 
 import copy
 import functools
+import gc
 import os
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import base_dataset
 from mmengine.registry import DefaultScope
 from torch import nn
+from yapf.yapflib import yapf_api
 
 from mmstp import Supernet
 from tests import networks
@@ -20,6 +24,18 @@ from tests import networks
 # The tensors are small: more threads gain nothing, and lose where processes share the cores. The
 # variable is for the processes that tests start.
 torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_time_for_looks():
+    """Half of a tiny training is MMEngine's formatting of the config, for every checkpoint and log,
+    and its collecting of garbage, for every data set, among all objects of the session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
+        patch.setattr(base_dataset, 'gc', Mock())
+        gc.collect()
+        gc.freeze()
+        yield
 
 
 @pytest.fixture(autouse=True)
