@@ -93,6 +93,7 @@ TUNED: dict[Name, dict[str, float]] = {
     ('dense', 'plain'): {'lr': 4.0},
     **{('scratch', rule): {'lr': 2.0} for rule in RULES},
     **{('stp', name): {'lr': 2.0} for name in PRESETS if name != 'short'},
+    **{('stp', name): {'lr': 4.0} for name in PRESETS if name.startswith(('paper', 'st-'))},
     **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
@@ -292,7 +293,8 @@ def penalised(trial: Trial, preset: str, rule: str, norm: int) -> Found:
     supernet = trial.supernet(trial.dense())
     architecture = chosen(trial, supernet, rule)
     hook = Sparsify(supernet.kept(architecture), norm, option(trial, f'l{norm}'))
-    network = trial.trained('sparsified', trial.dense, first_share(preset), hooks=[hook])
+    share, lr = first_share(preset), option(trial, 'lr')
+    network = trial.trained('sparsified', trial.dense, share, lr, [hook])
     teacher = copy.deepcopy(network)
     pruned = trial.supernet(network).export(architecture)
     return Found(

@@ -36,11 +36,12 @@ HEADLINE = [
 # than a tenth of a point; a seed that no comparison has.
 TUNING = [
     *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2, 4)),
-    *(('stp', f'short@lr={lr}') for lr in (0.4, 1, 2)),
-    *(('stp', f'paper@lr={lr}') for lr in (0.4, 1, 2, 4)),
-    *(('stp', f'alone-30@lr={lr}') for lr in (1, 2, 4)),
+    *(('stp', f'short@lr={lr}') for lr in (0.4, 1, 2, 4)),
+    *(('stp', f'paper@lr={lr}') for lr in (1, 2, 4, 8)),
+    *(('stp', f'{preset}@lr={lr}') for preset in ('alone-30', 'recommended', 'long')
+      for lr in (1, 2, 4)),
     *(('scratch', f'uniform@lr={lr}') for lr in (0.4, 1, 2, 4)),
-    *(('distilled', f'uniform@lr={lr}') for lr in (0.4, 1, 2)),
+    *(('distilled', f'uniform@lr={lr}') for lr in (0.4, 1, 2, 4)),
     *(('magnitude', f'l2-{after}@tuning={lr}') for after in ('finetuned', 'distilled')
       for lr in (0.1, 0.4, 1)),
     *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1, 3)),
