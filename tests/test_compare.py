@@ -177,6 +177,8 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
                 setting.append_row(of, found, tmp_path / 'rows')
     tried = replace(SHORT, preset='uniform@lr=2', seed=report.TRIALS)
     setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
+    held = replace(tried, preset='uniform@lr=2,tuning=1')
+    setting.append_row(held, dict(top1=1, validation_top1=87.0), tmp_path / 'rows')
     decided = dict(found, top1=1.0, validation_top1=77.0)
     setting.append_row(replace(SHORT, seed=report.TRIALS + 1), decided, tmp_path / 'rows')
     setting.append_row(replace(SHORT, method='given'), dict(found, top1=66.0), tmp_path / 'rows')
@@ -209,6 +211,7 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     assert 'means: 0.30; what noise alone would give: 0.00; of the architectures' in text
     assert '| scratch: uniform | 1 | 77.00 |' in text
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
+    assert '| scratch: uniform | tuning, lr=2 | 1: 87.00 |' in text
     drawn = {picture.name for picture in (tmp_path / 'images').glob('*.png')}
     assert len(drawn) == 2
     assert all(name in text for name in drawn)

@@ -91,14 +91,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Those with the best validation accuracy of three values, where they are others (docs/compare.md).
 TUNED: dict[Name, dict[str, float]] = {
     ('dense', 'plain'): {'lr': 4.0},
-    **{('scratch', rule): {'lr': 2.0} for rule in RULES},
+    **{(name, rule): {'lr': 2.0} for name in ('scratch', 'distilled') for rule in RULES},
     **{('stp', name): {'lr': 2.0} for name in PRESETS if name != 'short'},
     **{('stp', name): {'lr': 4.0} for name in PRESETS if name.startswith(('paper', 'st-'))},
     **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
-    **{('sparsified', f'l2{after}'): {'l2': 1.0} for after in AFTER},
-    ('rst-s', 'paper'): {'l2': 0.1},
+    **{('sparsified', f'l2{after}'): {'lr': 4.0, 'l2': 1.0} for after in AFTER},
+    ('rst-s', 'paper'): {'lr': 4.0, 'l2': 0.03},
     ('group-sl', 'paper'): {'reg': 2.5e-3},
     ('greg', 'paper'): {'growth': 0.1},
     ('fastnas', 'finetuned'): {'tuning': 1.0},

@@ -119,14 +119,18 @@ def tuning(rows: Sequence[Row]) -> str:
     tried: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
     for row in rows:
         of = setting_of(row)
-        [(name, value)] = of.options.items()
-        tried[of.method, of.variant, name][value] = row['validation_top1']
+        *held, (name, value) = of.options.items()
+        option = ', '.join((name, *(f'{other}={at:g}' for other, at in held)))
+        tried[of.method, of.variant, option][value] = row['validation_top1']
+    best: dict[tuple[str, str], float] = defaultdict(float)
+    for (method, preset, _), found in tried.items():
+        best[method, preset] = max(best[method, preset], *found.values())
     lines = []
-    for (method, preset, name), found in tried.items():
-        best = max(found, key=lambda value: found[value])
+    for (method, preset, name), found in sorted(tried.items(), key=lambda item: item[0][:2]):
         cells = [
-            f'{"**" if value == best else ""}{value:g}: {found[value]:.2f}'
-            f'{"**" if value == best else ""}'
+            f'**{value:g}: {found[value]:.2f}**'
+            if found[value] == best[method, preset]
+            else f'{value:g}: {found[value]:.2f}'
             for value in sorted(found)
         ]
         lines.append((f'{method}: {preset}', name, *cells))
