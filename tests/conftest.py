@@ -28,8 +28,8 @@ torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
 
 @pytest.fixture(scope='session', autouse=True)
 def no_time_for_looks():
-    """Half of a tiny training is MMEngine's formatting of the config, for every checkpoint and log,
-    and its collecting of garbage, for every data set, among all objects of the session."""
+    """A third of a tiny training is MMEngine's formatting of the config, for every checkpoint and
+    log, and its collecting of garbage, for every data set, among all objects of the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
         patch.setattr(base_dataset, 'gc', Mock())

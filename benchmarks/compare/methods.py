@@ -88,12 +88,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     'st-uniform': dict(end=0.6, beta2=0.0, pool='uniform'),
 }  # of STP
 
-# Those with the best validation accuracy of three values, where they are others (docs/compare.md).
+# Those with the best validation accuracy of what was tried, where they are others: docs/compare.md.
 TUNED: dict[Name, dict[str, float]] = {
     ('dense', 'plain'): {'lr': 4.0},
     **{(name, rule): {'lr': 2.0} for name in ('scratch', 'distilled') for rule in RULES},
-    **{('stp', name): {'lr': 2.0} for name in PRESETS if name != 'short'},
-    **{('stp', name): {'lr': 4.0} for name in PRESETS if name.startswith(('paper', 'st-'))},
+    **{
+        ('stp', name): {'lr': 4.0 if name.startswith(('paper', 'st-')) else 2.0}
+        for name in PRESETS
+        if name != 'short'
+    },
     **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
