@@ -26,6 +26,9 @@ from tests import networks
 torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
 
 
+FORMAT = yapf_api.FormatCode
+
+
 @pytest.fixture(scope='session', autouse=True)
 def no_time_for_looks():
     """A third of a tiny training is MMEngine's formatting of the config, for every checkpoint and
@@ -36,6 +39,12 @@ def no_time_for_looks():
         gc.collect()
         gc.freeze()
         yield
+
+
+@pytest.fixture
+def formatted(monkeypatch):
+    """Configs look as people get them."""
+    monkeypatch.setattr(yapf_api, 'FormatCode', FORMAT)
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,7 @@ def test_config_needs_neither_supernet_nor_search(folder):
     assert config.default_hooks.checkpoint.save_best == 'accuracy/top1'
 
 
+@pytest.mark.usefixtures('formatted')
 @pytest.mark.parametrize('name', [CONFIG, BACKBONE])
 def test_a_person_can_read_the_configs(name, stp, architecture, tmp_path):
     """A page: what it is, and nothing that is for machines."""
