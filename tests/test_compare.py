@@ -131,6 +131,15 @@ def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monke
     assert 'exit code 9' in capsys.readouterr().out
 
 
+def test_row_of_another_device_is_not_taken_for_done(tmp_path, monkeypatch, capsys):
+    setting.append_row(SHORT, {'device': 'a GPU'}, tmp_path)
+    setting.append_row(replace(SHORT, seed=1), {'device': setting.device_name('cpu')}, tmp_path)
+    monkeypatch.setattr(run, 'settings_of', lambda _: [SHORT, replace(SHORT, seed=1)])
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--rows', str(tmp_path), '--list'])
+    run.main()
+    assert capsys.readouterr().out.splitlines() == ['2 runs, 1 of them done', SHORT.key]
+
+
 def test_teacher_moves_with_its_student_and_is_in_no_checkpoint(tmp_path):
     network, teacher = (trial(tmp_path).dense() for _ in range(2))
     taught = training.Taught(network, teacher).double()
@@ -169,12 +178,16 @@ def test_differences_are_paired_and_called_none_below_two_standard_errors(own, e
 
 
 def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
+    common = dict(macs_ratio=0.35, params_ratio=0.3, epochs=2, seconds=9.0, device='a CPU')
     for seed in (0, 1, 2):
         for length in (1.0, 3.0):
             for preset, top1 in (('uniform', 90.0 + seed), ('random', 91.5 + seed)):
                 of = replace(SHORT, preset=preset, seed=seed, length=length)
-                found = dict(top1=top1, macs_ratio=0.35, params_ratio=0.3, epochs=2, seconds=9.0)
+                found = dict(common, top1=top1)
                 setting.append_row(of, found, tmp_path / 'rows')
+    setting.append_row(
+        replace(SHORT, preset='random'), dict(found, device='a GPU', top1=1.0), tmp_path / 'rows'
+    )
     tried = replace(SHORT, preset='uniform@lr=2', seed=report.TRIALS)
     setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
     held = replace(tried, preset='uniform@lr=2,tuning=1')
@@ -200,7 +213,9 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     report.main()
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
-    assert text.count('### digits, r18_slim') == 8
+    assert '| scratch: random | 1 | 1.00 |' in text  # of another device: compared with nothing
+    assert text.count('### digits, r18_slim') == 9
+    assert text.count(', a GPU\n') == 1
     assert (
         '| stp: budgets | stp: short | **+1.70 ± 0.58** | **+1.90 ± 0.58** | **+1.80 ± 0.58** |'
         in text

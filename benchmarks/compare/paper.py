@@ -44,6 +44,7 @@ def main() -> int:
     add('--budget', type=float, default=0.15)
     add('--length', type=float, default=1.0, help='in T')
     add('--compare', choices=COMPARE, default='epochs', help='default %(default)s, the paper’s')
+    add('--device', default='x86_64', help='whose rows; default %(default)s, as they name it')
     add('--preset', choices=PRESETS, default='paper', help='of figures 6 and 7')
     add('--seed', type=int, default=0, help='of figures 4, 6 and 7 and table 7')
     add('--minutes', type=float, help='after which it pauses')

@@ -35,7 +35,7 @@ ONE_RUN = {**IN_ONE_RUN, 'afterwards': 'short'}  # for all budgets, and what a r
 TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
 Name = tuple[str, str]
-BY = ('data', 'network', 'budget', 'compare', 'length')
+BY = ('data', 'network', 'budget', 'compare', 'length', 'device')
 
 
 def named(row: Row) -> Name:
@@ -196,8 +196,10 @@ def several(rows: Sequence[Row]) -> str:
 
 def titled(keys: tuple[Any, ...]) -> str:
     """A heading."""
-    data, network, budget, compare, length = keys
-    return f'### {data}, {network}, {budget:.0%} of the MACs, equal {compare}, {length:g} T'
+    data, network, budget, compare, length, device = keys
+    return (
+        f'### {data}, {network}, {budget:.0%} of the MACs, equal {compare}, {length:g} T, {device}'
+    )
 
 
 def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -> None:
@@ -228,8 +230,8 @@ def pictures(rows: Sequence[Row], folder: Path) -> list[str]:
     """Accuracy against training time and against MACs, where there is more than one value."""
     lines = []
     for along, others, label in (
-        ('length', ('data', 'network', 'budget', 'compare'), 'training allowed, in T'),
-        ('budget', ('data', 'network', 'length', 'compare'), 'MACs left'),
+        ('length', ('data', 'network', 'budget', 'compare', 'device'), 'training allowed, in T'),
+        ('budget', ('data', 'network', 'length', 'compare', 'device'), 'MACs left'),
     ):
         for keys, own in grouped(rows, *others).items():
             own = [row for row in own if row['method'] != 'dense' or along == 'length']
@@ -240,7 +242,8 @@ def pictures(rows: Sequence[Row], folder: Path) -> list[str]:
             if not own:
                 continue
             name = '_'.join(['compare', along, *(f'{key:g}' if isinstance(key, float) else key
-                                                 for key in keys)]).replace('.', '')  # fmt: skip
+                                                 for key in keys)])  # fmt: skip
+            name = name.replace('.', '').replace(' ', '_')
             title = ', '.join(f'{k} {v}' for k, v in zip(others, keys, strict=True))
             curves(own, along, title, label, folder / f'{name}.png')
             lines.append(f'![{title}: accuracy against {along}](images/{name}.png)')
@@ -276,8 +279,8 @@ def main() -> None:
     page = insert(page, 'given', after or 'None yet.')
     by = [key for key in BY if key != 'budget']
     one_run = [
-        f'### {data}, {network}, equal {compare}, {length:g} T\n\n{several(own)}'
-        for (data, network, compare, length), own in grouped(
+        f'### {data}, {network}, equal {compare}, {length:g} T, {device}\n\n{several(own)}'
+        for (data, network, compare, length, device), own in grouped(
             [row for row in compared if row['method'] == 'stp'], *by
         ).items()
         if ONE_RUN.keys() & {row['preset'] for row in own}

@@ -16,7 +16,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import platform
 import signal
 import sys
 import time
@@ -43,6 +42,7 @@ from setting import (  # noqa: E402
     ROWS,
     Setting,
     append_row,
+    device_name,
     grid,
     read_rows,
     setting_of,
@@ -80,7 +80,7 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
         args.device,
         args.timed_on,
         stop.is_set,
-        read_rows(args.rows),
+        rows_of(args),
     )
     found = METHODS[setting.method, setting.variant](trial, setting.variant)
     network = found.network
@@ -96,11 +96,16 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
         'seconds': round(trial.seconds, 1),
         'steps': trial.steps,
         'epochs': trial.epochs,
-        'device': torch.cuda.get_device_name() if args.device != 'cpu' else platform.machine(),
+        'device': device_name(args.device),
         'torch': torch.__version__,
         'mmstp': mmstp.__version__,
         'commit': args.commit,
     }
+
+
+def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Those of this device, with which alone its runs are compared."""
+    return [row for row in read_rows(args.rows) if row['device'] == device_name(args.device)]
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
@@ -160,7 +165,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Returns 1 if a run failed."""
     args = parse()
-    done = {setting_of(row) for row in read_rows(args.rows)}
+    done = {setting_of(row) for row in rows_of(args)}
     wanted = settings_of(args)
     left = [setting for setting in wanted if setting not in done]
     print(f'{len(wanted)} runs, {len(wanted) - len(left)} of them done', flush=True)

@@ -81,6 +81,8 @@ class Trial:
     def __post_init__(self) -> None:
         self.data = Config.fromfile(HERE / 'data' / f'{self.setting.data}.py')
         self.network = Config.fromfile(HERE / 'networks' / f'{self.setting.network}.py')
+        if self.device != 'cpu':
+            self.work = self.work / self.device  # no run goes on from the weights of another device
 
     @property
     def folder(self) -> Path:
