@@ -62,8 +62,8 @@ def written(mean: float, error: float | None, sign: str = '') -> str:
     return f'{mean:{sign}.2f}' + (f' ± {error:.2f}' if error is not None else '')
 
 
-def difference(own: Mapping[int, float], reference: Mapping[int, float]) -> str:
-    """The paired difference over the seeds that both have."""
+def difference(own: Mapping[Any, float], reference: Mapping[Any, float]) -> str:
+    """The paired difference over what both have: seeds, or other keys of a pair."""
     seeds = sorted(own.keys() & reference.keys())
     if not seeds:
         return ''

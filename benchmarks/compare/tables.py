@@ -63,6 +63,14 @@ SWITCHES: Sequence[tuple[str, Name]] = (
     ('– – – –', ('sparsified', 'l2')),
 )
 
+# The pairs of presets that differ in one of them alone: with it, without it.
+DIFFER_IN: dict[str, Sequence[tuple[str, str]]] = {
+    'expansion': (('paper', 'paper-no-expansion'), ('paper-no-exploration', 'paper-st-depth')),
+    'exploration': (('paper', 'paper-no-exploration'), ('paper-no-expansion', 'paper-st-depth')),
+    # where widths alone are drawn there is one network, and so no exploration
+    'depth': (('paper-no-exploration', 'paper-no-depth'), ('paper-st-depth', 'paper-st')),
+}
+
 
 def found_rows(
     args: argparse.Namespace, columns: Sequence[str] = BY, **wanted: object
@@ -122,7 +130,7 @@ def methods_table(columns: Columns, published: Numbers) -> Callable[[argparse.Na
 
 
 def table_5(args: argparse.Namespace) -> str:
-    """Components off; the differences are to the whole recipe."""
+    """Components off; the differences are to the whole recipe, and with each on and off."""
     rows = found_rows(args)
     whole = scores(rows, PAPER)
     lines = []
@@ -139,7 +147,18 @@ def table_5(args: argparse.Namespace) -> str:
         'ST, expansion, exploration, sampling', 'preset', 'here', 'difference', 'paper',
         'difference',
     )  # fmt: skip
-    return table(header, lines)
+    effects = []
+    for component, pairs in DIFFER_IN.items():
+        on, off = (
+            {
+                (pair, seed): top1
+                for pair, preset in enumerate(side)
+                for seed, top1 in scores(rows, ('stp', preset)).items()
+            }
+            for side in zip(*pairs, strict=True)
+        )
+        effects.append((component, len(on.keys() & off.keys()), difference(on, off) or NONE))
+    return f'{table(header, lines)}\n\n{table(("component", "pairs", "on, against off"), effects)}'
 
 
 def table_7(args: argparse.Namespace) -> str:
