@@ -78,7 +78,7 @@ def section(args: argparse.Namespace, number: str) -> str:
         return 'No rows yet.'
     of = [f'{args.length:g} T, equal {args.compare}']
     if args.kind == 'figure' or number in ('5', '7', '8', '9'):
-        every_budget = (args.kind, number) in (('table', '7'), ('figure', '2'))
+        every_budget = (args.kind, number) in (('table', '7'), ('figure', '2'), ('figure', '4'))
         of = [*([] if every_budget else [f'{args.budget:.0%} of the MACs']), *of]
         of = [args.data, args.network, *of]
     if args.kind == 'figure':
