@@ -1,5 +1,6 @@
 """The harness of benchmarks/compare: allowances, pausing, rows, differences."""
 
+import argparse
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import methods  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 import setting  # noqa: E402
+import tables  # noqa: E402
 import training  # noqa: E402
 from setting import Setting  # noqa: E402
 
@@ -230,6 +232,22 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     drawn = {picture.name for picture in (tmp_path / 'images').glob('*.png')}
     assert len(drawn) == 2
     assert all(name in text for name in drawn)
+
+
+def test_effect_of_a_component_is_what_it_adds_wherever_it_is_on(tmp_path):
+    # expansion, exploration, depth: those that a preset has
+    has = {
+        'paper': (1, 1, 1), 'paper-no-expansion': (0, 1, 1), 'paper-no-exploration': (1, 0, 1),
+        'paper-no-depth': (1, 0, 0), 'paper-st-depth': (0, 0, 1), 'paper-st': (0, 0, 0),
+    }  # fmt: skip
+    for (preset, (expansion, exploration, depth)), seed in itertools.product(has.items(), (0, 1)):
+        top1 = 80 + seed + expansion + 2 * exploration + 4 * depth
+        of = replace(SHORT, method='stp', preset=preset, seed=seed)
+        setting.append_row(of, {'top1': top1, 'device': 'a CPU'}, tmp_path)
+    where = {name: getattr(SHORT, name) for name in report.BY if name != 'device'}
+    text = tables.table_5(argparse.Namespace(rows=tmp_path, device='a CPU', **where))
+    for name, effect in (('expansion', 1), ('exploration', 2), ('depth', 4)):
+        assert f'| {name} | 4 | **+{effect}.00 ± 0.00** |' in text
 
 
 @pytest.mark.parametrize('flag', ['--data', '--networks'])
