@@ -140,6 +140,8 @@ def test_row_of_another_device_is_not_taken_for_done(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, 'argv', ['run.py', '--rows', str(tmp_path), '--list'])
     run.main()
     assert capsys.readouterr().out.splitlines() == ['2 runs, 1 of them done', SHORT.key]
+    own, other = (trial(tmp_path, device=device) for device in ('cpu', 'cuda'))
+    assert own.folder != other.folder and own.shared != other.shared
 
 
 def test_teacher_moves_with_its_student_and_is_in_no_checkpoint(tmp_path):

@@ -81,18 +81,21 @@ class Trial:
     def __post_init__(self) -> None:
         self.data = Config.fromfile(HERE / 'data' / f'{self.setting.data}.py')
         self.network = Config.fromfile(HERE / 'networks' / f'{self.setting.network}.py')
-        if self.device != 'cpu':
-            self.work = self.work / self.device  # no run goes on from the weights of another device
+
+    @property
+    def runs(self) -> Path:
+        """Where runs on this device lie: none goes on from the weights of another one."""
+        return self.work if self.device == 'cpu' else self.work / self.device
 
     @property
     def folder(self) -> Path:
         """Where its phases lie."""
-        return self.work / self.setting.key
+        return self.runs / self.setting.key
 
     @property
     def shared(self) -> Path:
         """Where phases lie that several methods begin with."""
-        return self.work / self.setting.data / self.setting.network / 'common'
+        return self.runs / self.setting.data / self.setting.network / 'common'
 
     # --- networks ---------------------------------------------------------------------------------
 
