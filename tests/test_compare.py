@@ -135,7 +135,7 @@ def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monke
 
 def test_row_of_another_device_is_not_taken_for_done(tmp_path, monkeypatch, capsys):
     setting.append_row(SHORT, {'device': 'a GPU'}, tmp_path)
-    setting.append_row(replace(SHORT, seed=1), {'device': setting.device_name('cpu')}, tmp_path)
+    setting.append_row(replace(SHORT, seed=1), {'device': training.device_name('cpu')}, tmp_path)
     monkeypatch.setattr(run, 'settings_of', lambda _: [SHORT, replace(SHORT, seed=1)])
     monkeypatch.setattr(sys, 'argv', ['run.py', '--rows', str(tmp_path), '--list'])
     run.main()
@@ -246,7 +246,7 @@ def test_effect_of_a_component_is_what_it_adds_wherever_it_is_on(tmp_path):
         top1 = 80 + seed + expansion + 2 * exploration + 4 * depth
         of = replace(SHORT, method='stp', preset=preset, seed=seed)
         setting.append_row(of, {'top1': top1, 'device': 'a CPU'}, tmp_path)
-    where = {name: getattr(SHORT, name) for name in report.BY if name != 'device'}
+    where = {name: getattr(SHORT, name) for name in report.all_but('device')}
     text = tables.table_5(argparse.Namespace(rows=tmp_path, device='a CPU', **where))
     for name, effect in (('expansion', 1), ('exploration', 2), ('depth', 4)):
         assert f'| {name} | 4 | **+{effect}.00 ± 0.00** |' in text

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from measure import ROOT, table
 from methods import PRESETS, PoolHistory, dense_network, option, search
-from report import BY, grouped, mean_and_error, named, written
+from report import all_but, grouped, mean_and_error, named, written
 from setting import Setting
 from suites import SPARSIFICATIONS
 from tables import found_rows
@@ -66,8 +66,7 @@ def figure_2(args: argparse.Namespace) -> str:
     By L1, L2 and stimulative training, each of the uniform architecture.
     """
     wanted = set(SPARSIFICATIONS)
-    columns = [name for name in BY if name != 'budget']
-    rows = [row for row in found_rows(args, columns) if named(row) in wanted]
+    rows = [row for row in found_rows(args, all_but('budget')) if named(row) in wanted]
     if not rows:
         return ''
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')

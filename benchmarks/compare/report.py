@@ -35,7 +35,7 @@ ONE_RUN = {**IN_ONE_RUN, 'afterwards': 'short'}  # for all budgets, and what a r
 TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
 Name = tuple[str, str]
-BY = ('data', 'network', 'budget', 'compare', 'length', 'device')
+BY = ('data', 'network', 'budget', 'length', 'compare', 'device')
 
 
 def named(row: Row) -> Name:
@@ -194,12 +194,20 @@ def several(rows: Sequence[Row]) -> str:
     return table(header, lines)
 
 
-def titled(keys: tuple[Any, ...]) -> str:
-    """A heading."""
-    data, network, budget, compare, length, device = keys
-    return (
-        f'### {data}, {network}, {budget:.0%} of the MACs, equal {compare}, {length:g} T, {device}'
+def all_but(key: str) -> list[str]:
+    """Of what tables are apart by."""
+    return [name for name in BY if name != key]
+
+
+def titled(rows: Sequence[Row], text: str, of_one_budget: bool = True) -> str:
+    """Text about rows below a heading that says what they have in common."""
+    row = rows[0]
+    budget = f'{row["budget"]:.0%} of the MACs, ' if of_one_budget else ''
+    heading = (
+        f'{row["data"]}, {row["network"]}, {budget}equal {row["compare"]}, {row["length"]:g} T, '
+        f'{row["device"]}'
     )
+    return f'### {heading}\n\n{text}'
 
 
 def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -> None:
@@ -229,10 +237,8 @@ def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -
 def pictures(rows: Sequence[Row], folder: Path) -> list[str]:
     """Accuracy against training time and against MACs, where there is more than one value."""
     lines = []
-    for along, others, label in (
-        ('length', ('data', 'network', 'budget', 'compare', 'device'), 'training allowed, in T'),
-        ('budget', ('data', 'network', 'length', 'compare', 'device'), 'MACs left'),
-    ):
+    for along, label in (('length', 'training allowed, in T'), ('budget', 'MACs left')):
+        others = all_but(along)
         for keys, own in grouped(rows, *others).items():
             own = [row for row in own if row['method'] != 'dense' or along == 'length']
             values = {name: set[float]() for name in map(named, own)}
@@ -266,7 +272,7 @@ def main() -> None:
             (given if row['method'] == 'given' else compared).append(row)
     decided = [row for row in rows if '@' not in row['preset'] and row['seed'] > TRIALS]
     tables, after = (
-        '\n\n'.join(f'{titled(keys)}\n\n{comparison(r)}' for keys, r in grouped(own, *BY).items())
+        '\n\n'.join(titled(r, comparison(r)) for r in grouped(own, *BY).values())
         for own in (compared, given)
     )
     if args.print:
@@ -277,26 +283,22 @@ def main() -> None:
     page = args.page.read_text()
     page = insert(page, 'comparison', tables)
     page = insert(page, 'given', after or 'None yet.')
-    by = [key for key in BY if key != 'budget']
     one_run = [
-        f'### {data}, {network}, equal {compare}, {length:g} T, {device}\n\n{several(own)}'
-        for (data, network, compare, length, device), own in grouped(
-            [row for row in compared if row['method'] == 'stp'], *by
-        ).items()
+        titled(own, several(own), of_one_budget=False)
+        for own in grouped(
+            [row for row in compared if row['method'] == 'stp'], *all_but('budget')
+        ).values()
         if ONE_RUN.keys() & {row['preset'] for row in own}
     ]
     page = insert(page, 'budgets', '\n\n'.join(one_run) or 'None yet.')
     alone = [
-        f'{titled(keys)}\n\n{members(own)}'
-        for keys, own in grouped(
-            [r for r in rows if r['preset'].startswith('member@')], *BY
-        ).items()
+        titled(own, members(own))
+        for own in grouped([r for r in rows if r['preset'].startswith('member@')], *BY).values()
     ]
     page = insert(page, 'members', '\n\n'.join(alone) or 'None yet.')
     page = insert(page, 'pictures', '\n\n'.join(pictures(compared, images)) or 'None yet.')
     recipes = [
-        f'{titled(keys)}\n\n{comparison(own, "validation_top1")}'
-        for keys, own in grouped(decided, *BY).items()
+        titled(own, comparison(own, 'validation_top1')) for own in grouped(decided, *BY).values()
     ]
     page = insert(page, 'recipes', '\n\n'.join(recipes) or 'None yet.')
     page = insert(

@@ -42,13 +42,12 @@ from setting import (  # noqa: E402
     ROWS,
     Setting,
     append_row,
-    device_name,
     grid,
     read_rows,
     setting_of,
 )
 from suites import SUITES  # noqa: E402
-from training import PausedError, Trial, WaitingError  # noqa: E402
+from training import PausedError, Trial, WaitingError, device_name  # noqa: E402
 
 import mmstp  # noqa: E402
 from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
@@ -105,7 +104,8 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
 
 def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Those of this device, with which alone its runs are compared."""
-    return [row for row in read_rows(args.rows) if row['device'] == device_name(args.device)]
+    own = device_name(args.device)
+    return [row for row in read_rows(args.rows) if row['device'] == own]
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:

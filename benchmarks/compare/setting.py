@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import torch
 
 HERE = Path(__file__).resolve().parent
 ROWS = HERE / 'rows'
@@ -80,11 +77,6 @@ def grid(methods: Sequence[tuple[str, str]], **axes: Iterable[Any]) -> list[Sett
         for values in itertools.product(*axes.values())
         for method, preset in methods
     ]
-
-
-def device_name(device: str) -> str:
-    """What a row says of where it was run: the GPU, or the processor's kind."""
-    return torch.cuda.get_device_name() if device != 'cpu' else platform.machine()
 
 
 def read_rows(folder: Path = ROWS) -> list[dict[str, Any]]:

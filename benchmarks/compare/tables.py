@@ -147,7 +147,12 @@ def table_5(args: argparse.Namespace) -> str:
         'ST, expansion, exploration, sampling', 'preset', 'here', 'difference', 'paper',
         'difference',
     )  # fmt: skip
-    effects = []
+    return f'{table(header, lines)}\n\n{effects(rows)}'
+
+
+def effects(rows: Sequence[Row]) -> str:
+    """Each component on, against off, over all pairs that differ in nothing else."""
+    lines = []
     for component, pairs in DIFFER_IN.items():
         on, off = (
             {
@@ -157,8 +162,8 @@ def table_5(args: argparse.Namespace) -> str:
             }
             for side in zip(*pairs, strict=True)
         )
-        effects.append((component, len(on.keys() & off.keys()), difference(on, off) or NONE))
-    return f'{table(header, lines)}\n\n{table(("component", "pairs", "on, against off"), effects)}'
+        lines.append((component, len(on.keys() & off.keys()), difference(on, off) or NONE))
+    return table(('component', 'pairs', 'on, against off'), lines)
 
 
 def table_7(args: argparse.Namespace) -> str:

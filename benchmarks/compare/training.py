@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -352,6 +353,11 @@ def logits_of(network: Any, inputs: Tensor) -> Tensor:
     """Of shape (batch, classes)."""
     logits = network(inputs, mode='tensor')
     return logits[0] if isinstance(logits, (list, tuple)) else logits
+
+
+def device_name(device: str) -> str:
+    """What a row says of where it was run: the GPU, or the processor's kind."""
+    return torch.cuda.get_device_name() if device != 'cpu' else platform.machine()
 
 
 class Taught(BaseModel):
