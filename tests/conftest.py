@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.dataset import base_dataset
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from torch import nn
 from yapf.yapflib import yapf_api
 
@@ -38,6 +39,22 @@ def no_time_for_looks():
         patch.setattr(base_dataset, 'gc', Mock())
         gc.collect()
         gc.freeze()
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def runs_named_by_folder():
+    """MMEngine names a run by the second it starts in; of two in one second, the later would log
+    into the folder of the earlier."""
+    init = Runner.__init__
+
+    @functools.wraps(init)
+    def named(self, *args, **options):
+        options['experiment_name'] = options.get('experiment_name') or options['work_dir']
+        init(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, '__init__', named)
         yield
 
 
