@@ -16,7 +16,7 @@ import logging
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ Step = tuple[Any, float, float, float]
 class Recorder(Hook):
     """Notes every step, and measures all members at the marks."""
 
-    priority = 'VERY_HIGH'  # the last step is the end of the pool
+    priority = 'VERY_HIGH'
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -68,6 +68,7 @@ class Recorder(Hook):
 
     def before_train(self, runner: Runner) -> None:
         pool = runner.model.pool
+        self.members = list(pool.scores)  # behind the last step the pool has one
         update = pool.update
 
         def noted(architecture: Architecture, loss: float) -> None:
@@ -83,7 +84,10 @@ class Recorder(Hook):
         self.steps.append((self.target, round(self.loss, 6), *(round(loss, 5) for loss in labels)))
         for mark in MARKS:
             if len(self.steps) == round(mark * runner.max_iters):
-                self.marks[f'{mark}'] = {'step': len(self.steps), **measured(self.trial, runner)}
+                self.marks[f'{mark}'] = {
+                    'step': len(self.steps),
+                    **measured(self.trial, runner, self.members),
+                }
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint['ranking'] = {'steps': self.steps, 'marks': self.marks}
@@ -93,8 +97,8 @@ class Recorder(Hook):
 
 
 @torch.no_grad()
-def measured(trial: Trial, runner: Runner) -> dict[str, Scores]:
-    """Of every member: the mean distance on the same held-out batches, and the accuracy."""
+def measured(trial: Trial, runner: Runner, members: Sequence[Architecture]) -> dict[str, Scores]:
+    """Of each: the mean distance on the same held-out batches, and the accuracy."""
     stp = runner.model
     was = stp.training
     stp.eval()
@@ -105,7 +109,7 @@ def measured(trial: Trial, runner: Runner) -> dict[str, Scores]:
         batches.append((batch['inputs'], labels, logits_of(stp, batch['inputs'])))
     loss: Scores = {}
     accuracy: Scores = {}
-    for architecture in stp.pool.scores:
+    for architecture in members:
         network = trial.calibrated(stp.export(architecture)).eval()
         distances, right = [], []
         for inputs, labels, main in batches:
