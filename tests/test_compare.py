@@ -227,7 +227,7 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     assert '| stp: afterwards | stp: short |' + 3 * ' **-1.00 ± 0.00** |' in text
     assert '| given: uniform | 1 | 66.00 |' in text
     assert '| ((2,), (1.0,)) | 30.0% | 80.60 | 81.60 | 81.10 |' in text
-    assert 'means: 0.30; what noise alone would give: 0.00; of the architectures' in text
+    assert 'means, in points: 0.30; what noise alone would give: 0.00; of the architectures' in text
     assert '| scratch: uniform | 1 | 77.00 |' in text
     assert '| scratch: uniform | lr | **2: 88.00** |' in text
     assert '| scratch: uniform | tuning, lr=2 | 1: 87.00 |' in text

@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from measure import ROOT, table  # noqa: E402
 from pages import insert  # noqa: E402
+from scipy.stats import f  # noqa: E402
 from setting import IN_ONE_RUN, ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
@@ -158,15 +159,19 @@ def members(rows: Sequence[Row]) -> str:
         )
     ]
     header = ('architecture', 'parameters', *(f'seed {seed}' for seed in seeds), 'mean')
-    text = f'{table(header, lines)}\n\nStandard deviation of the means: {own_means.std(ddof=1):.2f}'
+    spread = own_means.std(ddof=1)
+    text = f'{table(header, lines)}\n\nStandard deviation of the means, in points: {spread:.2f}'
     if len(seeds) > 1:
         left = table_of - own_means[:, None] - table_of.mean(axis=0) + table_of.mean()
-        noise = (left**2).sum() / ((len(scores) - 1) * (len(seeds) - 1)) / len(seeds)
+        freedom = len(scores) - 1, (len(scores) - 1) * (len(seeds) - 1)
+        noise = (left**2).sum() / freedom[1] / len(seeds)
+        ratio = own_means.var(ddof=1) / noise
         text += (
             f'; what noise alone would give: {noise**0.5:.2f}; of the architectures themselves: '
-            f'{max(0.0, own_means.var(ddof=1) - noise) ** 0.5:.2f}'
+            f'{max(0.0, own_means.var(ddof=1) - noise) ** 0.5:.2f} (F = {ratio:.2f} with '
+            f'{freedom[0]} and {freedom[1]} degrees of freedom, p = {f.sf(ratio, *freedom):.2f})'
         )
-    return f'{text} points.'
+    return f'{text}.'
 
 
 def several(rows: Sequence[Row]) -> str:
