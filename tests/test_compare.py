@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / 'compare')]
@@ -234,6 +235,20 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     drawn = {picture.name for picture in (tmp_path / 'images').glob('*.png')}
     assert len(drawn) == 2
     assert all(name in text for name in drawn)
+
+
+def test_two_members_differ_as_a_paired_test_has_it():
+    scores = {'a': (88.1, 88.6, 88.0), 'b': (87.9, 88.1, 87.8)}
+    rows = [
+        {'architecture': name, 'seed': seed, 'top1': top1, 'params_ratio': 0.1}
+        for name, own in scores.items()
+        for seed, top1 in enumerate(own)
+    ]
+    paired = stats.ttest_rel(*scores.values())
+    said = (
+        f'(F = {paired.statistic**2:.2f} with 1 and 2 degrees of freedom, p = {paired.pvalue:.2f})'
+    )
+    assert said in report.members(rows)
 
 
 def test_effect_of_a_component_is_what_it_adds_wherever_it_is_on(tmp_path):

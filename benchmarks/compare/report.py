@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from measure import ROOT, table  # noqa: E402
 from pages import insert  # noqa: E402
-from scipy.stats import f  # noqa: E402
+from scipy import stats  # noqa: E402
 from setting import IN_ONE_RUN, ROWS, read_rows, setting_of  # noqa: E402
 
 DOCS = ROOT / 'docs'
@@ -159,17 +159,18 @@ def members(rows: Sequence[Row]) -> str:
         )
     ]
     header = ('architecture', 'parameters', *(f'seed {seed}' for seed in seeds), 'mean')
-    spread = own_means.std(ddof=1)
-    text = f'{table(header, lines)}\n\nStandard deviation of the means, in points: {spread:.2f}'
+    found = own_means.var(ddof=1)
+    text = f'{table(header, lines)}\n\nStandard deviation of the means, in points: {found**0.5:.2f}'
     if len(seeds) > 1:
         left = table_of - own_means[:, None] - table_of.mean(axis=0) + table_of.mean()
         freedom = len(scores) - 1, (len(scores) - 1) * (len(seeds) - 1)
         noise = (left**2).sum() / freedom[1] / len(seeds)
-        ratio = own_means.var(ddof=1) / noise
+        ratio = found / noise
+        chance = stats.f.sf(ratio, *freedom)
         text += (
             f'; what noise alone would give: {noise**0.5:.2f}; of the architectures themselves: '
-            f'{max(0.0, own_means.var(ddof=1) - noise) ** 0.5:.2f} (F = {ratio:.2f} with '
-            f'{freedom[0]} and {freedom[1]} degrees of freedom, p = {f.sf(ratio, *freedom):.2f})'
+            f'{max(0.0, found - noise) ** 0.5:.2f} (F = {ratio:.2f} with '
+            f'{freedom[0]} and {freedom[1]} degrees of freedom, p = {chance:.2f})'
         )
     return f'{text}.'
 
