@@ -30,6 +30,15 @@ torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
 FORMAT = yapf_api.FormatCode
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With `--dist loadgroup` one process has the tests of a file, one all that share supernets."""
+    for item in items:
+        file = item.nodeid.partition('::')[0]
+        group = 'supernets' if 'supernet_of' in item.fixturenames else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope='session', autouse=True)
 def no_time_for_looks():
     """A third of a tiny training is MMEngine's formatting of the config, for every checkpoint and

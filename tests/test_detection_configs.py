@@ -101,6 +101,7 @@ def test_digits_detector_reads_its_backbone():
         assert len(detector.extract_feat(torch.zeros(1, 3, 64, 96))) == 4
 
 
+SLOW = ('dino', 'mask_rcnn')  # of what detr and faster_rcnn are, and more of it
 WHOLE = sorted(path for path in ROOT.rglob('*-stp-25pct_*_coco.py') if path.parent.name != 'stp')
 
 
@@ -113,7 +114,11 @@ def test_there_are_whole_detectors_of_every_kind_at_half_and_a_quarter():
         assert Config.fromfile(half).model.target == 2 * Config.fromfile(path).model.target == 0.5
 
 
-@pytest.mark.parametrize('path', WHOLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(p, marks=[pytest.mark.slow] if p.parent.name in SLOW else []) for p in WHOLE],
+    ids=lambda path: path.stem,
+)
 def test_whole_detector_can_be_a_quarter(path):
     """Small images, few regions and queries: the same layers."""
     options = {'model.input_shape': (3, 128, 128), 'model.pool.size': 2}

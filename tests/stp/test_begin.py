@@ -110,11 +110,14 @@ def test_what_is_logged(finished):
 @pytest.mark.parametrize(
     ('schedule', 'first'),
     [
-        (dict(type='CosineAnnealingLR', T_max=16, eta_min=0.01, by_epoch=False), 0.05),
+        pytest.param(
+            dict(type='CosineAnnealingLR', T_max=16, eta_min=0.01, by_epoch=False), 0.05,
+            marks=pytest.mark.slow,
+        ),
         (dict(type='OneCycleLR', eta_max=0.1, total_steps=16, by_epoch=False), 0.1 / 25),
         ([dict(type='LinearLR', start_factor=0.1, end=1), dict(type='StepLR', step_size=2)], 0.05),
     ],
-)
+)  # fmt: skip
 def test_learning_rate_falls_with_the_search_and_begins_anew(schedule, first, tmp_path):
     for name, options in (('run', {}), ('usual', dict(begin=0, end=0))):
         cfg = config(tmp_path / name, **options)

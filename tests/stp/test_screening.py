@@ -129,8 +129,9 @@ PLATEAU = dict(type='ReduceOnPlateauLR', monitor='accuracy/top1', rule='greater'
 
 
 @pytest.mark.parametrize(
-    ('target', 'schedule'), [*((target, WARM) for target in TARGETS), (0.4, CYCLE), (0.4, PLATEAU)]
-)
+    ('target', 'schedule'), [*((target, WARM) for target in TARGETS), (0.4, PLATEAU),
+                             pytest.param(0.4, CYCLE, marks=pytest.mark.slow)]
+)  # fmt: skip
 def test_without_a_search_the_schedule_is_the_config_s_and_resumed_too(
     target, schedule, dense, tmp_path, monkeypatch
 ):

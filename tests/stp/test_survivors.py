@@ -275,6 +275,7 @@ def _rank(rank: int, port: int, out: str) -> None:
         torch.save([list(stp.survivors), tensors], f'{out}/{rank}.pth')
 
 
+@pytest.mark.slow
 def test_two_ranks_agree(tmp_path):
     mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     (labels, first), (_, second) = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))

@@ -222,7 +222,11 @@ def made_swin(kind):
     return Supernet(swin(kind), torch.zeros(1, 3, 32, 32), fix_outputs=False)
 
 
-@pytest.mark.parametrize('size', [(32, 32), (64, 64), (48, 80), (128, 36)], ids=str)
+@pytest.mark.parametrize(
+    'size',
+    [(48, 80), *(pytest.param(s, marks=pytest.mark.slow) for s in [(32, 32), (64, 64), (128, 36)])],
+    ids=str,
+)
 @pytest.mark.parametrize('kind', ['SwinTransformer', 'SwinTransformerV2'])
 def test_windows_are_shifted_where_there_are_several(kind, size):
     """The trace has one window, without a mask; a supernet traced at the size itself agrees."""

@@ -91,24 +91,25 @@ def test_the_model_of_a_supernet_is_copied_and_saved(way, name, made):
     assert any(isinstance(module, DynamicMixin) for module in network.modules())
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_exports_are_loaded_in_another_process(name, made, tmp_path):
-    _, supernet, export = made[name]
-    torch.save(export, tmp_path / 'export.pth')
-    torch.save(supernet.model, tmp_path / 'model.pth')
+def test_exports_and_models_are_loaded_in_another_process(made, tmp_path):
+    networks = {}
+    for name, (_, supernet, export) in made.items():
+        networks |= {f'{name}, exported': export, f'{name}, model': supernet.model}
+    for name, network in networks.items():
+        torch.save(network, tmp_path / f'{name}.pth')
     code = (
         'import sys, torch\n'
-        "x, out = torch.load('x.pth'), []\n"
+        "x = torch.load('x')\n"
         'with torch.no_grad():\n'
-        "    for name in ('export.pth', 'model.pth'):\n"
-        '        out.append(torch.load(name, weights_only=False)(x))\n'
-        "torch.save(out, 'out.pth')\n"
+        "    out = [torch.load(f'{n}.pth', weights_only=False)(x) for n in sys.argv[1:]]\n"
+        "torch.save(out, 'out')\n"
     )
-    torch.save(images(), tmp_path / 'x.pth')
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, timeout=300)
-    with torch.no_grad():
-        expected = [export(images()), supernet.model(images())]
-    assert all(map(torch.equal, torch.load(tmp_path / 'out.pth'), expected))
+    torch.save(images(), tmp_path / 'x')
+    command = [sys.executable, '-c', code, *networks]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    for (name, network), found in zip(networks.items(), torch.load(tmp_path / 'out'), strict=True):
+        with torch.no_grad():
+            assert torch.equal(network(images()), found), name
 
 
 def test_exports_are_spawned(made, tmp_path):

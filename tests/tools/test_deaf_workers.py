@@ -27,14 +27,13 @@ def send(number, pid):
     subprocess.run(['kill', f'-{int(number)}', str(pid)], check=True)
 
 
-METHODS = ('fork', 'forkserver', 'spawn')
-
-
 @pytest.mark.parametrize(
     ('number', 'method'),
     [*((number, 'fork') for number in SIGNALS), (SIGNALS[0], 'forkserver'), (SIGNALS[0], 'spawn')],
 )
-def test_they_do_not_hear_what_a_scheduler_sends_to_all_processes(number, method):
+def test_they_do_not_hear_what_a_scheduler_sends_to_all_and_end_when_the_run_ends_them(
+    number, method
+):
     found = loader(persistent_workers=True, multiprocessing_context=method)
     assert len(list(found)) == 8
     workers = found._iterator._workers
@@ -42,6 +41,10 @@ def test_they_do_not_hear_what_a_scheduler_sends_to_all_processes(number, method
         send(number, worker.pid)
     assert len(list(found)) == 8
     assert [worker.pid for worker in found._iterator._workers] == [w.pid for w in workers]
+    for worker in workers:
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 0
 
 
 def test_nor_in_their_first_moment(monkeypatch):
@@ -56,16 +59,6 @@ def test_nor_in_their_first_moment(monkeypatch):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_they_end_when_the_run_ends_them(method):
-    found = loader(persistent_workers=True, multiprocessing_context=method)
-    assert len(list(found)) == 8  # all have begun
-    for worker in found._iterator._workers:
-        worker.terminate()
-        worker.join(10)
-        assert worker.exitcode == 0
-
-
 TOLD_WHILE_IT_LOADS = """
 import os, signal
 if __name__ == '__mp_main__':  # a worker, before PyTorch has it begin
@@ -76,6 +69,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_nor_while_they_load_the_packages(tmp_path):
     """In a process that begins: the first that it spawns starts a tracker."""
     (tmp_path / 'run.py').write_text(TOLD_WHILE_IT_LOADS)

@@ -144,6 +144,7 @@ def test_test_time_augmentation(call, exported, scenes, tmp_path):
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'metrics.json').read_text())
 
 
+@pytest.mark.slow
 def test_two_processes(config, tmp_path):
     done = subprocess.run(
         ['bash', str(tiny.ROOT / 'tools/dist_train.sh'), str(config), '2', '--work-dir',
