@@ -39,6 +39,15 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def keep_for_the_session():
+    """Garbage goes; what is left is of the session, and not looked through for garbage again.
+
+    Else a twentieth of the time is for looking through supernets that are kept.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope='session', autouse=True)
 def no_time_for_looks():
     """A third of a tiny training is MMEngine's formatting of the config, for every checkpoint and
@@ -46,8 +55,7 @@ def no_time_for_looks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yapf_api, 'FormatCode', lambda text, **options: (text, True))
         patch.setattr(base_dataset, 'gc', Mock())
-        gc.collect()
-        gc.freeze()
+        keep_for_the_session()
         yield
 
 
@@ -100,12 +108,15 @@ def scope_of_no_other_file(scope_at_first):
     """What fixtures of a file run in mmdet's scope is not of the next file."""
     yield
     DefaultScope._instance_dict = scope_at_first.copy()
+    keep_for_the_session()
 
 
 @functools.cache
 def _made(name: str) -> tuple[nn.Module, Supernet]:
     model = networks.build(name)
-    return copy.deepcopy(model), Supernet(model, networks.images(name, batch=1))
+    made = copy.deepcopy(model), Supernet(model, networks.images(name, batch=1))
+    keep_for_the_session()
+    return made
 
 
 @pytest.fixture(scope='session')

@@ -37,7 +37,8 @@ def result(of: training.Trial) -> methods.Found:
     return methods.METHODS[name](of, of.setting.variant)
 
 
-@pytest.mark.parametrize('name', ['scratch', pytest.param('stp', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['scratch', 'stp'])
 def test_run_that_pauses_after_every_epoch_ends_like_one_that_does_not(name, tmp_path):
     of = replace(SHORT, method=name, preset='short' if name == 'stp' else 'uniform')
     whole = trial(tmp_path / 'whole', of)

@@ -101,7 +101,7 @@ def test_digits_detector_reads_its_backbone():
         assert len(detector.extract_feat(torch.zeros(1, 3, 64, 96))) == 4
 
 
-SLOW = ('dino', 'mask_rcnn')  # of what detr and faster_rcnn are, and more of it
+SLOW = ('detr', 'dino', 'mask_rcnn')  # quick: what they share with faster_rcnn; `test_detr.py`
 WHOLE = sorted(path for path in ROOT.rglob('*-stp-25pct_*_coco.py') if path.parent.name != 'stp')
 
 

@@ -1,6 +1,6 @@
 """Random networks from `tests.fuzz`: each is refused with a reason, or its subnets are right.
 
-Fifty seeds are tried by default. More, and others, by name:
+A hundred seeds are tried by default. More, and others, by name:
 
     MMSTP_FUZZ=2000 pytest tests/test_fuzz.py        # seeds 0 to 1999
     MMSTP_FUZZ=5000:6000 pytest tests/test_fuzz.py   # seeds 5000 to 5999
@@ -25,7 +25,7 @@ from tests import fuzz, relations
 from tests.networks import equal, tensors
 from tests.relations import Case, counted, run, some
 
-DEFAULT = (0, 50)
+DEFAULT = (0, 100)
 FIRST, LAST = DEFAULT
 if seeds := os.environ.get('MMSTP_FUZZ'):
     first, _, last = seeds.rpartition(':')

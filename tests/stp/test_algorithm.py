@@ -291,7 +291,8 @@ def _rank(rank: int, port: int, out: str, freeze: bool) -> None:
         torch.save((history, [str(a) for a in stp.pool.scores]), f'{out}/{rank}.pth')
 
 
-@pytest.mark.parametrize('freeze', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow  # quick: that of `test_survivor.py`
+@pytest.mark.parametrize('freeze', [True, False])
 def test_two_ranks_agree(tmp_path, freeze):
     mp.spawn(_rank, args=(free_port(), str(tmp_path), freeze), nprocs=2)
     (first, pool), (second, other) = (torch.load(tmp_path / f'{r}.pth') for r in range(2))

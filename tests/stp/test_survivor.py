@@ -152,11 +152,10 @@ TAUGHT, AVERAGED = {'model__survivor': {'teacher': 'main'}}, {'ema': True}
 @pytest.mark.parametrize(
     ('epoch', 'options'),  # the first is of the search, the second of the survivor
     [
-        (1, {}),
         (2, TAUGHT),
         (1, AVERAGED),
         *(pytest.param(*both, marks=pytest.mark.slow) for both in
-          [(2, {}), (1, TAUGHT), (2, AVERAGED)]),
+          [(1, {}), (2, {}), (1, TAUGHT), (2, AVERAGED)]),
     ],
 )  # fmt: skip
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):

@@ -171,12 +171,11 @@ def test_each_is_evaluated(finished, tmp_path):
 @pytest.mark.parametrize(
     ('epoch', 'options'),  # the first is of the search, the second of the survivors
     [
-        (2, {}),
         (1, {'ema': True, 'optim_wrapper__clip_grad': {'max_norm': 0.3}}),
-        pytest.param(2, {'ema': True}, marks=pytest.mark.slow),
-        pytest.param(2, {'model__survivor': {'teacher': 'main'}}, marks=pytest.mark.slow),
+        *(pytest.param(2, options, marks=pytest.mark.slow) for options in
+          [{}, {'ema': True}, {'model__survivor': {'teacher': 'main'}}]),
     ],
-)
+)  # fmt: skip
 def test_resumed_run_equals_an_uninterrupted_one(epoch, options, tmp_path, finished):
     assert_resumed_is_whole(config, tmp_path, epoch, options, finished)
 

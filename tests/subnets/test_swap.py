@@ -112,6 +112,7 @@ def test_exports_and_models_are_loaded_in_another_process(made, tmp_path):
             assert torch.equal(network(images()), found), name
 
 
+@pytest.mark.slow
 def test_exports_are_spawned(made, tmp_path):
     _, _, export = made['swin_tiny']
     path = tmp_path / 'out.pth'

@@ -79,7 +79,7 @@ def exported(call, config, trained, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('epoch', [1, 2])
+@pytest.mark.parametrize('epoch', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_in_and_after_the_search_equals_uninterrupted(
     call, config, trained, tmp_path, epoch
 ):
