@@ -1,6 +1,6 @@
 """Random networks from `tests.fuzz`: each is refused with a reason, or its subnets are right.
 
-A hundred seeds are tried by default. More, and others, by name:
+A hundred seeds are tried, half of them by `make test-slow` alone. More, and others, by name:
 
     MMSTP_FUZZ=2000 pytest tests/test_fuzz.py        # seeds 0 to 1999
     MMSTP_FUZZ=5000:6000 pytest tests/test_fuzz.py   # seeds 5000 to 5999
@@ -172,7 +172,13 @@ def tried(recipe: fuzz.Recipe) -> tuple[Outcome | None, str]:
         return None, f'\nseed {recipe.seed}: {small}\n{made.options}\n{made.model}\n{text}'
 
 
-@pytest.mark.parametrize('first', range(FIRST, min(FIRST + TESTS, LAST)))
+@pytest.mark.parametrize(
+    'first',
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n % 2 and (FIRST, LAST) == DEFAULT else [])
+        for n in range(FIRST, min(FIRST + TESTS, LAST))
+    ],
+)
 def test_random_networks_are_refused_or_right(first):
     seeds = range(first, LAST, TESTS)  # pieces take turns: neighbours are alike in what they lack
     outcomes, reports = zip(*(tried(fuzz.recipe_of(seed)) for seed in seeds), strict=True)
