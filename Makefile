@@ -8,7 +8,7 @@ VENV ?= .venv
 # The wheel with compiled operators is kept apart from pip's own cache: pip cannot tell it from one without.
 OPS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmstp/mmcv-ops-torch2.11.0
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-# A process takes about 3 GB. What shares networks that take seconds to make stays together.
+# A process takes up to 5 GB. What shares networks that take seconds to make stays together.
 PYTEST_JOBS ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 PYTEST_ARGS ?=
 
