@@ -82,8 +82,8 @@ def test_what_needs_openmmlab_says_what_is_missing():
         '    except ImportError as error:\n'
         '        print(error)'
     )
-    lines = done.stdout.splitlines()
-    for name, line in zip(names, lines, strict=True):
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
         assert line.startswith(f"mmstp.{name} needs OpenMMLab's packages, and 'mm")
         assert "pip install 'mmstp[onedl]'" in line
 
