@@ -9,7 +9,7 @@ VENV ?= .venv
 OPS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmstp/mmcv-ops-torch2.11.0
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # A process takes up to 5 GB. What shares networks that take seconds to make stays together.
-PYTEST_JOBS ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
+PYTEST_JOBS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin

@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import random
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmengine.dataset import base_dataset
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
+from xdist.scheduler import LoadFileScheduling
 from yapf.yapflib import yapf_api
 
 from mmstp import Supernet
@@ -27,16 +29,27 @@ from tests import networks
 torch.set_num_threads(int(os.environ.setdefault('OMP_NUM_THREADS', '1')))
 
 
+ROOT = Path(__file__).resolve().parents[1]
 FORMAT = yapf_api.FormatCode
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` one process has the tests of a file, one all that share supernets."""
-    for item in items:
-        file = item.nodeid.partition('::')[0]
-        group = 'supernets' if 'supernet_of' in item.fixturenames else file
-        item.add_marker(pytest.mark.xdist_group(group))
+class FilesTogether(LoadFileScheduling):
+    """One process has the tests of a file, and one has all files that share supernets."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return 'supernets' if shares_supernets(file) else file
+
+
+@functools.cache
+def shares_supernets(file):
+    return 'supernet_of' in (ROOT / file).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Instead of `loadgroup`, whose groups xdist 3.8 writes where pytest 9.2 does not read them."""
+    return FilesTogether(config, log) if config.getoption('dist') == 'loadfile' else None
 
 
 def keep_for_the_session():
