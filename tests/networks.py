@@ -70,6 +70,8 @@ SLIM_HRNET = dict(
     stage3=_hrnet_stage('BASIC', (16, 32, 64)),
     stage4=_hrnet_stage('BASIC', (16, 32, 64, 128)),
 )
+# What other blocks do is in two stages; four are those of ResNet-50 and ResNeXt.
+TWO_STAGES = dict(depth=50, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
 SLIM_DENSENET = dict(growth_rate=16, depths=[2, 3, 3, 2], init_channels=32)
 
 
@@ -104,11 +106,11 @@ NETWORKS = {
     'resnet101': Network(_of(2048, type='ResNet', depth=101), slow=True),
     'resnet152': Network(_of(2048, type='ResNet', depth=152), slow=True),
     'resnet_v1c': Network(_of(512, type='ResNetV1c', depth=18)),
-    'resnet_v1d': Network(_of(2048, type='ResNetV1d', depth=50)),
+    'resnet_v1d': Network(_of(512, type='ResNetV1d', **TWO_STAGES)),
     'resnet_cifar': Network(_of(2048, type='ResNet_CIFAR', depth=50)),
     'resnext': Network(_of(2048, type='ResNeXt', depth=50, groups=32, width_per_group=4)),
-    'seresnet': Network(_of(2048, type='SEResNet', depth=50)),
-    'res2net': Network(_of(2048, type='Res2Net', depth=50, scales=4, base_width=26)),
+    'seresnet': Network(_of(512, type='SEResNet', **TWO_STAGES)),
+    'res2net': Network(_of(512, type='Res2Net', scales=4, base_width=26, **TWO_STAGES)),
     'regnet': Network(_of(384, type='RegNet', arch='regnetx_400mf')),
     'vgg_bn': Network(_of(512, type='VGG', depth=11, norm_cfg=dict(type='BN'))),
     'vgg': Network(_of(512, type='VGG', depth=11)),

@@ -101,7 +101,8 @@ def test_digits_detector_reads_its_backbone():
         assert len(detector.extract_feat(torch.zeros(1, 3, 64, 96))) == 4
 
 
-SLOW = ('detr', 'dino', 'mask_rcnn')  # quick: what they share with faster_rcnn; `test_detr.py`
+# quick: what they share with faster_rcnn, fcos; `test_detr.py`
+SLOW = ('detr', 'dino', 'mask_rcnn', 'retinanet')
 WHOLE = sorted(path for path in ROOT.rglob('*-stp-25pct_*_coco.py') if path.parent.name != 'stp')
 
 
