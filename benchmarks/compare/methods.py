@@ -70,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the survivor phase, after a search of that percentage of the time, and what could be else
     'recommended': dict(preset='recommended'),  # as it is
     'long': dict(preset='long', screen=1),  # likewise
+    'alone-5': ALONE | dict(end=0.05),
     'alone-15': ALONE | dict(end=0.15),
     'alone-30': ALONE | dict(end=0.3),
     'alone-50': ALONE | dict(end=0.5),
