@@ -35,7 +35,7 @@ HEADLINE = [
 # Three values of what matters most to each, and a further one where the last was the best by more
 # than a tenth of a point; a seed that no comparison has.
 TUNING = [
-    *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2, 4)),
+    *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2, 4, 8)),
     *(('stp', f'short@lr={lr}') for lr in (0.4, 1, 2, 4)),
     *(('stp', f'paper@lr={lr}') for lr in (1, 2, 4, 8)),
     *(('stp', f'{preset}@lr={lr}') for preset in ('alone-30', 'recommended', 'long')
@@ -46,14 +46,14 @@ TUNING = [
       for lr in (0.1, 0.4, 1)),
     *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1, 3)),
     *(('sparsified', f'l1@l1={strength}') for strength in (0.001, 0.01, 0.03, 0.1)),
-    *(('sparsified', f'l2@lr=4,l2={strength}') for strength in (0.3, 1)),
+    *(('sparsified', f'l2@lr=4,l2={strength}') for strength in (0.3, 1, 3)),
     *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
-    *(('rst-s', f'paper@lr=4,l2={strength}') for strength in (0.03, 0.1)),
+    *(('rst-s', f'paper@lr=4,l2={strength}') for strength in (0.01, 0.03, 0.1)),
     *(('group-sl', f'paper@reg={reg}') for reg in (1e-4, 5e-4, 2.5e-3, 1.25e-2)),
-    *(('group-sl', f'paper@lr=4,reg={reg}') for reg in (5e-4, 2.5e-3)),
+    *(('group-sl', f'paper@lr=4,reg={reg}') for reg in (1e-4, 5e-4, 2.5e-3)),
     *(('greg', f'paper@growth={growth}') for growth in (1e-3, 1e-2, 1e-1, 1)),
     *(('fastnas', f'finetuned@tuning={lr}') for lr in (0.1, 0.4, 1)),
-    *(('refill', f'imp@lr={lr}') for lr in (0.4, 1, 2, 4)),
+    *(('refill', f'imp@lr={lr}') for lr in (0.4, 1, 2, 4, 8)),
     *(('sandwich', f'us-nets@lr={lr}') for lr in (0.4, 1, 2)),
 ]  # fmt: skip
 
