@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .errors import FieldError
+from .errors import FieldError, OptionError
 
 
 def refuse_unknown(where: str, given: Iterable[str], accepted: Iterable[str]) -> None:
@@ -55,12 +55,12 @@ def options_of(function: Callable[..., Any], first: int = 0) -> list[str]:
 
 
 def positive(field: str, value: Any) -> int:
-    """A whole number of at least 1; else a `ValueError` that names the field."""
+    """A whole number of at least 1; else an `OptionError` that names the field."""
     return at_least(1, field, value)
 
 
 def at_least(least: int, field: str, value: Any) -> int:
-    """A whole number that is not below another; else a `ValueError` that names the field."""
+    """A whole number that is not below another; else an `OptionError` that names the field."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f'{field}={value!r}: expected a whole number, at least {least}')
+        raise OptionError(f'{field}={value!r}: expected a whole number, at least {least}')
     return value

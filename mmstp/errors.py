@@ -15,7 +15,10 @@ __all__ = [
     'LatencyError',
     'LaunchError',
     'MmstpError',
+    'ModelError',
+    'NotFiniteError',
     'OperatorError',
+    'OptionError',
     'SpaceError',
     'StatisticsError',
     'SupernetError',
@@ -51,6 +54,14 @@ class FieldError(MmstpError, TypeError):
     """An option that does not exist."""
 
 
+class OptionError(MmstpError, ValueError):
+    """A value that an option cannot have."""
+
+
+class ModelError(MmstpError, TypeError):
+    """A model that cannot be trained so, or has not what a hook is for."""
+
+
 class OperatorError(MmstpError, ValueError):
     """An operator that is registered twice, or under a name that no operator has."""
 
@@ -76,6 +87,10 @@ class VerificationError(MmstpError, RuntimeError):
 
 class CallError(MmstpError, RuntimeError):
     """A forward that does not make the calls that were traced."""
+
+
+class NotFiniteError(MmstpError, ValueError):
+    """A loss or a gradient that is not finite, where the training cannot go on."""
 
 
 class StatisticsError(MmstpError, RuntimeError):

@@ -9,6 +9,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import OptionError
 from ..foreign import BatchNorm
 from ..registry import MODELS
 
@@ -88,7 +89,7 @@ class WideResNet(BaseBackbone):
         out_channels: Channels of the feature map that :meth:`forward` returns.
 
     Raises:
-        ValueError: If ``depth`` is not ``6n + 4`` with n at least 1, ``widen_factor`` is below 1,
+        OptionError: If ``depth`` is not ``6n + 4`` with n at least 1, ``widen_factor`` is below 1,
             ``dropout`` is outside [0, 1), or there is no such stage.
 
     References:
@@ -111,15 +112,15 @@ class WideResNet(BaseBackbone):
     ) -> None:
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
-            raise ValueError(f'WideResNet.depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}')
+            raise OptionError(f'WideResNet.depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}')
         if widen_factor < 1:
-            raise ValueError(f'WideResNet.widen_factor must be at least 1, got {widen_factor}')
+            raise OptionError(f'WideResNet.widen_factor must be at least 1, got {widen_factor}')
         if not 0 <= dropout < 1:
-            raise ValueError(f'WideResNet.dropout must lie in [0, 1), got {dropout}')
+            raise OptionError(f'WideResNet.dropout must lie in [0, 1), got {dropout}')
         if not out_indices or not set(out_indices) <= {0, 1, 2}:
-            raise ValueError(f'WideResNet.out_indices must be of 0, 1 and 2, got {out_indices}')
+            raise OptionError(f'WideResNet.out_indices must be of 0, 1 and 2, got {out_indices}')
         if frozen_stages not in (-1, 0, 1, 2, 3):
-            raise ValueError(f'WideResNet.frozen_stages must lie in [-1, 3], got {frozen_stages}')
+            raise OptionError(f'WideResNet.frozen_stages must lie in [-1, 3], got {frozen_stages}')
         if init_cfg is None:
             init_cfg = [
                 dict(type='Kaiming', layer='Conv2d', mode='fan_out', nonlinearity='relu'),

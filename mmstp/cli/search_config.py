@@ -25,8 +25,8 @@ def supernet_of(config: Config) -> Supernet:
     Raises:
         LaunchError: If the config is none.
         FieldError: For fields that ``train.py`` would refuse, whether they matter here or not.
-        TypeError: If the model gives nothing that its task could compare.
-        ValueError: If norms stay in eval mode in training.
+        ModelError: If the model gives nothing that its task could compare.
+        OptionError: If norms stay in eval mode in training.
     """
     model = config.get('model')
     if not isinstance(model, dict) or not is_stp(config):

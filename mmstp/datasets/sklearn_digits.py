@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from ..errors import OptionError
 from ..registry import DATASETS
 
 _MAX_VALUE = 16  # load_digits gives pixel values 0 to 16
@@ -29,7 +30,7 @@ class Digits(BaseDataset):
             ``pipeline``.
 
     Raises:
-        ValueError: If ``split`` or ``channels`` is none of these.
+        OptionError: If ``split`` or ``channels`` is none of these.
         ImportError: If scikit-learn is not installed. Raised when the images are read, which is at
             once unless ``lazy_init`` is set.
 
@@ -42,9 +43,9 @@ class Digits(BaseDataset):
 
     def __init__(self, split: str = 'train', channels: int = 3, **kwargs: Any) -> None:
         if split not in ('train', 'test'):
-            raise ValueError(f"Digits.split must be 'train' or 'test', got {split!r}")
+            raise OptionError(f"Digits.split must be 'train' or 'test', got {split!r}")
         if channels not in (1, 3):
-            raise ValueError(f'Digits.channels must be 1 or 3, got {channels!r}')
+            raise OptionError(f'Digits.channels must be 1 or 3, got {channels!r}')
         self.split = split
         self.channels = channels
         super().__init__(ann_file='', **kwargs)

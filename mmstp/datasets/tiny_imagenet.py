@@ -5,6 +5,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from ..errors import OptionError
 from ..registry import DATASETS
 
 TINY_IMAGENET_LAYOUT = (
@@ -37,8 +38,9 @@ class TinyImageNet(BaseDataset):
             ``pipeline``.
 
     Raises:
-        ValueError: If ``split`` is neither, a line of ``val_annotations.txt`` has no class id of
-            ``wnids.txt``, or a class id of ``wnids.txt`` is not in ``words.txt``.
+        OptionError: If ``split`` is neither.
+        ValueError: If a line of ``val_annotations.txt`` has no class id of ``wnids.txt``, or a
+            class id of ``wnids.txt`` is not in ``words.txt``.
         FileNotFoundError: If a file or a folder of the layout or an annotated image is missing, or
             a class has no images. Raised when the list of images is read, which is at once unless
             ``lazy_init`` is set.
@@ -50,7 +52,7 @@ class TinyImageNet(BaseDataset):
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
         if split not in ('train', 'val'):
-            raise ValueError(f"TinyImageNet.split must be 'train' or 'val', got {split!r}")
+            raise OptionError(f"TinyImageNet.split must be 'train' or 'val', got {split!r}")
         self.split = split
         super().__init__(ann_file='', data_root=data_root, **kwargs)
 

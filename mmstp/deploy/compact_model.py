@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoints import require_fit
 from ..config_fields import constructor_options
-from ..errors import CompactSpecError
+from ..errors import CompactSpecError, ModelError
 from ..foreign import Convolution
 from ..registry import MODELS, build_model
 from ..stp.deformable_attention import keep_heads_left, know_deformable_attention
@@ -50,7 +50,7 @@ def CompactBackbone(
 
     Raises:
         CompactSpecError: If the plan does not fit the backbone.
-        TypeError: If the dense backbone has no such option.
+        ModelError: If the dense backbone has no such option.
     """
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
     network = plain = build_model(dense)
@@ -143,9 +143,9 @@ def _kernels(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def set_init_cfg(network: nn.Module, init_cfg: Mapping[str, Any] | None) -> None:
-    """Replaces the ``init_cfg`` of a network; a `TypeError` where it would not be loaded."""
+    """Replaces the ``init_cfg`` of a network; a `ModelError` where it would not be loaded."""
     if init_cfg is not None and not hasattr(network, 'init_weights'):
-        raise TypeError(
+        raise ModelError(
             f'init_cfg={dict(init_cfg)!r}: {type(network).__name__} has no init_weights(), which '
             'would load it; load the weights with torch'
         )

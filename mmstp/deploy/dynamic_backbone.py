@@ -16,7 +16,7 @@ from torch import nn
 from ..architecture import Architecture
 from ..checkpoints import require_fit
 from ..config_fields import options_of, positive, refuse_unknown
-from ..errors import StatisticsError
+from ..errors import ModelError, StatisticsError
 from ..registry import HOOKS, MODELS, build_model
 from ..search.space import SearchSpace
 from ..stp.hooks.statistics import on_images
@@ -42,7 +42,7 @@ class CalibrationHook(Hook):
         num_images: Training images for the statistics.
 
     Raises:
-        ValueError: If the number is out of range.
+        OptionError: If the number is out of range.
     """
 
     priority = 'VERY_HIGH'
@@ -83,11 +83,11 @@ class CalibrationHook(Hook):
 
 
 def dynamic_backbones(runner: Runner) -> dict[str, Any]:
-    """The runner's `DynamicBackbone`s by their paths; a `TypeError` where there is none."""
+    """The runner's `DynamicBackbone`s by their paths; a `ModelError` where there is none."""
     model = unwrapped(runner)
     found = {p: m for p, m in model.named_modules() if isinstance(m, DynamicBackboneMixin)}
     if not found:
-        raise TypeError(
+        raise ModelError(
             f'mmstp.CalibrationHook: {type(model).__name__} has no mmstp.DynamicBackbone; the '
             'networks of this hook are those'
         )
@@ -165,7 +165,7 @@ def DynamicBackbone(
         ArchitectureError: If the architecture is not a member of the space.
         FieldError: If an option of ``space`` does not exist.
         SupernetError: If the backbone cannot be run as its subnets (``with_cp=True``).
-        TypeError: If the dense backbone has no such option.
+        ModelError: If the dense backbone has no such option.
     """
     space = dict(space or {})
     refuse_unknown('backbone.space', space, options_of(SearchSpace))

@@ -85,9 +85,9 @@ class STP(Wrapper):
 
     Raises:
         FieldError: If an option of ``space`` or ``pool`` does not exist, or is of another kind.
-        ValueError: If an option is out of range, norms stay in eval mode in training, or each rank
+        OptionError: If an option is out of range, norms stay in eval mode in training, or each rank
             would train its own subnet and norms are synchronised.
-        TypeError: If the model gives nothing that its task could compare.
+        ModelError: If the model gives nothing that its task could compare.
         BudgetError: If no architecture meets the budget, or one meets two.
         SpaceError: If nothing in the model can be pruned.
     """
@@ -198,7 +198,7 @@ class STP(Wrapper):
         """Train or eval mode, as the classifier takes it.
 
         Raises:
-            ValueError: If the classifier keeps norms in eval mode that normalise subnets.
+            OptionError: If the classifier keeps norms in eval mode that normalise subnets.
         """
         super().train(mode)
         if self.teacher is not None:
@@ -286,7 +286,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
     Raises:
         FieldError: Naming the field.
-        ValueError: If ``preset`` is none, or an option of ``survivor`` is out of range.
+        OptionError: If ``preset`` is none, or an option of ``survivor`` is out of range.
     """
     accepted = [name for name in inspect.signature(STP).parameters if name != 'unknown']
     refuse_unknown('model (mmstp.STP)', fields, accepted)

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NotFiniteError
 from .options import refuse_not_finite
 
 _STATE = ('total', 'in_a_row', 'steps_in_a_row', 'good')
@@ -55,7 +55,7 @@ class BadBatches:
         What its pass has changed is put back then.
 
         Raises:
-            ValueError: If it is one too many.
+            NotFiniteError: If it is one too many.
         """
         try:
             refuse_not_finite(losses, images)
@@ -79,7 +79,7 @@ class BadBatches:
                 f'. So it was {in_a_row} times in a row (PoolHook.patience), {self.total} since '
                 'the run began; the weights are those before them'
             )
-        raise ValueError(reason)
+        raise NotFiniteError(reason)
 
     def guard(self, optimizer: OptimWrapper, network: nn.Module) -> None:
         """Keeps an optimizer from steps without a good batch, or with bad gradients.
@@ -87,7 +87,7 @@ class BadBatches:
         Momentum and weight decay would change the weights even if all gradients are zero.
 
         Args:
-            optimizer: Whose ``step`` is another from here on. It raises a `ValueError` if there
+            optimizer: Whose ``step`` is another from here on. It raises a `NotFiniteError` if there
                 are too many in a row.
             network: What it trains.
         """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
 from ..analysis.trace import first_keys, module_stack, operator_name
+from ..errors import ModelError, OptionError
 from ..foreign import Convolution, pytree
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
@@ -34,13 +35,13 @@ class Detection:
     """Detectors whose heads give maps at every level, or numbers of queries behind every layer.
 
     Raises:
-        TypeError: If no part of the detector gives what the whole returns, or that is neither.
-        ValueError: If ``normalize`` is not the default: it is of logits.
+        ModelError: If no part of the detector gives what the whole returns, or that is neither.
+        OptionError: If ``normalize`` is not the default: it is of logits.
     """
 
     def __init__(self, supernet: Supernet, normalize: str) -> None:
         if normalize != 'layer_norm':
-            raise ValueError(
+            raise OptionError(
                 f'model.normalize={normalize!r} is for the logits of classifiers. Leave it out: a '
                 "detector's maps are normalised channel by channel over the positions"
             )
@@ -165,7 +166,7 @@ def batch_dim(one: Any, two: Any) -> int:
     """The dimension that counts the images, of what a head gives for one and for two.
 
     Raises:
-        TypeError: If it is something else than maps or numbers of queries.
+        ModelError: If it is something else than maps or numbers of queries.
     """
     if isinstance(one, Tensor) and one.dim() == two.dim():
         sizes = zip(one.shape, two.shape, strict=True)
@@ -173,14 +174,14 @@ def batch_dim(one: Any, two: Any) -> int:
         if dim >= 0 and not others and one.dim() - dim in (3, 4):
             return dim
     what = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-    raise TypeError(
+    raise ModelError(
         f'a head gives {what}, neither maps of shape (batch, channels, height, width) nor numbers '
         'of queries of shape (layers, batch, queries, numbers), which the distillation compares'
     )
 
 
 def refuse_untraced(supernet: Supernet) -> None:
-    """Raises a `TypeError` for a layer that the trace does not reach: it could not be narrowed.
+    """Raises a `ModelError` for a layer that the trace does not reach: it could not be narrowed.
 
     Where it runs in training alone, or behind a choice of regions, what it reads would be narrower
     than it takes.
@@ -194,7 +195,7 @@ def refuse_untraced(supernet: Supernet) -> None:
             continue
         own = {first[f'{path}.{name}'] for name, _ in module.named_parameters()}
         if own.isdisjoint(used):
-            raise TypeError(
+            raise ModelError(
                 f'{type(supernet.model).__name__}: {path} ({type(module).__name__}) does not run '
                 'where the maps of the heads are worked out, so it is unknown what it reads, and a '
                 'subnet could not be trained. Detectors are accepted all of whose layers run then'
@@ -205,7 +206,7 @@ def heads_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     """The children of a detector that give what it returns.
 
     Raises:
-        TypeError: If there is none.
+        ModelError: If there is none.
     """
     names = [name for name, _ in model.named_children()]
     with eval_mode(model), torch.no_grad(), caught(model, names) as given:
@@ -217,7 +218,7 @@ def heads_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
         ]
     if heads:
         return tuple(heads)
-    raise TypeError(
+    raise ModelError(
         f'{type(model).__name__} returns nothing that one of its parts gives: there is nothing '
         'that a subnet could be compared by'
     )

@@ -114,7 +114,7 @@ def halve(
         All of them, the best first.
 
     Raises:
-        ValueError: If a distance is not finite.
+        NotFiniteError: If a distance is not finite.
     """
     rounds: list[tuple[int, dict[Architecture, NDArray[np.float64]]]] = []
     left, available = list(candidates), len(dataloader.dataset)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..analysis.eval_state import eval_mode
 from ..analysis.scratch import copied
+from ..errors import ModelError
 from ..foreign import pytree
 from ..subnets.supernet import Supernet
 
@@ -36,7 +37,7 @@ def losses_and_logits(
         The losses by name, and logits of shape (batch, classes).
 
     Raises:
-        TypeError: If the head gives no such logits.
+        ModelError: If the head gives no such logits.
     """
     calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
     handle = classifier.head.register_forward_hook(
@@ -56,7 +57,7 @@ def losses_and_logits(
 
 
 def checked_logits(classifier: Any, logits: Any) -> Tensor:
-    """The logits, if the distillation can compare them; else a `TypeError` that names the head."""
+    """The logits, if the distillation can compare them; else a `ModelError` that names the head."""
     if isinstance(logits, Tensor) and logits.dim() == 2:
         return logits
     found = (
@@ -64,7 +65,7 @@ def checked_logits(classifier: Any, logits: Any) -> Tensor:
         if isinstance(logits, Tensor)
         else (f'a {type(logits).__name__}')
     )
-    raise TypeError(
+    raise ModelError(
         f'{type(getattr(classifier, "head", None)).__name__}, the head of the classifier, gives '
         f'{found}, not logits of shape (batch, classes), which the distillation compares. Heads '
         'for one task with one classifier are accepted'
@@ -75,7 +76,7 @@ def read_head(supernet: Supernet) -> Prediction:
     """Looks at the head of a classifier before it is trained.
 
     Raises:
-        TypeError: If it gives no logits to distil, cannot be trained, or is no classifier's.
+        ModelError: If it gives no logits to distil, cannot be trained, or is no classifier's.
     """
     classifier: Any = supernet.model
     feats: list[Any] = []
@@ -96,7 +97,7 @@ def _refuse_untrainable(head: nn.Module, feats: Any) -> None:
     A copy is asked for the loss of no labels: what else it makes of them says nothing.
 
     Raises:
-        TypeError: Naming the head, with what it says.
+        ModelError: Naming the head, with what it says.
     """
     trial: Any = copied(head).train()
     two = pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]), feats)  # norms want several
@@ -105,7 +106,7 @@ def _refuse_untrainable(head: nn.Module, feats: Any) -> None:
         try:
             trial.loss(two, [])
         except NotImplementedError as error:
-            raise TypeError(f'{type(head).__name__} cannot be trained: {error}') from error
+            raise ModelError(f'{type(head).__name__} cannot be trained: {error}') from error
         except Exception:
             return
 
@@ -121,7 +122,7 @@ class Prediction:
         self._loss: Any = None
         self._per_label = self.per_label
         if classes == 1 and not self._per_label:
-            raise TypeError(
+            raise ModelError(
                 f'{type(head).__name__} gives one logit an image, of which a softmax is always 1: '
                 'there is nothing to distil. Take two classes, or a loss of sigmoids '
                 '(use_sigmoid=True)'
@@ -142,7 +143,7 @@ def _sees_levels(head: nn.Module, loss: Any, classes: int) -> bool:
     """Whether a loss changes when all logits rise by the same: a softmax does not see that.
 
     Raises:
-        TypeError: If it stays when the targets rise as well: a regression, not a classifier.
+        ModelError: If it stays when the targets rise as well: a regression, not a classifier.
     """
     generator = torch.Generator().manual_seed(0)
     images = classes + 1  # so that targets of one form do not pass for the other
@@ -155,7 +156,7 @@ def _sees_levels(head: nn.Module, loss: Any, classes: int) -> bool:
         if _same(_value(loss, logits + 3, targets), value):
             return False
         if _same(_value(loss, logits + 3, targets + 3.0), value):
-            raise TypeError(
+            raise ModelError(
                 f'{type(head).__name__} has a loss of regression ({type(loss).__name__}); STP '
                 'distils the probabilities of a classifier'
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from ..analysis.trace import caller, operator_name
+from ..errors import OptionError
 from ..foreign import BatchNorm
 from ..subnets.supernet import Supernet
 
@@ -59,7 +60,7 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], model: nn.Module) 
     """Raises where one of these norms of a model is in eval mode.
 
     Raises:
-        ValueError: Naming the norms, and the options that put them there.
+        OptionError: Naming the norms, and the options that put them there.
     """
     frozen = [path for path, norm in norms if not norm.training]
     if not frozen:
@@ -74,7 +75,7 @@ def refuse_eval_norms(norms: Sequence[tuple[str, nn.Module]], model: nn.Module) 
     }
     more = f' and {len(frozen) - 1} more norms stay' if len(frozen) > 1 else ' stays'
     said = ', '.join(f'{name}={value!r}' for name, value in options.items())
-    raise ValueError(
+    raise OptionError(
         f'{frozen[0]}{more} in eval mode in training'
         f'{f" ({said})" if said else ""}: subnets would be trained on the running statistics of '
         'the main network, and evaluated on others. Set norm_eval=False and frozen_stages=-1 in '
@@ -87,12 +88,12 @@ def refuse_synchronised(model: nn.Module) -> None:
     """Raises where norms wait for what other ranks have, which would be another subnet's.
 
     Raises:
-        ValueError: Naming the first of these norms.
+        OptionError: Naming the first of these norms.
     """
     for path, module in model.named_modules():
         # PyTorch's or mmcv's
         if any(kind.__name__ == 'SyncBatchNorm' for kind in type(module).__mro__):
-            raise ValueError(
+            raise OptionError(
                 f'pool.per_rank=True: {path} is a SyncBatchNorm, which joins the statistics of all '
                 'ranks, and those of different subnets cannot be joined. Take plain batch norms '
                 "(norm_cfg=dict(type='BN')), or per_rank=False"

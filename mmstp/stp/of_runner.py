@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from ..errors import ModelError
 from .algorithm import STP
 
 
@@ -16,10 +17,10 @@ def unwrapped(runner: Runner) -> Any:
 
 
 def stp_of(runner: Runner) -> STP:
-    """The same, which has to be an `STP`; else a `TypeError`."""
+    """The same, which has to be an `STP`; else a `ModelError`."""
     model = unwrapped(runner)
     if not isinstance(model, STP):
-        raise TypeError(
+        raise ModelError(
             f'the hooks of mmstp need model.type to be mmstp.STP, not {type(model).__name__}'
         )
     return model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FieldError
+from ..errors import FieldError, NotFiniteError, OptionError
 from ..subnets.norm_statistics import norms_with_statistics
 from .losses import NORMALIZATIONS
 
@@ -41,20 +41,20 @@ def check_options(
 
 
 def check_seed(seed: Any) -> None:
-    """Raises a `ValueError` for a seed of the pool that is none."""
+    """Raises an `OptionError` for a seed of the pool that is none."""
     if type(seed) is not int or seed < 0:
-        raise ValueError(f'pool.seed={seed!r}: expected a whole number of at least 0')
+        raise OptionError(f'pool.seed={seed!r}: expected a whole number of at least 0')
 
 
 def check_ranges(normalize: str, warmup: float, **weights: float) -> None:
-    """Raises a `ValueError` for an option of `STP` that is out of range."""
+    """Raises an `OptionError` for an option of `STP` that is out of range."""
     if normalize not in NORMALIZATIONS:
-        raise ValueError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
+        raise OptionError(f'model.normalize={normalize!r}: expected one of {NORMALIZATIONS}')
     for name, value in weights.items():
         if not is_number(value) or value < 0:
-            raise ValueError(f'model.{name}={value!r}: expected a number of at least 0')
+            raise OptionError(f'model.{name}={value!r}: expected a number of at least 0')
     if not is_number(warmup) or not 0 <= warmup <= 1:
-        raise ValueError(f'model.warmup={warmup!r}: expected a fraction in [0, 1]')
+        raise OptionError(f'model.warmup={warmup!r}: expected a fraction in [0, 1]')
 
 
 def is_number(value: Any) -> bool:
@@ -63,7 +63,7 @@ def is_number(value: Any) -> bool:
 
 
 def refuse_not_finite(losses: Mapping[str, float], images: Tensor | None = None) -> None:
-    """Raises a `ValueError` that names a loss that is not finite, and what is to blame.
+    """Raises a `NotFiniteError` that names a loss that is not finite, and what is to blame.
 
     It comes before the weights are changed, so what was saved last is good.
     """
@@ -80,7 +80,7 @@ def refuse_not_finite(losses: Mapping[str, float], images: Tensor | None = None)
                 f'images {broken} of this batch hold numbers that are not finite (NaN or inf): '
                 'look at the data and the pipeline'
             )
-        raise ValueError(f'{name} is {value}: {reason}')
+        raise NotFiniteError(f'{name} is {value}: {reason}')
 
 
 def not_finite(network: nn.Module, state: Mapping[str, Any] | None = None) -> list[str]:

@@ -9,6 +9,8 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
+from ..errors import OptionError
+
 Scale = Callable[[Tensor], Tensor]
 
 
@@ -110,7 +112,7 @@ PASSES = {'together': Together, 'apart': Apart}
 
 
 def passes_of(name: str) -> type[Together]:
-    """The backward passes by their name in ``model.passes``; a `ValueError` for another."""
+    """The backward passes by their name in ``model.passes``; an `OptionError` for another."""
     if name not in PASSES:
-        raise ValueError(f'model.passes={name!r}: expected one of {tuple(PASSES)}')
+        raise OptionError(f'model.passes={name!r}: expected one of {tuple(PASSES)}')
     return PASSES[name]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..architecture import Architecture
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError
 from ..search.space import SearchSpace
 from .options import check_seed, is_number, refuse_not_finite
 
@@ -33,7 +33,7 @@ class ArchitecturePool:
             there are ranks. All ranks draw all of them, in the same order.
 
     Raises:
-        ValueError: If an argument is out of range.
+        OptionError: If an argument is out of range.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class ArchitecturePool:
         per_rank: bool = False,
     ) -> None:
         if not architectures:
-            raise ValueError('a pool needs at least one architecture')
+            raise OptionError('a pool needs at least one architecture')
         if not is_number(alpha) or not 0 < alpha <= 1:
-            raise ValueError(f'pool.alpha={alpha!r}: expected a number in (0, 1]')
+            raise OptionError(f'pool.alpha={alpha!r}: expected a number in (0, 1]')
         check_seed(seed)
         if sampling not in SAMPLINGS:
-            raise ValueError(f'pool.sampling={sampling!r}: expected one of {SAMPLINGS}')
+            raise OptionError(f'pool.sampling={sampling!r}: expected one of {SAMPLINGS}')
         if type(per_rank) is not bool:
-            raise ValueError(f'pool.per_rank={per_rank!r}: expected True or False')
+            raise OptionError(f'pool.per_rank={per_rank!r}: expected True or False')
         self.alpha = alpha
         self.sampling = sampling
         self.per_rank = per_rank
@@ -122,7 +122,7 @@ class ArchitecturePool:
 
         Raises:
             KeyError: If it is not in the pool.
-            ValueError: If the loss is not finite.
+            OptionError: If the loss is not finite.
         """
         refuse_not_finite({f'the target loss of {architecture}': loss})
         score = self._scores[architecture]

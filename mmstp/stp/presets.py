@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import OptionError
 from .survivor import SurvivorPhase
 
 
@@ -63,12 +64,12 @@ def preset_of(name: Any, trained: bool = True) -> Preset:
         trained: Whether the main network begins with weights of a training.
 
     Raises:
-        ValueError: If there is none, or it is for networks that are trained.
+        OptionError: If there is none, or it is for networks that are trained.
     """
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f'model.preset={name!r}: expected one of {", ".join(PRESETS)}')
+        raise OptionError(f'model.preset={name!r}: expected one of {", ".join(PRESETS)}')
     if name == 'pretrained' and not trained:
-        raise ValueError(
+        raise OptionError(
             "model.preset='pretrained' is for trained networks: expected model.pretrained, the "
             "checkpoint of one. From random weights the preset is 'recommended' or 'long'"
         )

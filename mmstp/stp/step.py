@@ -36,7 +36,7 @@ def search_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[str
         is not finite, `no_loss`: nothing has changed then but what is drawn next.
 
     Raises:
-        ValueError: If that happens too often.
+        NotFiniteError: If that happens too often.
         RuntimeError: If the ranks have drawn different subnets.
     """
     stp.bad_batches.watch(stp.model)
@@ -100,7 +100,7 @@ def survivor_losses(stp: Any, inputs: Tensor, data_samples: list[Any]) -> dict[s
     Of several budgets the names end with the label, as in ``loss_ce-15``.
 
     Raises:
-        ValueError: If one is not finite too often.
+        NotFiniteError: If one is not finite too often.
     """
     stp.bad_batches.watch(stp.model)
     task, backward, losses = stp.task, _passes(stp), {}

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from ..architecture import Architecture
 from ..config_fields import options_of, refuse_unknown
+from ..errors import OptionError
 from ..subnets.norm_statistics import norms_with_statistics
 from ..subnets.supernet import Supernet
 from .options import is_number
@@ -48,7 +49,7 @@ class SurvivorPhase:
             ended. None: from the labels alone.
 
     Raises:
-        ValueError: If an option is out of range.
+        OptionError: If an option is out of range.
     """
 
     lr: float = 1.0
@@ -64,9 +65,11 @@ class SurvivorPhase:
 
     def __post_init__(self) -> None:
         if not is_number(self.lr) or self.lr <= 0:
-            raise ValueError(f'model.survivor.lr={self.lr!r}: expected a number above 0')
+            raise OptionError(f'model.survivor.lr={self.lr!r}: expected a number above 0')
         if self.teacher not in TEACHERS:
-            raise ValueError(f'model.survivor.teacher={self.teacher!r}: expected one of {TEACHERS}')
+            raise OptionError(
+                f'model.survivor.teacher={self.teacher!r}: expected one of {TEACHERS}'
+            )
 
 
 def cut_survivors(supernet: Supernet, pools: Pools) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from ..errors import FieldError, TraceError
+from ..errors import FieldError, ModelError, TraceError
 from ..registry import TASKS
 from ..subnets.supernet import Supernet
 from .heads import checked_logits, losses_and_logits, read_head
@@ -42,7 +42,7 @@ class Task(Protocol):
             Options of `SearchSpace` that a config need not name: ``parts``, ``times``.
 
         Raises:
-            TypeError: If it is no model of the task.
+            ModelError: If it is no model of the task.
         TraceError: If it cannot be traced.
         """
 
@@ -95,7 +95,7 @@ class Classification:
     """Classifiers of mmpretrain: logits, and the divergence of the predicted probabilities.
 
     Raises:
-        TypeError: If the classifier has no head that gives logits of shape (batch, classes).
+        ModelError: If the classifier has no head that gives logits of shape (batch, classes).
     """
 
     def __init__(self, supernet: Supernet, normalize: str) -> None:
@@ -105,7 +105,7 @@ class Classification:
     @staticmethod
     def prepare(model: nn.Module) -> dict[str, Any]:
         if not isinstance(getattr(model, 'head', None), nn.Module):
-            raise TypeError(f'{type(model).__name__} has no head whose loss STP could take')
+            raise ModelError(f'{type(model).__name__} has no head whose loss STP could take')
         return {}  # heads with hidden layers are stages by their resolution
 
     def follow(self, model: Any) -> None:
@@ -160,7 +160,7 @@ def with_task(
 
     Raises:
         FieldError: If there is no task of that name.
-        TypeError: If it is no model of the task.
+        ModelError: If it is no model of the task.
     """
     if name is None:
         name = 'mmstp.Detection' if is_detector(model) else 'mmstp.Classification'

@@ -75,16 +75,22 @@ def test_search_space_tells_what_there_is(call, tiny_config, capsys):
     assert re.search(r'of the limit of params they use [\d.]+% to [\d.]+%', text)
 
 
-@pytest.mark.parametrize('development', [False, True])
-def test_an_error_of_mmstp_is_told_in_its_sentence(development, tiny_config):
+@pytest.mark.parametrize(
+    ('development', 'setting', 'sentence'),
+    [
+        (True, 'model.target=-1', 'target=-1: expected a fraction'),
+        (False, 'model.preset=quick', "model.preset='quick': expected one of paper, recommended"),
+    ],
+)
+def test_an_error_of_mmstp_is_told_in_its_sentence(development, setting, sentence, tiny_config):
     flags = ['-X', 'dev'] if development else []
     done = subprocess.run(
         [sys.executable, *flags, '-W', 'ignore', TOOLS / 'search_space.py', tiny_config,
-         '--cfg-options', 'model.target=-1'],
+         '--cfg-options', setting],
         capture_output=True, text=True, check=False, cwd=tiny.ROOT,
     )  # fmt: skip
     assert done.returncode == 1
-    told = [line for line in done.stderr.splitlines() if 'target=-1: expected a fraction' in line]
+    told = [line for line in done.stderr.splitlines() if sentence in line]
     assert len(told) == 1
     assert ('Traceback' in done.stderr) == development
 

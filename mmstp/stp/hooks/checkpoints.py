@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import Runner
 
 from ...atomic_files import TEMPORARY, whole_file
-from ...errors import CheckpointError
+from ...errors import CheckpointError, OptionError
 from ...registry import HOOKS
 
 LAST = 'last_checkpoint'  # MMEngine's file with the path of the checkpoint written last
@@ -102,14 +102,14 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             is put together in memory. One that cannot be written ends the run when the next is due.
 
     Raises:
-        ValueError: If ``background`` is no bool, or the folder is not local.
+        OptionError: If ``background`` is no bool, or the folder is not local.
     """
 
     file_backend: Any
 
     def __init__(self, *args: Any, background: bool = False, **options: Any) -> None:
         if type(background) is not bool:
-            raise ValueError(f'CheckpointHook.background={background!r}: expected True or False')
+            raise OptionError(f'CheckpointHook.background={background!r}: expected True or False')
         super().__init__(*args, **options)
         self.background = background
 
@@ -117,7 +117,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().before_train(runner)
         if type(self.file_backend) is not LocalBackend:
             if self.background:
-                raise ValueError(
+                raise OptionError(
                     'CheckpointHook.background=True writes to local folders, not to '
                     f'{str(self.out_dir)!r}: leave it out'
                 )

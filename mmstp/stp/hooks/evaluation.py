@@ -29,7 +29,7 @@ class SubnetEvalHook(Hook):
         num_images: Training images for the statistics.
 
     Raises:
-        ValueError: If the number is out of range.
+        OptionError: If the number is out of range.
     """
 
     # before the metrics are logged and the best checkpoint is chosen, and while EMA weights, if

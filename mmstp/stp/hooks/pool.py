@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from ...atomic_files import write_json
 from ...config_fields import at_least, options_of, positive, refuse_unknown
-from ...errors import CheckpointError
+from ...errors import CheckpointError, OptionError
 from ...registry import HOOKS
 from ..algorithm import STP
 from ..mid_epoch import agree, go_on_summing, summed_gradients
@@ -62,7 +62,7 @@ class PoolHook(Hook):
 
     Raises:
         FieldError: If an option does not exist.
-        ValueError: If an argument is out of range.
+        OptionError: If an argument is out of range.
     """
 
     # before `RuntimeInfoHook`, which notes the learning rate, and `EMAHook`, which averages the
@@ -82,7 +82,7 @@ class PoolHook(Hook):
         refuse_unknown('custom_hooks (mmstp.PoolHook)', unknown, options_of(PoolHook))
         for name, part in (('begin', begin), ('end', end)):
             if part is not None and (not is_number(part) or not 0 <= part <= 1):
-                raise ValueError(f'PoolHook.{name}={part!r}: expected a fraction in [0, 1]')
+                raise OptionError(f'PoolHook.{name}={part!r}: expected a fraction in [0, 1]')
         self.interval = None if interval is None else positive('PoolHook.interval', interval)
         self.visits = None if visits is None else positive('PoolHook.visits', visits)
         self.screen = None if screen is None else at_least(0, 'PoolHook.screen', screen)
@@ -148,21 +148,21 @@ class PoolHook(Hook):
         """After how many of a training's iterations the search begins, and one is left.
 
         Raises:
-            ValueError: If it ends before it begins, or the survivor would have no iterations.
+            OptionError: If it ends before it begins, or the survivor would have no iterations.
         """
         begin, end = self._option(stp, 'begin'), self._option(stp, 'end')
         if begin > end:
-            raise ValueError(
+            raise OptionError(
                 f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
             )
         first, last = round(begin * iterations), max(1, round(end * iterations)) if end else 0
         if first >= iterations:
-            raise ValueError(
+            raise OptionError(
                 f'PoolHook.begin={begin}: the main network is trained alone for all {first} '
                 'iterations, and no candidate is looked at. Train longer, or take a smaller one'
             )
         if stp.survivor is not None and not stp.alone and last >= iterations:
-            raise ValueError(
+            raise OptionError(
                 f'PoolHook.end={end}: the search takes all {last} iterations and leaves none '
                 'for the survivor. Train longer, take a smaller one, or model.survivor=False'
             )
