@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -272,3 +273,17 @@ def test_effect_of_a_component_is_what_it_adds_wherever_it_is_on(tmp_path):
 def test_names_that_are_none_are_refused_with_those_there_are(flag):
     with pytest.raises(SystemExit, match=rf'{flag}: nosuch is none of .*(digits|r18_slim)'):
         run.settings_of(run.parse([flag, 'nosuch']))
+
+
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        ('nosuch=3', 'nosuch is none of lr, tuning, '),
+        ('lr=x', "'lr=x' is no option=number"),
+        ('lr=2,l2', "'l2' is no option=number"),
+    ],
+)
+def test_options_that_are_none_are_refused_before_anything_is_run(options, told):
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        run.settings_of(run.parse(['--methods', f'stp:paper@{options}']))
+    assert run.settings_of(run.parse(['--methods', 'stp:paper@lr=2']))

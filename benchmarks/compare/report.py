@@ -269,12 +269,13 @@ def main() -> None:
     )
     parser.add_argument('--rows', type=Path, default=ROWS, help='the folder of the rows')
     parser.add_argument('--page', type=Path, default=DOCS / 'compare.md')
-    parser.add_argument('--print', action='store_true', help='the tables, to the terminal alone')
+    told = 'the tables, with rows of options too, to the terminal alone'
+    parser.add_argument('--print', action='store_true', help=told)
     args = parser.parse_args()
     rows = read_rows(args.rows)
     compared, given = [], []
     for row in rows:
-        if '@' not in row['preset'] and row['seed'] < TRIALS:
+        if (args.print or '@' not in row['preset']) and row['seed'] < TRIALS:
             (given if row['method'] == 'given' else compared).append(row)
     decided = [row for row in rows if '@' not in row['preset'] and row['seed'] > TRIALS]
     tables, after = (
@@ -283,6 +284,8 @@ def main() -> None:
     )
     if args.print:
         print(tables, after, sep='\n\n')
+        if left := len(rows) - len(compared) - len(given):
+            print(f'{left} rows of seeds from {TRIALS} on are for decisions, and left out')
         return
     images = args.page.parent / 'images'
     images.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ import libraries  # noqa: E402, F401
 import rivals  # noqa: E402, F401
 import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
-from methods import METHODS  # noqa: E402
+from methods import METHODS, OPTIONS  # noqa: E402
 from mmengine.utils import get_git_hash  # noqa: E402
 from setting import (  # noqa: E402
     COMPARE,
@@ -115,6 +115,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         if (method, preset.partition('@')[0]) not in METHODS:
             known = ', '.join(':'.join(name) for name in METHODS)
             raise SystemExit(f'--methods: {method}:{preset} is none of {known}')
+        refuse_bad_options(f'{method}:{preset}')
     for folder, chosen in (('data', args.data), ('networks', args.networks)):
         known = sorted(path.stem for path in (HERE / folder).glob('*.py'))
         if unknown := set(chosen or ()).difference(known):
@@ -131,6 +132,18 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         axes = {name: value or part[name] for name, value in asked.items()}
         found += grid(names or part['methods'], seed=args.seeds or part['seed'], **axes)
     return list(dict.fromkeys(found))
+
+
+def refuse_bad_options(method: str) -> None:
+    """Ends with a message for an option behind ``@`` that is none, or has no number."""
+    for pair in filter(None, method.partition('@')[2].split(',')):
+        name, _, value = pair.partition('=')
+        try:
+            float(value)
+        except ValueError:
+            raise SystemExit(f'--methods: {method}: {pair!r} is no option=number') from None
+        if name not in OPTIONS:
+            raise SystemExit(f'--methods: {method}: {name} is none of {", ".join(OPTIONS)}')
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

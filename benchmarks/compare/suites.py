@@ -67,7 +67,7 @@ SLIM: dict[str, Any] = {
 }
 FEW = [
     ('stp', 'short'),
-    ('stp', 'alone-30'),
+    ('stp', 'recommended'),
     ('scratch', 'survivor'),
     ('scratch', 'uniform'),
     ('dense', 'plain'),
