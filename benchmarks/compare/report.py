@@ -167,9 +167,13 @@ def members(rows: Sequence[Row]) -> str:
         noise = (left**2).sum() / freedom[1] / len(seeds)
         ratio = found / noise
         chance = stats.f.sf(ratio, *freedom)
+        low, own, high = (
+            max(0.0, noise * (ratio / at - 1)) ** 0.5
+            for at in (stats.f.ppf(0.975, *freedom), 1, stats.f.ppf(0.025, *freedom))
+        )
         text += (
             f'; what noise alone would give: {noise**0.5:.2f}; of the architectures themselves: '
-            f'{max(0.0, found - noise) ** 0.5:.2f} (F = {ratio:.2f} with '
+            f'{own:.2f}, with 95 % between {low:.2f} and {high:.2f} (F = {ratio:.2f} with '
             f'{freedom[0]} and {freedom[1]} degrees of freedom, p = {chance:.2f})'
         )
     return f'{text}.'
