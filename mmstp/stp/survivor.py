@@ -131,6 +131,21 @@ def begin_alone(runner: Runner, searched: bool = True) -> None:
     _average_anew(runner)
 
 
+def warn_of_another_length(runner: Runner) -> None:
+    """Says so where a run goes on whose survivors' learning rate falls over another length.
+
+    As MMEngine does, a run goes on with the schedules of the checkpoint.
+    """
+    for scheduler in runner.param_schedulers or []:
+        last = runner.iter + scheduler.end - scheduler._global_step
+        if type(scheduler) is CosineAnnealingLR and last != runner.max_iters:
+            runner.logger.warning(
+                f'train_cfg: the training ends at iteration {runner.max_iters}, but the '
+                f"survivor's learning rate falls to 0 until {last}, as it did in the run that "
+                'began its phase. It is not fitted to another length'
+            )
+
+
 def order_anew(runner: Runner, stp: Any) -> None:
     """Sorts the main network's channels by importance in the middle of its training.
 

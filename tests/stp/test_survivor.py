@@ -217,6 +217,28 @@ def test_search_that_ends_earlier_when_resumed_has_the_survivor_that_is_trained(
     load_search(build_stp(cfg), str(tmp_path / 'epoch_4.pth'))
 
 
+@pytest.mark.parametrize(('epochs', 'told'), [(4, False), (12, True)])
+@pytest.mark.parametrize('preset', ['paper', 'long'])
+def test_survivor_that_goes_on_to_another_length_is_told_of_its_rate(
+    preset, epochs, told, tmp_path, monkeypatch
+):
+    cfg = config(tmp_path, model__preset=preset, train_cfg__max_epochs=4)
+    if preset == 'long':
+        cfg.custom_hooks[0].end = None  # the preset's: the search begins and ends in the middle
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    runner.register_hook(StopBefore(3))
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    cfg.resume, cfg.train_cfg.max_epochs = True, epochs
+    runner = Runner.from_cfg(copy.deepcopy(cfg))
+    warnings = []
+    monkeypatch.setattr(runner.logger, 'warning', warnings.append)
+    runner.train()
+    assert any('falls to 0 until 16,' in line for line in warnings) == told
+    ends_at = f'the training ends at iteration {4 * epochs}'
+    assert any(ends_at in line for line in warnings) == told
+
+
 def test_search_that_leaves_nothing_is_refused(tmp_path):
     cfg = config(tmp_path)
     cfg.custom_hooks[0].end = 1.0

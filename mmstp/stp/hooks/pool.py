@@ -25,7 +25,7 @@ from ..refused import refuse_fields, refuse_unmeasured
 from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import pools_state, read_search
-from ..survivor import begin_alone, order_anew
+from ..survivor import begin_alone, order_anew, warn_of_another_length
 from ..tasks import warn_of_unlearned
 from .checkpoints import saves
 from .pool_log import log_pool, report, spread
@@ -121,11 +121,13 @@ class PoolHook(Hook):
                 'begin and length of the run that wrote it'
             )
         stp.searching = bool(self._sizes) or not self._begin
-        if stp.searching:
+        refuse_differing(stp.pools.fields())
+        if stp.alone:
+            warn_of_another_length(runner)
+        elif stp.searching:
             self._search(runner, stp)
         else:
             runner.logger.info(f'the main network is trained alone for {self._begin} iterations')
-            refuse_differing(stp.pools.fields())
 
     def _search(self, runner: Runner, stp: STP) -> None:
         """Begins the search, or goes on with it."""
@@ -197,6 +199,7 @@ class PoolHook(Hook):
             return
         for pool in stp.pools.values():
             pool.shrink(len(pool) - 1)  # where a resumed run ends its search earlier
+        self._schedules = {}
         begin_alone(runner, searched=self._option(stp, 'end') > 0)
 
     def after_train_iter(
