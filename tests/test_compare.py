@@ -136,6 +136,49 @@ def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monke
     assert 'exit code 9' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('processes', ['1', '2'])
+def test_runs_that_wait_for_each_other_end(processes, tmp_path, monkeypatch, capsys):
+    def waits(of, *_):
+        raise training.WaitingError('needs a row of stp:short')
+
+    monkeypatch.setattr(run, 'row_of', waits)
+    arguments = ['--work-dir', str(tmp_path), '--rows', str(tmp_path), '--processes', processes]
+    assert run.run_all([replace(SHORT, seed=seed) for seed in (1, 0)], run.parse(arguments))
+    assert capsys.readouterr().out.count('FAILED: needs a row of stp:short') == 2
+
+
+def test_row_that_another_call_has_written_is_not_written_twice(tmp_path, monkeypatch):
+    row = dict(top1=90.0, macs_ratio=0.35, device='a CPU')
+    monkeypatch.setattr(run, 'row_of', lambda *_: row)
+    setting.append_row(SHORT, row, tmp_path)
+    assert not run.run_all([SHORT], run.parse(['--rows', str(tmp_path)]))
+    assert len(setting.read_rows(tmp_path)) == 1
+
+
+def test_weights_that_are_gone_are_no_result(tmp_path):
+    dense = replace(SHORT, method='dense', preset='plain')
+    result(trial(tmp_path, dense))
+    for path in [*tmp_path.rglob('*.pth'), *tmp_path.rglob('last_checkpoint')]:
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match='its last checkpoint is gone: delete'):
+        result(trial(tmp_path, dense))
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value', 'expected'),
+    [
+        ('--budgets', '35', 'a number above 0, at most 1'),
+        ('--lengths', '0', 'a finite number above 0'),
+        ('--lengths', 'nan', 'a finite number above 0'),
+        ('--processes', '0', 'a whole number of at least 1'),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(flag, value, expected, capsys):
+    with pytest.raises(SystemExit):
+        run.parse([flag, value])
+    assert f'argument {flag}: {value}: expected {expected}' in capsys.readouterr().err
+
+
 def test_row_of_another_device_is_not_taken_for_done(tmp_path, monkeypatch, capsys):
     setting.append_row(SHORT, {'device': 'a GPU'}, tmp_path)
     setting.append_row(replace(SHORT, seed=1), {'device': training.device_name('cpu')}, tmp_path)
@@ -164,9 +207,15 @@ def test_rows_are_read_back_and_a_broken_line_is_named(tmp_path):
     setting.append_row(SHORT, {'top1': 90.0}, tmp_path)
     [row] = setting.read_rows(tmp_path)
     assert setting.setting_of(row) == SHORT and row['top1'] == 90.0
-    with (tmp_path / 'digits.jsonl').open('a') as file:
-        file.write(json.dumps(row)[:40])
-    with pytest.raises(ValueError, match=r'digits\.jsonl:2 is no row'):
+    path = tmp_path / 'digits.jsonl'
+    path.write_text(path.read_text().rstrip('\n'))  # as an editor may leave it
+    setting.append_row(replace(SHORT, seed=1), {'top1': 90.0}, tmp_path)
+    assert len(setting.read_rows(tmp_path)) == 2
+    for line, told in (('{"a": 1}', 'lacks budget'), (json.dumps(row)[:40], '')):
+        path.write_text(f'{json.dumps(row)}\n{line}')
+        with pytest.raises(ValueError, match=rf'digits\.jsonl:2 is no row: .*{told}'):
+            setting.read_rows(tmp_path)
+    with pytest.raises(ValueError, match='is no row'):
         setting.read_rows(tmp_path)
 
 

@@ -363,6 +363,7 @@ def stp_afterwards(trial: Trial, preset: str) -> Found:
 
 def of_budget(trial: Trial, preset: str, budget: float, /, **options: Any) -> STP:
     """A run of STP that rows of several budgets read: it lies with those of one of them."""
+    preset += ''.join(trial.setting.preset.partition('@')[1:])
     own = replace(trial, setting=replace(trial.setting, preset=preset, budget=budget))
     model = search(own, **options)
     trial.seconds, trial.steps, trial.epochs = own.seconds, own.steps, own.epochs

@@ -277,11 +277,14 @@ def main() -> None:
     parser.add_argument('--print', action='store_true', help=told)
     args = parser.parse_args()
     rows = read_rows(args.rows)
+    if not rows:
+        parser.error(f'--rows: there is no row in {args.rows}')
     compared, given = [], []
     for row in rows:
         if (args.print or '@' not in row['preset']) and row['seed'] < TRIALS:
             (given if row['method'] == 'given' else compared).append(row)
-    decided = [row for row in rows if '@' not in row['preset'] and row['seed'] > TRIALS]
+    validated = [row for row in rows if row.get('validation_top1') is not None]
+    decided = [row for row in validated if '@' not in row['preset'] and row['seed'] > TRIALS]
     tables, after = (
         '\n\n'.join(titled(r, comparison(r)) for r in grouped(own, *BY).values())
         for own in (compared, given)
@@ -317,7 +320,7 @@ def main() -> None:
     page = insert(
         page,
         'tuning',
-        tuning([row for row in rows if '@' in row['preset'] and row['seed'] == TRIALS]),
+        tuning([row for row in validated if '@' in row['preset'] and row['seed'] == TRIALS]),
     )
     args.page.write_text(page)
     print(f'{len(rows)} rows: {args.page}')

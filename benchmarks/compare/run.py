@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -55,8 +56,8 @@ from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
 
 def work(setting: Setting, args: argparse.Namespace, stop: Event, sender: Connection) -> None:
     """In a process of its own: sends a run's row, or why there is none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in (signal.SIGINT, signal.SIGTERM):  # which may go to all: the parent's business
+        signal.signal(name, signal.SIG_IGN)
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -146,6 +147,27 @@ def refuse_bad_options(method: str) -> None:
             raise SystemExit(f'--methods: {method}: {name} is none of {", ".join(OPTIONS)}')
 
 
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    return _checked(float(text), 0, math.inf, 'a finite number above 0')
+
+
+def fraction(text: str) -> float:
+    """A number above 0, at most 1."""
+    return _checked(float(text), 0, 1 + 1e-9, 'a number above 0, at most 1')
+
+
+def whole_number(text: str) -> int:
+    """A whole number of at least 1."""
+    return int(_checked(int(text), 0, math.inf, 'a whole number of at least 1'))
+
+
+def _checked(value: float, above: float, below: float, expected: str) -> float:
+    if not above < value < below:
+        raise argparse.ArgumentTypeError(f'{value:g}: expected {expected}')
+    return value
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -156,8 +178,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add('--methods', nargs='+', metavar='METHOD:PRESET', help='instead of the suite’s')
     add('--data', nargs='+', help='names in data/, instead of those of each part of the suite')
     add('--networks', nargs='+', help='names in networks/, likewise; so for the other axes')
-    add('--budgets', nargs='+', type=float)
-    add('--lengths', nargs='+', type=float, help='of the training, in multiples of T')
+    add('--budgets', nargs='+', type=fraction)
+    add('--lengths', nargs='+', type=positive_number, help='of the training, in multiples of T')
     add('--compare', nargs='+', choices=COMPARE)
     add('--seeds', nargs='+', type=int)
     add('--device', default='cpu')
@@ -165,8 +187,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--timed-on',
         help='where it is measured what a step costs, for equal time; the device by default',
     )
-    add('--processes', type=int, default=1, help='runs at once')
-    add('--minutes', type=float, help='after which all pause')
+    add('--processes', type=whole_number, default=1, help='runs at once')
+    add('--minutes', type=positive_number, help='after which all pause')
     add('--work-dir', default=str(ROOT / 'work_dirs/compare'))
     add('--rows', type=Path, default=ROWS, help='the folder of the rows')
     add('--list', action='store_true', help='only say what would be run')
@@ -197,6 +219,7 @@ def run_all(left: Sequence[Setting], args: argparse.Namespace) -> bool:
     stop, start = context.Event(), time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     waiting, running, failed, rows = list(left), [], False, 0
+    stuck: set[Setting] = set()  # those that wait for others, since the last row
     while waiting or running:
         while waiting and len(running) < args.processes and not stop.is_set():
             setting = waiting.pop(0)
@@ -221,12 +244,20 @@ def run_all(left: Sequence[Setting], args: argparse.Namespace) -> bool:
                 process.join()
                 found = f'FAILED: its process ended with exit code {process.exitcode}'
             process.join()
-            if isinstance(found, WaitingError) and (running or waiting or rows > rows_then):
-                waiting.append(setting)  # behind those that it may wait for
-                continue
+            if isinstance(found, WaitingError):
+                stuck.add(setting)
+                others = {*waiting, *(other for other, *_ in running)}
+                if others - stuck or rows > rows_then:
+                    waiting.append(setting)  # behind those that it may wait for
+                    continue
+                found = f'FAILED: {found}'
             if isinstance(found, dict):
-                append_row(setting, found, args.rows)
+                own = found.get('device')  # another call may have run it
+                there = [row for row in read_rows(args.rows) if row.get('device') == own]
+                if setting not in map(setting_of, there):
+                    append_row(setting, found, args.rows)
                 rows += 1
+                stuck.clear()
                 found = f'{found["top1"]:.2f} at {found["macs_ratio"]:.1%} of the MACs'
             failed |= str(found).startswith('FAILED')
             clock, count = time.strftime('%H:%M:%S'), len(waiting) + len(running)

@@ -80,14 +80,22 @@ def grid(methods: Sequence[tuple[str, str]], **axes: Iterable[Any]) -> list[Sett
 
 
 def read_rows(folder: Path = ROWS) -> list[dict[str, Any]]:
-    """All rows; a line that a killed run left half-written is an error that names it."""
+    """All rows.
+
+    Raises:
+        ValueError: For a line that is none, such as one that a killed run left half-written.
+    """
     rows = []
     for path in sorted(folder.glob('*.jsonl')):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f'{path}:{number} is no row: {error}') from error
+            if not isinstance(row, dict) or (missing := set(NAMES).difference(row)):
+                lacks = f'it lacks {min(missing)}' if isinstance(row, dict) else 'it is no object'
+                raise ValueError(f'{path}:{number} is no row: {lacks}')
+            rows.append(row)
     return rows
 
 
@@ -99,5 +107,7 @@ def setting_of(row: dict[str, Any]) -> Setting:
 def append_row(setting: Setting, found: dict[str, Any], folder: Path = ROWS) -> None:
     """Adds a row to the file of its data."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f'{setting.data}.jsonl').open('a') as file:
-        file.write(json.dumps({**asdict(setting), **found}) + '\n')
+    with (folder / f'{setting.data}.jsonl').open('a+') as file:
+        file.seek(max(0, file.tell() - 1))
+        end = '' if file.read() in ('', '\n') else '\n'  # an editor may have left it out
+        file.write(f'{end}{json.dumps({**asdict(setting), **found})}\n')

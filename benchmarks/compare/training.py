@@ -218,6 +218,11 @@ class Trial:
             runner = self._runner(folder, build(), epochs, lr, hooks, course or epochs)
             if ended.exists():
                 runner.load_or_resume()
+                if runner.iter != json.loads(ended.read_text())['steps']:
+                    raise FileNotFoundError(
+                        f'{folder}: this phase has ended, but its last checkpoint is gone: delete '
+                        'the folder, and it is trained anew'
+                    )
             else:
                 runner.train()
                 spent = next(hook for hook in runner.hooks if isinstance(hook, Spent))
@@ -251,7 +256,7 @@ class Trial:
             ),
             default_hooks=dict(
                 logger=None,
-                checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+                checkpoint=dict(type='mmstp.CheckpointHook', interval=1, max_keep_ckpts=1),
             ),
             custom_hooks=[
                 *hooks,
