@@ -1,11 +1,11 @@
-# A Swin of ten blocks for images of 14 pixels: grids of 7x7, 4x4 and 2x2 patches.
+# A Swin of twelve blocks, as in the paper: 14 pixels, grids of 7x7, 4x4 and 2x2 patches.
 _base_ = './r18_slim.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='SwinTransformer',
-        arch=dict(embed_dims=32, depths=[2, 4, 4], num_heads=[2, 4, 8]),
+        arch=dict(embed_dims=32, depths=[2, 6, 4], num_heads=[2, 4, 8]),
         img_size=14,
         patch_size=2,
         window_size=4,
