@@ -50,7 +50,7 @@ def CompactBackbone(
 
     Raises:
         CompactSpecError: If the plan does not fit the backbone.
-        ModelError: If the dense backbone has no such option.
+        TypeError: If the dense backbone has no such option.
     """
     dense = {key: value for key, value in backbone.items() if key != 'init_cfg'}
     network = plain = build_model(dense)

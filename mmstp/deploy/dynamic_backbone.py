@@ -165,7 +165,7 @@ def DynamicBackbone(
         ArchitectureError: If the architecture is not a member of the space.
         FieldError: If an option of ``space`` does not exist.
         SupernetError: If the backbone cannot be run as its subnets (``with_cp=True``).
-        ModelError: If the dense backbone has no such option.
+        TypeError: If the dense backbone has no such option.
     """
     space = dict(space or {})
     refuse_unknown('backbone.space', space, options_of(SearchSpace))
