@@ -123,7 +123,7 @@ def test_penalty_shrinks_what_lies_outside_and_nothing_else(tmp_path):
 
 
 def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    row = dict(top1=90.0, macs_ratio=0.35)
+    row = dict(top1=90.0, macs_ratio=0.35, device=training.device_name('cpu'))
     monkeypatch.setattr(
         run,
         'row_of',
@@ -148,7 +148,7 @@ def test_runs_that_wait_for_each_other_end(processes, tmp_path, monkeypatch, cap
 
 
 def test_row_that_another_call_has_written_is_not_written_twice(tmp_path, monkeypatch):
-    row = dict(top1=90.0, macs_ratio=0.35, device='a CPU')
+    row = dict(top1=90.0, macs_ratio=0.35, device=training.device_name('cpu'))
     monkeypatch.setattr(run, 'row_of', lambda *_: row)
     setting.append_row(SHORT, row, tmp_path)
     assert not run.run_all([SHORT], run.parse(['--rows', str(tmp_path)]))

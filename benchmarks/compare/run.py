@@ -149,23 +149,26 @@ def refuse_bad_options(method: str) -> None:
 
 def positive_number(text: str) -> float:
     """A finite number above 0."""
-    return _checked(float(text), 0, math.inf, 'a finite number above 0')
+    number = float(text)
+    return _accepted(number, 0 < number < math.inf, 'a finite number above 0')
 
 
 def fraction(text: str) -> float:
     """A number above 0, at most 1."""
-    return _checked(float(text), 0, 1 + 1e-9, 'a number above 0, at most 1')
+    number = float(text)
+    return _accepted(number, 0 < number <= 1, 'a number above 0, at most 1')
 
 
 def whole_number(text: str) -> int:
     """A whole number of at least 1."""
-    return int(_checked(int(text), 0, math.inf, 'a whole number of at least 1'))
+    number = int(text)
+    return _accepted(number, number >= 1, 'a whole number of at least 1')
 
 
-def _checked(value: float, above: float, below: float, expected: str) -> float:
-    if not above < value < below:
-        raise argparse.ArgumentTypeError(f'{value:g}: expected {expected}')
-    return value
+def _accepted(number: Any, fits: bool, expected: str) -> Any:
+    if not fits:
+        raise argparse.ArgumentTypeError(f'{number:g}: expected {expected}')
+    return number
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -252,9 +255,7 @@ def run_all(left: Sequence[Setting], args: argparse.Namespace) -> bool:
                     continue
                 found = f'FAILED: {found}'
             if isinstance(found, dict):
-                own = found.get('device')  # another call may have run it
-                there = [row for row in read_rows(args.rows) if row.get('device') == own]
-                if setting not in map(setting_of, there):
+                if setting not in map(setting_of, rows_of(args)):  # another call may have run it
                     append_row(setting, found, args.rows)
                 rows += 1
                 stuck.clear()

@@ -218,16 +218,16 @@ class Trial:
             runner = self._runner(folder, build(), epochs, lr, hooks, course or epochs)
             if ended.exists():
                 runner.load_or_resume()
-                if runner.iter != json.loads(ended.read_text())['steps']:
-                    raise FileNotFoundError(
-                        f'{folder}: this phase has ended, but its last checkpoint is gone: delete '
-                        'the folder, and it is trained anew'
-                    )
             else:
                 runner.train()
                 spent = next(hook for hook in runner.hooks if isinstance(hook, Spent))
                 write_json(ended, {'seconds': spent.seconds, 'steps': runner.iter})
         found = json.loads(ended.read_text())
+        if runner.iter != found['steps']:
+            raise FileNotFoundError(
+                f'{folder}: this phase has ended, but its last checkpoint is gone: delete the '
+                'folder, and it is trained anew'
+            )
         self.seconds += found['seconds']
         self.steps += found['steps']
         self.epochs += epochs

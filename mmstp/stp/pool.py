@@ -122,7 +122,7 @@ class ArchitecturePool:
 
         Raises:
             KeyError: If it is not in the pool.
-            OptionError: If the loss is not finite.
+            NotFiniteError: If the loss is not finite.
         """
         refuse_not_finite({f'the target loss of {architecture}': loss})
         score = self._scores[architecture]

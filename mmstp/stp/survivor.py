@@ -131,14 +131,15 @@ def begin_alone(runner: Runner, searched: bool = True) -> None:
     _average_anew(runner)
 
 
-def warn_of_another_length(runner: Runner) -> None:
+def warn_of_another_length(runner: Runner, searched: bool) -> None:
     """Says so where a run goes on whose survivors' learning rate falls over another length.
 
-    As MMEngine does, a run goes on with the schedules of the checkpoint.
+    As MMEngine does, a run goes on with the schedules of the checkpoint. Without a search they are
+    the config's.
     """
-    for scheduler in runner.param_schedulers or []:
+    for scheduler in runner.param_schedulers if searched else []:
         last = runner.iter + scheduler.end - scheduler._global_step
-        if type(scheduler) is CosineAnnealingLR and last != runner.max_iters:
+        if last != runner.max_iters:
             runner.logger.warning(
                 f'train_cfg: the training ends at iteration {runner.max_iters}, but the '
                 f"survivor's learning rate falls to 0 until {last}, as it did in the run that "

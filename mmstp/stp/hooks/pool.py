@@ -123,7 +123,7 @@ class PoolHook(Hook):
         stp.searching = bool(self._sizes) or not self._begin
         refuse_differing(stp.pools.fields())
         if stp.alone:
-            warn_of_another_length(runner)
+            warn_of_another_length(runner, searched=self._end > 0)
         elif stp.searching:
             self._search(runner, stp)
         else:
