@@ -44,6 +44,7 @@ from setting import (  # noqa: E402
     Setting,
     append_row,
     grid,
+    options_in,
     read_rows,
     setting_of,
 )
@@ -116,7 +117,13 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         if (method, preset.partition('@')[0]) not in METHODS:
             known = ', '.join(':'.join(name) for name in METHODS)
             raise SystemExit(f'--methods: {method}:{preset} is none of {known}')
-        refuse_bad_options(f'{method}:{preset}')
+        try:
+            unknown = options_in(preset).keys() - OPTIONS.keys()
+        except ValueError as error:
+            raise SystemExit(f'--methods: {method}:{preset}: {error}') from None
+        if unknown:
+            accepted = ', '.join(OPTIONS)
+            raise SystemExit(f'--methods: {method}:{preset}: {min(unknown)} is none of {accepted}')
     for folder, chosen in (('data', args.data), ('networks', args.networks)):
         known = sorted(path.stem for path in (HERE / folder).glob('*.py'))
         if unknown := set(chosen or ()).difference(known):
@@ -133,18 +140,6 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         axes = {name: value or part[name] for name, value in asked.items()}
         found += grid(names or part['methods'], seed=args.seeds or part['seed'], **axes)
     return list(dict.fromkeys(found))
-
-
-def refuse_bad_options(method: str) -> None:
-    """Ends with a message for an option behind ``@`` that is none, or has no number."""
-    for pair in filter(None, method.partition('@')[2].split(',')):
-        name, _, value = pair.partition('=')
-        try:
-            float(value)
-        except ValueError:
-            raise SystemExit(f'--methods: {method}: {pair!r} is no option=number') from None
-        if name not in OPTIONS:
-            raise SystemExit(f'--methods: {method}: {name} is none of {", ".join(OPTIONS)}')
 
 
 def positive_number(text: str) -> float:

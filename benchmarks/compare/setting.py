@@ -54,8 +54,7 @@ class Setting:
     @property
     def options(self) -> dict[str, float]:
         """What the preset changes."""
-        pairs = (pair.split('=') for pair in self.preset.partition('@')[2].split(',') if pair)
-        return {name: float(value) for name, value in pairs}
+        return options_in(self.preset)
 
     @property
     def key(self) -> str:
@@ -64,6 +63,18 @@ class Setting:
             f'{self.data}/{self.network}/{self.budget:g}/{self.length:g}{self.compare[0]}'
             f'/{self.method}/{self.preset}/{self.seed}'
         )
+
+
+def options_in(preset: str) -> dict[str, float]:
+    """What stands behind the ``@`` of a preset; a `ValueError` where it is no ``option=number``."""
+    found = {}
+    for pair in filter(None, preset.partition('@')[2].split(',')):
+        name, _, value = pair.partition('=')
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f'{pair!r} is no option=number') from None
+    return found
 
 
 NAMES = tuple(field.name for field in fields(Setting))
