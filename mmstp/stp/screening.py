@@ -36,10 +36,8 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
         for pool in stp.pools.values():
             most = round(SCREENED * runner.max_iters / len(drawn))
             pool.shrink(len(pool) - max(wanted, most))
-        loader: Any = runner.train_dataloader
-        size, there = batch_size_of(loader), len(loader.dataset)
-        images = min(batches, max(1, there // size)) * min(size, there)
-        on_batches(stp.model, runner.train_dataloader, images, partial(screen, stp))
+        images = batches * batch_size_of(runner.train_dataloader)
+        images = on_batches(stp.model, runner.train_dataloader, images, partial(screen, stp))
     for label, pool in stp.pools.items():
         name = f'pool{stp.pools.suffix(label)}'
         if batches and drawn[label] > 1:

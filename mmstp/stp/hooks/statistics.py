@@ -39,24 +39,29 @@ def on_batches(
     dataloader: DataLoader,
     num_images: int,
     function: Callable[[Iterable[Mapping[str, Any]]], Any],
-) -> None:
+) -> int:
     """Calls a function with batches of a dataloader's dataset, as a network takes them.
 
     Each has ``inputs``, images of shape (batch, channels, height, width), and ``data_samples``.
     The same images with the same augmentation are drawn every time and on every rank, and the
     random state is left as it was.
+
+    Returns:
+        How many images they hold: fewer than asked for, where there are fewer.
     """
     dataset: Any = dataloader.dataset
     chosen = np.random.default_rng(0).permutation(len(dataset))[:num_images].tolist()
+    size = min(batch_size_of(dataloader), len(chosen))
     batches = DataLoader(
         Subset(dataset, chosen),
-        batch_size=min(batch_size_of(dataloader), len(chosen)),
+        batch_size=size,
         num_workers=dataloader.num_workers,
         collate_fn=dataloader.collate_fn,
         drop_last=True,  # every batch weighs the same in a cumulative average
     )
     with random_state_kept(seed=0):
         function(network.data_preprocessor(batch, False) for batch in batches)
+    return size * len(batches)
 
 
 def _calibrate(network: Any, batches: Iterable[Tensor]) -> None:
