@@ -203,6 +203,14 @@ def test_options_of_a_preset_are_read_from_its_name():
     assert of.key != SHORT.key
 
 
+def test_network_with_values_of_its_own_has_none_that_were_found_for_others(tmp_path):
+    of = trial(tmp_path, replace(SHORT, preset='uniform@tuning=0.2'))
+    assert [methods.option(of, name) for name in ('lr', 'tuning')] == [2.0, 0.2]
+    of.network.tuned = {'dense:plain': {'lr': 3.0}}
+    assert [methods.option(of, name) for name in ('lr', 'tuning')] == [1.0, 0.2]
+    assert methods.option(of, 'lr', ('dense', 'plain')) == 3.0
+
+
 def test_rows_are_read_back_and_a_broken_line_is_named(tmp_path):
     setting.append_row(SHORT, {'top1': 90.0}, tmp_path)
     [row] = setting.read_rows(tmp_path)
@@ -245,9 +253,12 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         replace(SHORT, preset='random'), dict(found, device='a GPU', top1=1.0), tmp_path / 'rows'
     )
     tried = replace(SHORT, preset='uniform@lr=2', seed=report.TRIALS)
-    setting.append_row(tried, dict(top1=1, validation_top1=88.0), tmp_path / 'rows')
+    on = dict(top1=1, device='a CPU')
+    setting.append_row(tried, dict(on, validation_top1=88.0), tmp_path / 'rows')
     held = replace(tried, preset='uniform@lr=2,tuning=1')
-    setting.append_row(held, dict(top1=1, validation_top1=87.0), tmp_path / 'rows')
+    setting.append_row(held, dict(on, validation_top1=87.0), tmp_path / 'rows')
+    other = replace(tried, network='vit_slim', preset='uniform@lr=9')
+    setting.append_row(other, dict(on, validation_top1=89.0), tmp_path / 'rows')
     decided = dict(found, top1=1.0, validation_top1=77.0)
     setting.append_row(replace(SHORT, seed=report.TRIALS + 1), decided, tmp_path / 'rows')
     setting.append_row(replace(SHORT, method='given'), dict(found, top1=66.0), tmp_path / 'rows')
@@ -270,7 +281,9 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
     assert '| scratch: random | 1 | 1.00 |' in text  # of another device: compared with nothing
-    assert text.count('### digits, r18_slim') == 9
+    assert text.count('### digits, r18_slim') == 10
+    assert '### digits, vit_slim' in text
+    assert '| scratch: uniform | lr | **9: 89.00** |' in text
     assert text.count(', a GPU\n') == 1
     assert (
         '| stp: budgets | stp: short | **+1.70 ± 0.58** | **+1.90 ± 0.58** | **+1.80 ± 0.58** |'

@@ -112,11 +112,18 @@ TUNED: dict[Name, dict[str, float]] = {
 
 
 def option(trial: Trial, name: str, of: Name | None = None) -> float:
-    """What the preset says, else the value that was found for it (or for ``of``)."""
+    """What the preset says, else the value that was found for it (or for ``of``).
+
+    A network's file may hold ``tuned``, values of its own by ``'method:preset'``, which stand in
+    place of all of `TUNED`; a method that is in neither has `OPTIONS`.
+    """
     of = of or (trial.setting.method, trial.setting.variant)
     if of == (trial.setting.method, trial.setting.variant) and name in trial.setting.options:
         return trial.setting.options[name]
-    return TUNED.get(of, {}).get(name, OPTIONS[name])
+    own = trial.network.get('tuned')  # of another optimizer than that of `TUNED`
+    found = TUNED.get(of, {}) if own is None else own.get(':'.join(of), {})
+    value: float = found.get(name, OPTIONS[name])
+    return value
 
 
 def method(name: str, *presets: str) -> Callable[[Method], Method]:

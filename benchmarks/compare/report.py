@@ -116,7 +116,11 @@ def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
 
 
 def tuning(rows: Sequence[Row]) -> str:
-    """The values that were tried of every option; the best by validation accuracy is in bold."""
+    """The values that were tried of every option; the best by validation accuracy is in bold.
+
+    Args:
+        rows: Of one data set, network, budget, length and way to compare.
+    """
     tried: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
     for row in rows:
         of = setting_of(row)
@@ -317,11 +321,9 @@ def main() -> None:
         titled(own, comparison(own, 'validation_top1')) for own in grouped(decided, *BY).values()
     ]
     page = insert(page, 'recipes', '\n\n'.join(recipes) or 'None yet.')
-    page = insert(
-        page,
-        'tuning',
-        tuning([row for row in validated if '@' in row['preset'] and row['seed'] == TRIALS]),
-    )
+    tried = [row for row in validated if '@' in row['preset'] and row['seed'] == TRIALS]
+    tuned = [titled(own, tuning(own)) for own in grouped(tried, *BY).values()]
+    page = insert(page, 'tuning', '\n\n'.join(tuned) or 'None yet.')
     args.page.write_text(page)
     print(f'{len(rows)} rows: {args.page}')
 
