@@ -38,6 +38,11 @@ from mmstp.atomic_files import write_json
 from mmstp.stp.hooks.pool_log import spread
 
 DOCS = ROOT / 'docs'
+PICTURE = 'paper_fig{}.png'
+# those whose main network is trained to the end
+SEARCHED = [
+    preset for preset, options in PRESETS.items() if not {'preset', 'survivor'} & {*options}
+]
 LOOKUP = 50  # what is added to a seed for the run of a look-up table
 
 
@@ -90,7 +95,7 @@ def figure_2(args: argparse.Namespace) -> str:
     axes.set(xlabel='multiply-adds left, %', ylabel='top-1, %', title='Fig. 2: sparsification')
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    save(figure, 'paper_fig2')
+    save(args, figure, '2')
     return table(('method', 'budget', 'pruning', 'top-1, %'), sorted(lines))
 
 
@@ -122,7 +127,7 @@ def figure_7(args: argparse.Namespace) -> str:
     axes.set(ylabel='mean magnitude', title='Fig. 7: weights of the main network')
     axes.grid(alpha=0.3)
     axes.legend()
-    save(figure, 'paper_fig7')
+    save(args, figure, '7')
 
     def compared(of: list[float], to: list[float]) -> str:
         ratios = np.divide(of, to)
@@ -173,7 +178,7 @@ def figure_4(args: argparse.Namespace) -> str:
             # of the boxes of both, in every training
             ratios = [f'{float(size[m].mean() / size[~m].mean()):.2f}' for m in masks.values()]
             rows.append((name, title, f'{float(size.mean()):.4f}', *ratios))
-    save(figure, 'paper_fig4')
+    save(args, figure, '4')
     boxes = [f'inside over outside the box of {title[-3:]}' for title, _, _ in shown[1:]]
     return table(('layer', 'training', 'mean magnitude', *boxes), rows)
 
@@ -210,7 +215,7 @@ def figure_6(args: argparse.Namespace) -> str:
     right = left.twinx()
     right.step(steps, spread_of, where='post', color='C3')
     right.set_ylabel('mean squared distance to their centre', color='C3')
-    save(figure, 'paper_fig6')
+    save(args, figure, '6')
     values = np.array(list(looked.values()))
     rank = float((values < looked[pools[-1][0]]).mean())
     rows = [
@@ -243,10 +248,13 @@ def lookup(args: argparse.Namespace, pool: list[str]) -> dict[str, float]:
     return looked
 
 
-def save(figure: Any, name: str) -> None:
-    """As a picture of the docs."""
-    figure.savefig(DOCS / 'images' / f'{name}.png', dpi=110)
+def save(args: argparse.Namespace, figure: Any, number: str) -> None:
+    """As a picture of the docs, or beside the weights where nothing is written there."""
+    path = (Path(args.work_dir) if args.print else DOCS / 'images') / PICTURE.format(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+    print(path)
 
 
 FIGURES: dict[str, Callable[[argparse.Namespace], str]] = {

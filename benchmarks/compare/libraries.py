@@ -149,15 +149,23 @@ def cut(network: nn.Module, pruner: Any, budget: float, example: Tensor) -> nn.M
     """Prunes step by step down to the budget; of the two networks around it, the nearer one.
 
     A step removes a four-hundredth of all channels: about 1 % of the multiply-adds.
+
+    Raises:
+        ValueError: If what may be removed is not enough.
     """
     network.eval()
-    macs = count_macs(network, (example,))
-    wanted = budget * macs
+    macs = whole = count_macs(network, (example,))
+    wanted = budget * whole
     nearest, distance = network, macs - wanted
     while macs > wanted and pruner.current_step < STEPS:
         nearest, distance = copy.deepcopy(network), macs - wanted
         pruner.step()
         macs = count_macs(network, (example,))
+    if macs > wanted * (1 + TOLERANCE):
+        raise ValueError(
+            f'budget {budget:g}: Torch-Pruning removed all that it may, and left '
+            f'{macs / whole:.3f} of the multiply-adds'
+        )
     return network if abs(macs - wanted) < distance else nearest
 
 

@@ -17,11 +17,10 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import torch  # noqa: E402
-from figures import DOCS, FIGURES  # noqa: E402
+from figures import DOCS, FIGURES, PICTURE, SEARCHED  # noqa: E402
 from measure import ROOT  # noqa: E402
-from methods import PRESETS  # noqa: E402
 from pages import insert  # noqa: E402
-from setting import COMPARE, ROWS  # noqa: E402
+from setting import COMPARE, ROWS, read_rows  # noqa: E402
 from tables import TABLES  # noqa: E402
 from training import PausedError  # noqa: E402
 
@@ -45,16 +44,18 @@ def main() -> int:
     add('--length', type=float, default=1.0, help='in T')
     add('--compare', choices=COMPARE, default='epochs', help='default %(default)s, the paper’s')
     add('--device', default='x86_64', help='whose rows; default %(default)s, as they name it')
-    add('--preset', choices=PRESETS, default='paper', help='of figures 6 and 7')
+    add('--preset', choices=SEARCHED, default='paper', help='of figures 6 and 7')
     add('--seed', type=int, default=0, help='of figures 4, 6 and 7 and table 7')
     add('--minutes', type=float, help='after which it pauses')
     add('--work-dir', default=str(ROOT / 'work_dirs/compare'))
     add('--rows', type=Path, default=ROWS)
-    add('--print', action='store_true', help='to the terminal alone')
+    add('--print', action='store_true', help='to the terminal alone; pictures to --work-dir')
     args = parser.parse_args()
     makers = KINDS[args.kind]
     if args.number not in (*makers, 'all'):
         parser.error(f'{args.kind} {args.number} is none of {", ".join(makers)}')
+    if args.kind == 'table' and not read_rows(args.rows):
+        parser.error(f'--rows: there is no row in {args.rows}')
     warnings.filterwarnings('ignore')
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -84,7 +85,7 @@ def section(args: argparse.Namespace, number: str) -> str:
     if args.kind == 'figure':
         of += [f'preset {args.preset}'] if number in ('6', '7') else []
         of += [] if number == '2' else [f'seed {args.seed}']
-        text += f'\n\n![Figure {number}](images/paper_fig{number}.png)'
+        text += f'\n\n![Figure {number}](images/{PICTURE.format(number)})'
     return f'{", ".join(of)}.\n\n{text}'
 
 
