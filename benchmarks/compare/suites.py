@@ -63,7 +63,7 @@ TRANSFORMERS = ['vit_slim', 'swin_slim']
 TUNING_OF_TRANSFORMERS = [
     *(('dense', f'plain@lr={lr}') for lr in (1, 2, 4)),
     *(('stp', f'paper@lr={lr}') for lr in (1, 2, 4)),
-    *(('rst-s', f'paper@lr=2,l2={strength}') for strength in (2, 6, 20)),
+    *(('rst-s', f'paper@lr=1,l2={strength}') for strength in (2, 6, 20)),
 ]
 
 # at T, at the smallest budget
