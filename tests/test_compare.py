@@ -13,6 +13,13 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.datasets import (
+    accept_generated_cifar100,
+    make_cifar100,
+    make_imagenet,
+    make_tiny_imagenet,
+)
+
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / 'compare')]
 
@@ -120,6 +127,38 @@ def test_penalty_shrinks_what_lies_outside_and_nothing_else(tmp_path):
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter[kept[name]], before[name][kept[name]])
         torch.testing.assert_close(parameter[~kept[name]], 0.95 * before[name][~kept[name]])
+
+
+@pytest.mark.parametrize(
+    ('name', 'folder', 'make', 'network'),
+    [
+        ('cifar100', 'cifar100', make_cifar100, 'r50_slim'),
+        ('tiny_imagenet', 'tiny-imagenet-200', make_tiny_imagenet, 'r50_slim'),
+        ('imagenet', 'imagenet', make_imagenet, 'resnet50'),
+    ],
+)
+def test_data_that_are_not_here_are_taken_by_name(
+    name, folder, make, network, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # paths are relative
+    arguments = ['run.py', '--data', name, '--networks', network, '--rows', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    with pytest.raises(SystemExit, match=f'^--data: {name}: train_dataloader.dataset.data_root = '):
+        run.main()
+    make(tmp_path / 'data' / folder)
+    accept_generated_cifar100(monkeypatch)
+    of = trial(tmp_path, replace(SHORT, data=name, network=network))
+    if of.has_validation:  # ten images are there, of fifty thousand
+        of.data.train_dataloader.dataset.indices = range(8)
+        of.data.validation_dataset.indices = range(8, 10)
+        assert len(of.dataset('validation').dataset) == 2
+    of.data.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    of.data.test_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    dense = of.dense().train()
+    for split in (of.training_images(), of.dataset('test')):
+        batch = dense.data_preprocessor(next(iter(split)), training=True)
+        assert batch['inputs'].shape == (4, *of.data.input_shape)
+        assert dense(**batch, mode='loss')['loss'].isfinite()
 
 
 def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):

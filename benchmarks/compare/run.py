@@ -36,6 +36,7 @@ import rivals  # noqa: E402, F401
 import torch  # noqa: E402
 from measure import ROOT  # noqa: E402
 from methods import METHODS, OPTIONS  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from mmengine.utils import get_git_hash  # noqa: E402
 from setting import (  # noqa: E402
     COMPARE,
@@ -52,6 +53,7 @@ from suites import SUITES  # noqa: E402
 from training import PausedError, Trial, WaitingError, device_name  # noqa: E402
 
 import mmstp  # noqa: E402
+from mmstp.datasets.check import check_datasets  # noqa: E402
 from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
 
 
@@ -201,6 +203,11 @@ def main() -> int:
     done = {setting_of(row) for row in rows_of(args)}
     wanted = settings_of(args)
     left = [setting for setting in wanted if setting not in done]
+    for data in {setting.data for setting in left} if not args.list else ():
+        try:
+            check_datasets(Config.fromfile(HERE / 'data' / f'{data}.py'))
+        except FileNotFoundError as error:
+            raise SystemExit(f'--data: {data}: {error}') from None
     print(f'{len(wanted)} runs, {len(wanted) - len(left)} of them done', flush=True)
     if args.list:
         print('\n'.join(setting.key for setting in left))
