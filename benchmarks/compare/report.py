@@ -36,7 +36,10 @@ ONE_RUN = {**IN_ONE_RUN, 'afterwards': 'short'}  # for all budgets, and what a r
 TRIALS = 100  # from this seed on, rows are for decisions, by their validation accuracy
 Row = dict[str, Any]
 Name = tuple[str, str]
-BY = ('data', 'network', 'budget', 'length', 'compare', 'device')
+SETTING = ('data', 'network', 'budget', 'length')
+BY = (*SETTING, 'compare', 'device')
+PRESETS = (('stp', 'recommended'), ('stp', 'long'))  # from random weights
+OTHERWISE = (('scratch', 'uniform'), ('magnitude', 'l2-finetuned'))  # what one would do
 
 
 def named(row: Row) -> Name:
@@ -72,7 +75,7 @@ def difference(own: Mapping[Any, float], reference: Mapping[Any, float]) -> str:
     if error is None or len(seeds) < FEWEST:
         return f'{mean:+.2f} (seeds: {len(seeds)}, too few to say)'
     text = written(mean, error, '+')
-    return f'**{text}**' if abs(mean) >= 2 * error else f'none ({text})'
+    return f'**{text}**' if mean and abs(mean) >= 2 * error else f'none ({text})'
 
 
 def comparison(rows: Sequence[Row], accuracy: str = 'top1') -> str:
@@ -208,6 +211,31 @@ def several(rows: Sequence[Row]) -> str:
     return table(header, lines)
 
 
+def in_short(rows: Sequence[Row]) -> str:
+    """`PRESETS` against what a user would do otherwise, a line for each setting and preset.
+
+    Args:
+        rows: Of any; those at equal time count, where there are validation images.
+    """
+    timed = [r for r in rows if r['compare'] == 'time' and r.get('validation_top1') is not None]
+    lines = []
+    for (data, network, budget, length, device), own in grouped(timed, *SETTING, 'device').items():
+        for preset in PRESETS:
+            differences = [
+                difference(*({r['seed']: r[accuracy] for r in own if named(r) == name} for name in
+                             (preset, other)))
+                for other in OTHERWISE
+                for accuracy in ('top1', 'validation_top1')
+            ]  # fmt: skip
+            if any(differences):
+                of = (f'{network}, {data}', f'{budget:.0%}', f'{length:g} T', preset[1])
+                lines.append((*of, *differences, device))
+    header = ['network, data', 'MACs', 'time', 'preset']
+    for other in OTHERWISE:
+        header += [f'against {": ".join(other)}', 'on validation images']
+    return table((*header, 'device'), lines)
+
+
 def all_but(key: str) -> list[str]:
     """Of what tables are apart by."""
     return [name for name in BY if name != key]
@@ -303,6 +331,7 @@ def main() -> None:
     page = args.page.read_text()
     page = insert(page, 'comparison', tables)
     page = insert(page, 'given', after or 'None yet.')
+    page = insert(page, 'in_short', in_short(compared))
     one_run = [
         titled(own, several(own), of_one_budget=False)
         for own in grouped(
