@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.datasets import (
+from tests.dataset_files import (
     accept_generated_cifar100,
     make_cifar100,
     make_imagenet,

@@ -15,7 +15,7 @@ from mmpretrain.registry import MODELS
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from mmstp.datasets.check import check_datasets
-from tests.datasets import (
+from tests.dataset_files import (
     accept_generated_cifar100,
     make_cifar100,
     make_imagenet,
