@@ -61,8 +61,8 @@ TUNING = [
 # by the learning rate, which is a two hundredth of the dense network's elsewhere.
 TRANSFORMERS = ['vit_slim', 'swin_slim']
 TUNING_OF_TRANSFORMERS = [
-    *(('dense', f'plain@lr={lr}') for lr in (1, 2, 4)),
-    *(('stp', f'paper@lr={lr}') for lr in (1, 2, 4)),
+    *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2, 4)),
+    *(('stp', f'paper@lr={lr}') for lr in (0.4, 1, 2, 4)),
     *(('rst-s', f'paper@lr=1,l2={strength}') for strength in (2, 6, 20)),
 ]
 
