@@ -57,10 +57,9 @@ TUNING = [
     *(('sandwich', f'us-nets@lr={lr}') for lr in (0.4, 1, 2)),
 ]  # fmt: skip
 
-# The same for transformers, whose optimizer is another one. The penalty is taken from the weights
+# The same for a Swin, whose optimizer is another one. The penalty is taken from the weights
 # by the learning rate, which is a two hundredth of the dense network's elsewhere.
-TRANSFORMERS = ['vit_slim', 'swin_slim']
-TUNING_OF_TRANSFORMERS = [
+TUNING_OF_SWIN = [
     *(('dense', f'plain@lr={lr}') for lr in (0.4, 1, 2, 4)),
     *(('stp', f'paper@lr={lr}') for lr in (0.4, 1, 2, 4)),
     *(('rst-s', f'paper@lr=1,l2={strength}') for strength in (2, 6, 20)),
@@ -132,8 +131,8 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**SLIM, 'methods': TUNING, 'seed': [100]},
         {
             **SLIM,
-            'methods': TUNING_OF_TRANSFORMERS,
-            'network': TRANSFORMERS,
+            'methods': TUNING_OF_SWIN,
+            'network': ['swin_slim'],
             'budget': [0.35],
             'length': [0.3],
             'compare': ['epochs'],
@@ -146,7 +145,7 @@ SUITES: dict[str, list[dict[str, Any]]] = {
         {**PAPER, 'network': ['r18_slim', 'r50_slim', 'wrn_slim']},  # Table 1
         {**PAPER, 'data': ['fashion_6k_56'], 'network': ['mbv3_slim']},
         {**PAPER, 'methods': SPARSIFICATIONS},  # Figure 2
-        {**PAPER, 'methods': RIVALS[:3], 'network': TRANSFORMERS},  # Table 3
+        {**PAPER, 'methods': RIVALS[:3], 'network': ['vit_slim', 'swin_slim']},  # Table 3
         {**PAPER, 'length': [3.0], 'budget': [0.15]},  # Table 9
         {**PAPER, 'data': ['glyphs_28']},  # Table 2
     ],

@@ -23,3 +23,8 @@ model = dict(
     ],
 )
 optimizer = dict(_delete_=True, type='AdamW', lr=0.001, weight_decay=0.05)
+tuned = {
+    'dense:plain': dict(lr=1.0),
+    'stp:paper': dict(lr=1.0),
+    'rst-s:paper': dict(lr=1.0, l2=6.0),
+}

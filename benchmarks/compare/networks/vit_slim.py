@@ -19,3 +19,9 @@ model = dict(
 )
 space = dict(cut=3)
 optimizer = dict(_delete_=True, type='AdamW', lr=0.001, weight_decay=0.05)
+# those of `swin_slim`: none were tried
+tuned = {
+    'dense:plain': dict(lr=1.0),
+    'stp:paper': dict(lr=1.0),
+    'rst-s:paper': dict(lr=1.0, l2=6.0),
+}
