@@ -31,7 +31,8 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
     drawn = {label: len(pool) for label, pool in stp.pools.items()}
     own = end // len(drawn)
     draws = own * stp.pools.draws
-    wanted = max(drawn.values()) if visits is None else max(1, draws // visits)
+    # where it ends as it begins, one is chosen at once
+    wanted = max(drawn.values()) if visits is None and own else max(1, draws // (visits or 1))
     if batches and max(drawn.values()) > 1:
         for pool in stp.pools.values():
             most = round(SCREENED * runner.max_iters / len(drawn))
@@ -67,10 +68,13 @@ def _tell(
             f'{end} iterations of the search'
         )
     if size == 1 < drawn and not batches:
+        why = f'its {end} iterations are too few to visit two architectures {visits} times'
+        advice = 'Train longer, or give PoolHook a later end or fewer visits'
+        if not end:
+            why = 'it ends where it begins, and PoolHook.screen is 0'
+            advice = 'Give PoolHook a later end, or screen=1'
         runner.logger.warning(
-            f'{name}: there is no search: its {end} iterations are too few to visit two '
-            f'architectures {visits} times, so one of {drawn} was drawn at random. Train longer, '
-            'or give PoolHook a later end or fewer visits'
+            f'{name}: there is no search: {why}, so one of {drawn} was drawn at random. {advice}'
         )
     elif visits is None and size > 1 and draws / size < 5:
         runner.logger.warning(

@@ -215,6 +215,21 @@ def test_search_without_a_step_to_begin_with_is_told(tmp_path):
     assert 'no candidate was looked at' in log and 'accumulative_counts' in log
 
 
+@pytest.mark.parametrize('survivor', [False, {}])
+def test_one_that_is_drawn_without_a_look_is_told(survivor, tmp_path):
+    cfg = config(tmp_path, begin=8, end=8, model__survivor=survivor)
+    cfg.log_level = 'WARNING'
+    pool = stp_of(train(cfg)).pool
+    assert len(pool) == 1
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'there is no search: it ends where it begins, and PoolHook.screen is 0' in log
+
+
+def test_training_without_an_iteration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'^train_cfg: the training has 0 iterations; expected'):
+        train(config(tmp_path, train_cfg__max_epochs=0))
+
+
 def test_search_that_begins_after_its_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'PoolHook\.begin=0\.5625: the search begins after its'):
         train(config(tmp_path, begin=9, end=8))

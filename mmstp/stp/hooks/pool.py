@@ -25,6 +25,7 @@ from ..refused import refuse_fields, refuse_unmeasured
 from ..same_on_ranks import refuse_differing
 from ..screening import begin_search
 from ..search_state import pools_state, read_search
+from ..span import search_span
 from ..survivor import begin_alone, order_anew, warn_of_another_length
 from ..tasks import warn_of_unlearned
 from .checkpoints import saves
@@ -147,28 +148,9 @@ class PoolHook(Hook):
         refuse_differing({**stp.pools.fields(), 'schedule': schedules})
 
     def search_span(self, stp: STP, iterations: int) -> tuple[int, int]:
-        """After how many of a training's iterations the search begins, and one is left.
-
-        Raises:
-            OptionError: If it ends before it begins, or the survivor would have no iterations.
-        """
+        """After how many of a training's iterations the search begins and ends: `search_span`."""
         begin, end = self._option(stp, 'begin'), self._option(stp, 'end')
-        if begin > end:
-            raise OptionError(
-                f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
-            )
-        first, last = round(begin * iterations), max(1, round(end * iterations)) if end else 0
-        if first >= iterations:
-            raise OptionError(
-                f'PoolHook.begin={begin}: the main network is trained alone for all {first} '
-                'iterations, and no candidate is looked at. Train longer, or take a smaller one'
-            )
-        if stp.survivor is not None and not stp.alone and last >= iterations:
-            raise OptionError(
-                f'PoolHook.end={end}: the search takes all {last} iterations and leaves none '
-                'for the survivor. Train longer, take a smaller one, or model.survivor=False'
-            )
-        return min(first, last), last
+        return search_span(begin, end, iterations, stp.survivor is not None and not stp.alone)
 
     def _option(self, stp: STP, name: str) -> Any:
         """An argument, or the preset's where it was left out."""
