@@ -1,6 +1,7 @@
 """Methods that start from a trained dense network, which a user has and does not pay for.
 
-It was trained for T; the allowance is what comes after. Every method may learn from it.
+It was trained for T; the allowance is what comes after. Every method may learn from it; what is
+cut from it is taught by it, unless the preset ends in ``-untaught``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from methods import (
     Found,
     chosen,
     dense_network,
+    finetuned,
     method,
     option,
     search,
@@ -26,6 +28,7 @@ from methods import (
 from torch import nn
 from training import Trial
 
+UNTAUGHT = '-untaught'
 SEARCHES: dict[str, dict[str, Any]] = {
     'stp-screened': dict(preset='recommended', screen=1),
     'pretrained': dict(preset='pretrained', screen=1),
@@ -44,7 +47,9 @@ def given_network(trial: Trial) -> nn.Module:
 
 
 def tune(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
-    """Training with the given network as the teacher."""
+    """Training, with the given network as the teacher or without one, as the preset says."""
+    if trial.setting.variant.endswith(UNTAUGHT):
+        return finetuned(trial, pruned, share)
     network: nn.Module = taught(
         trial,
         lambda: copy.deepcopy(pruned),
@@ -55,9 +60,9 @@ def tune(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
     return network
 
 
-@method('given', 'magnitude')
+@method('given', 'magnitude', 'magnitude-untaught')
 def magnitude(trial: Trial, preset: str) -> Found:
-    """Cut to the uniform architecture by the L2 norms of its channels, then taught."""
+    """Cut to the uniform architecture by the L2 norms of its channels, then trained."""
     supernet = trial.supernet(given_network(trial))
     supernet.order_channels()
     architecture = chosen(trial, supernet, 'uniform')
@@ -75,9 +80,9 @@ def scratch(trial: Trial, preset: str) -> Found:
     )
 
 
-@method('given', 'torch-pruning')
+@method('given', 'torch-pruning', 'torch-pruning-untaught')
 def torch_pruning(trial: Trial, preset: str) -> Found:
-    """Cut by Torch-Pruning's group magnitudes across all layers, then taught."""
+    """Cut by Torch-Pruning's group magnitudes across all layers, then trained."""
     tp = library('torch_pruning')
     network = given_network(trial)
     importance = tp.importance.GroupMagnitudeImportance(p=2)
@@ -86,9 +91,9 @@ def torch_pruning(trial: Trial, preset: str) -> Found:
     return Found(tune(trial, pruned, 1.0))
 
 
-@method('given', 'group-sl')
+@method('given', 'group-sl', 'group-sl-untaught')
 def group_sl(trial: Trial, preset: str) -> Found:
-    """Torch-Pruning's sparse learning for half of the allowance, cut, then taught."""
+    """Torch-Pruning's sparse learning for half of the allowance, cut, then trained."""
     return sparse(trial, group_norm(trial), start=lambda: given_network(trial), tune=tune)
 
 

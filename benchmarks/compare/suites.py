@@ -157,9 +157,12 @@ SUITES: dict[str, list[dict[str, Any]]] = {
                 ('given', preset)
                 for preset in (
                     'magnitude',
+                    'magnitude-untaught',
                     'scratch',
                     'torch-pruning',
+                    'torch-pruning-untaught',
                     'group-sl',
+                    'group-sl-untaught',
                     'stp-15',
                     'stp-30',
                     'stp-15-untaught',
