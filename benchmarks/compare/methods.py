@@ -99,8 +99,13 @@ TUNED: dict[Name, dict[str, float]] = {
         if name != 'short'
     },
     **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
+    **{
+        ('given', f'{name}-untaught'): {'tuning': 1.0}  # of `magnitude`
+        for name in ('magnitude', 'torch-pruning', 'group-sl')
+    },
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
+    **{('sparsified', f'l1{after}'): {'lr': 4.0, 'l1': 0.01} for after in AFTER},
     **{('sparsified', f'l2{after}'): {'lr': 4.0, 'l2': 1.0} for after in AFTER},
     ('rst-s', 'paper'): {'lr': 4.0, 'l2': 0.03},
     ('group-sl', 'paper'): {'reg': 2.5e-3},

@@ -138,6 +138,16 @@ SUITES: dict[str, list[dict[str, Any]]] = {
             'compare': ['epochs'],
             'seed': [100],
         },
+        {
+            **SLIM,
+            'methods': [
+                ('given', f'{preset}@tuning={lr}')
+                for preset in ('magnitude', 'magnitude-untaught')
+                for lr in (0.4, 1)
+            ],
+            'length': [0.3],
+            'seed': [100],
+        },
     ],
     'paper': [
         {**PAPER, 'methods': [('stp', 'paper')], 'budget': [0.15], 'seed': range(5)},  # Table 8
