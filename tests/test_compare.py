@@ -320,7 +320,8 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         score = top1 + seed * (preset == 'recommended')
         setting.append_row(of, dict(found, top1=score, validation_top1=80), tmp_path / 'rows')
     names = (
-        'in_short', 'comparison', 'pictures', 'given', 'budgets', 'members', 'recipes', 'tuning'
+        'in_short', 'given_in_short', 'comparison', 'pictures', 'given', 'budgets', 'members',
+        'recipes', 'tuning',
     )  # fmt: skip
     page.write_text('\n'.join(f'<!-- begin {n} -->\n<!-- end {n} -->' for n in names))
     arguments = ['report.py', '--rows', str(tmp_path / 'rows'), '--page', str(page)]
@@ -330,8 +331,8 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
     assert '| scratch: random | 1 | 1.00 |' in text  # of another device: compared with nothing
     assert (
-        '| r18_slim, digits | 35% | 0.166667 T | recommended | **+2.00 ± 0.58** | '
-        'none (+0.00 ± 0.00) | **+3.00 ± 0.58** | none (+0.00 ± 0.00) | a CPU |'
+        '| r18_slim, digits | 35% | 0.166667 T | stp: recommended | scratch: uniform | '
+        '**+2.00 ± 0.58** | none (+0.00 ± 0.00) | a CPU |'
     ) in text
     assert text.count('### digits, r18_slim') == 11
     assert '### digits, vit_slim' in text

@@ -38,8 +38,17 @@ Row = dict[str, Any]
 Name = tuple[str, str]
 SETTING = ('data', 'network', 'budget', 'length')
 BY = (*SETTING, 'compare', 'device')
-PRESETS = (('stp', 'recommended'), ('stp', 'long'))  # from random weights
-OTHERWISE = (('scratch', 'uniform'), ('magnitude', 'l2-finetuned'))  # what one would do
+# what is advised and what one would do otherwise: from random weights, from a trained network
+IN_SHORT: Sequence[tuple[Name, Name]] = [
+    (('stp', preset), other)
+    for preset in ('recommended', 'long')
+    for other in (('scratch', 'uniform'), ('magnitude', 'l2-finetuned'))
+]
+IN_SHORT_GIVEN: Sequence[tuple[Name, Name]] = [
+    (('given', f'pretrained{own}'), ('given', f'{name}{others}'))
+    for own, others in (('', '-untaught'), ('', ''), ('-taught', ''))
+    for name in ('magnitude', 'torch-pruning', 'group-sl')
+]
 
 
 def named(row: Row) -> Name:
@@ -211,29 +220,30 @@ def several(rows: Sequence[Row]) -> str:
     return table(header, lines)
 
 
-def in_short(rows: Sequence[Row]) -> str:
-    """`PRESETS` against what a user would do otherwise, a line for each setting and preset.
+def in_short(rows: Sequence[Row], pairs: Sequence[tuple[Name, Name]]) -> str:
+    """Differences of pairs of methods, a line for each setting and pair.
 
     Args:
         rows: Of any; those at equal time count, where there are validation images.
+        pairs: A method, and what it is compared with.
     """
     timed = [r for r in rows if r['compare'] == 'time' and r.get('validation_top1') is not None]
     lines = []
     for (data, network, budget, length, device), own in grouped(timed, *SETTING, 'device').items():
-        for preset in PRESETS:
+        of = (f'{network}, {data}', f'{budget:.0%}', f'{length:g} T')
+        for pair in pairs:
             differences = [
-                difference(*({r['seed']: r[accuracy] for r in own if named(r) == name} for name in
-                             (preset, other)))
-                for other in OTHERWISE
-                for accuracy in ('top1', 'validation_top1')
+                difference(*({r['seed']: r[column] for r in own if named(r) == name} for name in
+                             pair))
+                for column in ('top1', 'validation_top1')
             ]  # fmt: skip
             if any(differences):
-                of = (f'{network}, {data}', f'{budget:.0%}', f'{length:g} T', preset[1])
-                lines.append((*of, *differences, device))
-    header = ['network, data', 'MACs', 'time', 'preset']
-    for other in OTHERWISE:
-        header += [f'against {": ".join(other)}', 'on validation images']
-    return table((*header, 'device'), lines)
+                lines.append((*of, *map(': '.join, pair), *differences, device))
+    header = (
+        'network, data', 'MACs', 'time', 'method', 'against', 'top-1', 'on validation images',
+        'device',
+    )  # fmt: skip
+    return table(header, lines)
 
 
 def all_but(key: str) -> list[str]:
@@ -331,7 +341,8 @@ def main() -> None:
     page = args.page.read_text()
     page = insert(page, 'comparison', tables)
     page = insert(page, 'given', after or 'None yet.')
-    page = insert(page, 'in_short', in_short(compared))
+    page = insert(page, 'in_short', in_short(compared, IN_SHORT))
+    page = insert(page, 'given_in_short', in_short(given, IN_SHORT_GIVEN))
     one_run = [
         titled(own, several(own), of_one_budget=False)
         for own in grouped(
