@@ -263,7 +263,10 @@ def titled(rows: Sequence[Row], text: str, of_one_budget: bool = True) -> str:
 
 
 def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -> None:
-    """Mean accuracy with its standard error along a column, a line for each method."""
+    """Mean accuracy with its standard error along a column, a line for each method.
+
+    Points of fewer than `FEWEST` seeds are hollow.
+    """
     figure, axes = plt.subplots(figsize=(8.5, 5), layout='constrained')
     names = sorted({named(row) for row in rows})
     styles = itertools.cycle(
@@ -273,13 +276,14 @@ def curves(rows: Sequence[Row], along: str, title: str, label: str, out: Path) -
         points = []
         for (value,), own in grouped([r for r in rows if named(r) == name], along).items():
             mean, error = mean_and_error([row['top1'] for row in own])
-            points.append((value, mean, error or 0.0))
-        x, y, errors = zip(*points, strict=True)
-        axes.errorbar(
-            x, y, errors, label=': '.join(name), linestyle=dash, color=color, marker='o',
-            markersize=4, capsize=2,
-        )  # fmt: skip
-    axes.set(title=title, xlabel=label, ylabel='top-1 of the compact network, %')
+            points.append((value, mean, error or 0.0, len(own) >= FEWEST))
+        x, y, errors, enough = zip(*points, strict=True)
+        axes.errorbar(x, y, errors, label=': '.join(name), linestyle=dash, color=color, capsize=2)
+        faces = [color if own else 'white' for own in enough]
+        axes.scatter(x, y, 20, faces, edgecolors=color, zorder=3)
+    axes.set_xticks(sorted({row[along] for row in rows}))
+    axes.set_title(f'{title}; hollow: fewer than {FEWEST} seeds', fontsize=9)
+    axes.set(xlabel=label, ylabel='top-1 of the compact network, %')
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(out, dpi=110)
