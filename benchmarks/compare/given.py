@@ -28,7 +28,6 @@ from methods import (
 from torch import nn
 from training import Trial
 
-UNTAUGHT = '-untaught'
 SEARCHES: dict[str, dict[str, Any]] = {
     'stp-screened': dict(preset='recommended', screen=1),
     'pretrained': dict(preset='pretrained', screen=1),
@@ -48,7 +47,7 @@ def given_network(trial: Trial) -> nn.Module:
 
 def tune(trial: Trial, pruned: nn.Module, share: float) -> nn.Module:
     """Training, with the given network as the teacher or without one, as the preset says."""
-    if trial.setting.variant.endswith(UNTAUGHT):
+    if trial.setting.variant.endswith('-untaught'):
         return finetuned(trial, pruned, share)
     network: nn.Module = taught(
         trial,

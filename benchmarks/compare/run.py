@@ -203,15 +203,15 @@ def main() -> int:
     done = {setting_of(row) for row in rows_of(args)}
     wanted = settings_of(args)
     left = [setting for setting in wanted if setting not in done]
-    for data in {setting.data for setting in left} if not args.list else ():
-        try:
-            check_datasets(Config.fromfile(HERE / 'data' / f'{data}.py'))
-        except FileNotFoundError as error:
-            raise SystemExit(f'--data: {data}: {error}') from None
     print(f'{len(wanted)} runs, {len(wanted) - len(left)} of them done', flush=True)
     if args.list:
         print('\n'.join(setting.key for setting in left))
         return 0
+    for data in dict.fromkeys(setting.data for setting in left):
+        try:
+            check_datasets(Config.fromfile(HERE / 'data' / f'{data}.py'))
+        except FileNotFoundError as error:
+            raise SystemExit(f'--data: {data}: {error}') from None
     return int(run_all(left, args))
 
 
