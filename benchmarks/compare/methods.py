@@ -105,7 +105,7 @@ TUNED: dict[Name, dict[str, float]] = {
     },
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
-    **{('sparsified', f'l1{after}'): {'lr': 4.0, 'l1': 0.03} for after in AFTER},
+    **{('sparsified', f'l1{after}'): {'lr': 4.0, 'l1': 0.1} for after in AFTER},
     **{('sparsified', f'l2{after}'): {'lr': 4.0, 'l2': 1.0} for after in AFTER},
     ('rst-s', 'paper'): {'lr': 4.0, 'l2': 0.03},
     ('group-sl', 'paper'): {'reg': 2.5e-3},
