@@ -45,7 +45,8 @@ TUNING = [
     *(('magnitude', f'l2-{after}@tuning={lr}') for after in ('finetuned', 'distilled')
       for lr in (0.1, 0.4, 1)),
     *(('sparsified', f'l2@l2={strength}') for strength in (0.1, 0.3, 1, 3)),
-    *(('sparsified', f'l1@lr=4,l1={strength}') for strength in (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)),
+    *(('sparsified', f'l1@lr=4,l1={strength}')
+      for strength in (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)),
     *(('sparsified', f'l2@lr=4,l2={strength}') for strength in (0.3, 1, 3)),
     *(('rst-s', f'paper@l2={strength}') for strength in (0.1, 0.3, 1)),
     *(('rst-s', f'paper@lr=4,l2={strength}') for strength in (0.01, 0.03, 0.1)),
