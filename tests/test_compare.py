@@ -6,11 +6,14 @@ import json
 import os
 import re
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from scipy import stats
 
 from tests.dataset_files import (
@@ -23,7 +26,10 @@ from tests.dataset_files import (
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / 'compare')]
 
+import given  # noqa: E402
+import libraries  # noqa: E402
 import methods  # noqa: E402
+import paper  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 import setting  # noqa: E402
@@ -149,6 +155,8 @@ def test_data_that_are_not_here_are_taken_by_name(
     accept_generated_cifar100(monkeypatch)
     of = trial(tmp_path, replace(SHORT, data=name, network=network))
     if of.has_validation:  # ten images are there, of fifty thousand
+        parts = of.data.train_dataloader.dataset.indices, of.data.validation_dataset.indices
+        assert sorted([*parts[0], *parts[1]]) == list(range(50000))
         of.data.train_dataloader.dataset.indices = range(8)
         of.data.validation_dataset.indices = range(8, 10)
         assert len(of.dataset('validation').dataset) == 2
@@ -250,6 +258,50 @@ def test_network_with_values_of_its_own_has_none_that_were_found_for_others(tmp_
     assert methods.option(of, 'lr', ('dense', 'plain')) == 3.0
 
 
+def test_values_of_networks_are_of_methods_that_there_are():
+    for path in (BENCHMARKS / 'compare/networks').glob('*.py'):
+        for name in Config.fromfile(path).get('tuned', {}):
+            assert tuple(name.split(':')) in methods.METHODS, f'{path}: {name}'
+
+
+def test_option_that_the_method_does_not_read_is_refused(tmp_path):
+    unread = replace(SHORT, preset='uniform@lr=1,l2=5')
+    args = run.parse(['--work-dir', str(tmp_path), '--rows', str(tmp_path / 'rows')])
+    with pytest.raises(ValueError, match=r'^scratch:uniform has no option l2$'):
+        run.row_of(unread, args, threading.Event())
+
+
+@pytest.mark.parametrize(('preset', 'taught'), [('magnitude', True), ('magnitude-untaught', False)])
+def test_cut_of_a_given_network_is_taught_or_not(preset, taught, tmp_path, monkeypatch):
+    teachers = []
+    monkeypatch.setattr(given, 'given_network', lambda trial: trial.dense())
+    monkeypatch.setattr(given, 'taught', lambda trial, build, teacher, *_: teachers.append(teacher))
+    result(trial(tmp_path, replace(SHORT, method='given', preset=preset)))
+    assert bool(teachers) == taught
+
+
+def test_cut_that_cannot_meet_the_budget_is_refused(tmp_path):
+    of = trial(tmp_path)
+    tp = pytest.importorskip('torch_pruning')
+    network = of.dense()
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    make = partial(tp.pruner.BasePruner, importance=importance)
+    pruner = libraries.pruner_of(of, make, network)
+    with pytest.raises(ValueError, match=r'^budget 0.0001: Torch-Pruning removed all that it may'):
+        libraries.cut(network, pruner, 0.0001, libraries.example_of(of))
+
+
+def test_page_of_the_paper_is_left_alone_without_a_row(tmp_path, monkeypatch, capsys):
+    setting.append_row(SHORT, dict(top1=1, device='x86_64'), tmp_path / 'rows')
+    (tmp_path / 'paper.md').write_text('as it was')
+    monkeypatch.setattr(paper, 'DOCS', tmp_path)
+    for kind, number in (*(('table', number) for number in paper.TABLES), ('figure', '2')):
+        monkeypatch.setattr(sys, 'argv', ['paper.py', kind, number, '--rows', f'{tmp_path}/rows'])
+        paper.main()
+        assert capsys.readouterr().out.startswith(f'{kind} {number}: no row is of it')
+    assert (tmp_path / 'paper.md').read_text() == 'as it was'
+
+
 def test_rows_are_read_back_and_a_broken_line_is_named(tmp_path):
     setting.append_row(SHORT, {'top1': 90.0}, tmp_path)
     [row] = setting.read_rows(tmp_path)
@@ -280,6 +332,26 @@ def test_differences_are_paired_and_called_none_below_two_standard_errors(own, e
     assert report.difference(own, {0: 90.0, 1: 91.0, 2: 92.0}) == expected
 
 
+def test_in_short_are_pairs_at_equal_time_in_one_setting():
+    pair = ('stp', 'recommended'), ('scratch', 'uniform')
+    rows = [
+        dict(
+            vars(replace(SHORT, method=name[0], preset=name[1], seed=seed, compare=compare)),
+            top1=70.0 + seed + gap * (name == pair[0]) * (compare == 'time'),
+            validation_top1=80.0,
+            device='a CPU',
+        )
+        for name in pair
+        for compare in ('time', 'epochs')
+        for seed, gap in enumerate((1, 2, 3))
+    ]
+    *_, line = report.in_short(rows, [pair, pair[::-1], (pair[0], ('dense', 'plain'))]).split('\n')
+    assert line == (
+        '| r18_slim, digits | 35% | 0.166667 T | scratch: uniform | stp: recommended | '
+        '**-2.00 ± 0.58** | none (+0.00 ± 0.00) | a CPU |'
+    )
+
+
 def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     common = dict(macs_ratio=0.35, params_ratio=0.3, epochs=2, seconds=9.0, device='a CPU')
     for seed in (0, 1, 2):
@@ -296,7 +368,7 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     setting.append_row(tried, dict(on, validation_top1=88.0), tmp_path / 'rows')
     held = replace(tried, preset='uniform@lr=2,tuning=1')
     setting.append_row(held, dict(on, validation_top1=87.0), tmp_path / 'rows')
-    other = replace(tried, network='vit_slim', preset='uniform@lr=9')
+    other = replace(tried, length=3.0, preset='uniform@lr=9')
     setting.append_row(other, dict(on, validation_top1=89.0), tmp_path / 'rows')
     decided = dict(found, top1=1.0, validation_top1=77.0)
     setting.append_row(replace(SHORT, seed=report.TRIALS + 1), decided, tmp_path / 'rows')
@@ -312,13 +384,6 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
         score = top1 + (preset == 'budgets') * (seed + budget)
         setting.append_row(of, dict(found, top1=score), tmp_path / 'rows')
     page = tmp_path / 'page.md'
-    for seed, (method, preset, top1) in itertools.product(
-        (0, 1, 2),
-        (('stp', 'recommended', 71), ('scratch', 'uniform', 70), ('magnitude', 'l2-finetuned', 69)),
-    ):
-        of = replace(SHORT, method=method, preset=preset, seed=seed, compare='time')
-        score = top1 + seed * (preset == 'recommended')
-        setting.append_row(of, dict(found, top1=score, validation_top1=80), tmp_path / 'rows')
     names = (
         'in_short', 'given_in_short', 'comparison', 'pictures', 'given', 'budgets', 'members',
         'recipes', 'tuning',
@@ -330,12 +395,7 @@ def test_page_is_made_from_rows_alone(tmp_path, monkeypatch):
     text = page.read_text()
     assert '| scratch: random | 3 | 92.50 ± 0.58 | **+1.50 ± 0.00** | 35.0% |' in text
     assert '| scratch: random | 1 | 1.00 |' in text  # of another device: compared with nothing
-    assert (
-        '| r18_slim, digits | 35% | 0.166667 T | stp: recommended | scratch: uniform | '
-        '**+2.00 ± 0.58** | none (+0.00 ± 0.00) | a CPU |'
-    ) in text
     assert text.count('### digits, r18_slim') == 11
-    assert '### digits, vit_slim' in text
     assert '| scratch: uniform | lr | **9: 89.00** |' in text
     assert text.count(', a GPU\n') == 1
     assert (

@@ -39,9 +39,11 @@ from mmstp.stp.hooks.pool_log import spread
 
 DOCS = ROOT / 'docs'
 PICTURE = 'paper_fig{}.png'
-# those whose main network is trained to the end
+# those with a pool that shrinks, and a main network that is trained to the end
 SEARCHED = [
-    preset for preset, options in PRESETS.items() if not {'preset', 'survivor'} & {*options}
+    preset
+    for preset, options in PRESETS.items()
+    if not {'preset', 'survivor', 'size', 'pool'} & {*options}
 ]
 LOOKUP = 50  # what is added to a seed for the run of a look-up table
 

@@ -1,7 +1,8 @@
 """Methods that start from a trained dense network, which a user has and does not pay for.
 
-It was trained for T; the allowance is what comes after. Every method may learn from it; what is
-cut from it is taught by it, unless the preset ends in ``-untaught``.
+It was trained for T; the allowance is what comes after. Every method may learn from it: what is cut
+by norms or by Torch-Pruning does, unless the preset ends in ``-untaught``; of STP what `SEARCHES`
+gives a teacher.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def magnitude(trial: Trial, preset: str) -> Found:
 def scratch(trial: Trial, preset: str) -> Found:
     """The uniform architecture from random weights, taught: an external teacher."""
     architecture = chosen(trial, trial.supernet(trial.dense()), 'uniform')
-    lr = option(trial, 'lr', ('scratch', 'uniform'))
+    lr = option(trial, 'lr')
     return Found(
         taught(trial, lambda: untrained(trial, architecture), given_network(trial), lr, 1.0),
         architecture,

@@ -84,8 +84,7 @@ def group_norm(trial: Trial) -> Callable[..., Any]:
     """Makes the pruner of `group_sl`."""
     tp = library('torch_pruning')
     importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer='max')
-    reg = option(trial, 'reg', ('group-sl', 'paper'))  # also from a given network
-    return partial(tp.pruner.GroupNormPruner, importance=importance, reg=reg)
+    return partial(tp.pruner.GroupNormPruner, importance=importance, reg=option(trial, 'reg'))
 
 
 @method('greg', 'paper')

@@ -99,10 +99,12 @@ TUNED: dict[Name, dict[str, float]] = {
         if name != 'short'
     },
     **{('stp', name): {'lr': 2.0} for name, of in IN_ONE_RUN.items() if of != 'short'},
-    **{
-        ('given', f'{name}-untaught'): {'tuning': 1.0}  # of `magnitude`
-        for name in ('magnitude', 'torch-pruning', 'group-sl')
-    },
+    # from a trained network: the rate of `magnitude-untaught`, the penalty from random weights
+    ('given', 'magnitude-untaught'): {'tuning': 1.0},
+    ('given', 'torch-pruning-untaught'): {'tuning': 1.0},
+    ('given', 'group-sl'): {'reg': 2.5e-3},
+    ('given', 'group-sl-untaught'): {'reg': 2.5e-3, 'tuning': 1.0},
+    ('given', 'scratch'): {'lr': 2.0},
     ('magnitude', 'l1-distilled'): {'tuning': 1.0},
     ('magnitude', 'l2-distilled'): {'tuning': 1.0},
     **{('sparsified', f'l1{after}'): {'lr': 4.0, 'l1': 0.1} for after in AFTER},
@@ -124,6 +126,7 @@ def option(trial: Trial, name: str, of: Name | None = None) -> float:
     """
     of = of or (trial.setting.method, trial.setting.variant)
     if of == (trial.setting.method, trial.setting.variant) and name in trial.setting.options:
+        trial.read.add(name)
         return trial.setting.options[name]
     own = trial.network.get('tuned')  # of another optimizer than that of `TUNED`
     found = TUNED.get(of, {}) if own is None else own.get(':'.join(of), {})

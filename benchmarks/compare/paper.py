@@ -56,27 +56,24 @@ def main() -> int:
         parser.error(f'{args.kind} {args.number} is none of {", ".join(makers)}')
     if args.kind == 'table' and not read_rows(args.rows):
         parser.error(f'--rows: there is no row in {args.rows}')
-    warnings.filterwarnings('ignore')
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     for number in makers if args.number == 'all' else [args.number]:
         try:
             text = section(args, number)
         except PausedError:
             print('paused; the same command goes on')
             return 1
-        print(text)
-        if not args.print:
+        print(text or f'{args.kind} {number}: no row is of it; the page is left as it is')
+        if text and not args.print:
             page = DOCS / 'paper.md'
             page.write_text(insert(page.read_text(), f'{args.kind}_{number}', text))
     return 0
 
 
 def section(args: argparse.Namespace, number: str) -> str:
-    """A table or figure below what it is of."""
+    """A table or figure below what it is of; empty without a row."""
     text = KINDS[args.kind][number](args)
     if not text:
-        return 'No rows yet.'
+        return ''
     of = [f'{args.length:g} T, equal {args.compare}']
     if args.kind == 'figure' or number in ('5', '7', '8', '9'):
         every_budget = (args.kind, number) in (('table', '7'), ('figure', '2'), ('figure', '4'))
@@ -85,9 +82,13 @@ def section(args: argparse.Namespace, number: str) -> str:
     if args.kind == 'figure':
         of += [f'preset {args.preset}'] if number in ('6', '7') else []
         of += [] if number == '2' else [f'seed {args.seed}']
-        text += f'\n\n![Figure {number}](images/{PICTURE.format(number)})'
+        if not args.print:
+            text += f'\n\n![Figure {number}](images/{PICTURE.format(number)})'
     return f'{", ".join(of)}.\n\n{text}'
 
 
 if __name__ == '__main__':
+    warnings.filterwarnings('ignore')
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     sys.exit(main())

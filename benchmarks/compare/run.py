@@ -53,7 +53,7 @@ from suites import SUITES  # noqa: E402
 from training import PausedError, Trial, WaitingError, device_name  # noqa: E402
 
 import mmstp  # noqa: E402
-from mmstp.datasets.check import check_datasets  # noqa: E402
+from mmstp.datasets.check import check_dataset, check_datasets  # noqa: E402
 from mmstp.subnets.cut import count_macs, count_parameters  # noqa: E402
 
 
@@ -86,6 +86,8 @@ def row_of(setting: Setting, args: argparse.Namespace, stop: Event) -> dict[str,
         rows_of(args),
     )
     found = METHODS[setting.method, setting.variant](trial, setting.variant)
+    if unread := setting.options.keys() - trial.read:
+        raise ValueError(f'{setting.method}:{setting.variant} has no option {min(unread)}')
     network = found.network
     example = (torch.zeros(1, *trial.data.input_shape, device=args.device),)
     dense = trial.dense().eval()
@@ -208,8 +210,10 @@ def main() -> int:
         print('\n'.join(setting.key for setting in left))
         return 0
     for data in dict.fromkeys(setting.data for setting in left):
+        config = Config.fromfile(HERE / 'data' / f'{data}.py')
         try:
-            check_datasets(Config.fromfile(HERE / 'data' / f'{data}.py'))
+            check_datasets(config)
+            check_dataset(config.get('validation_dataset'), 'validation_dataset')
         except FileNotFoundError as error:
             raise SystemExit(f'--data: {data}: {error}') from None
     return int(run_all(left, args))

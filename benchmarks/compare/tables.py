@@ -124,7 +124,7 @@ def methods_table(columns: Columns, published: Numbers) -> Callable[[argparse.Na
         header = ['here', 'in the paper', 'method']
         for budget in BUDGETS:
             header += [f'{budget:.0%}, here', f'{budget:.0%}, paper']
-        return table(header, lines)
+        return table(header, lines) if lines else ''
 
     return make
 
@@ -132,6 +132,8 @@ def methods_table(columns: Columns, published: Numbers) -> Callable[[argparse.Na
 def table_5(args: argparse.Namespace) -> str:
     """Components off; the differences are to the whole recipe, and with each on and off."""
     rows = found_rows(args)
+    if not any(scores(rows, name) for _, name in SWITCHES):
+        return ''
     whole = scores(rows, PAPER)
     lines = []
     for (switches, name), paper in zip(SWITCHES, COMPONENTS, strict=True):
@@ -176,12 +178,14 @@ def table_7(args: argparse.Namespace) -> str:
             for text, top1 in row['last'].items():
                 bold = '**' if text == row['architecture'] else ''
                 lines.append((f'{budget:.0%}', f'{bold}{text}{bold}', f'{top1:.2f}'))
-    return table(('MACs', 'architecture', 'top-1, %'), lines)
+    return table(('MACs', 'architecture', 'top-1, %'), lines) if lines else ''
 
 
 def table_8(args: argparse.Namespace) -> str:
     """What is left, by seed; the paper's five beside."""
     own = sorted((r for r in found_rows(args) if named(r) == PAPER), key=lambda row: row['seed'])
+    if not own:
+        return ''
     lines = [
         (
             'here', str(row['seed']), row['architecture'], f'{row["top1"]:.2f}',
@@ -199,6 +203,8 @@ def table_8(args: argparse.Namespace) -> str:
 def table_9(args: argparse.Namespace) -> str:
     """Three times the training; the paper's time of an epoch beside."""
     once, thrice = (found_rows(args, length=length) for length in (1.0, 3.0))
+    if not any(scores(once + thrice, METHODS[name]) for name in SCHEDULES):
+        return ''
     lines = [
         (
             name, cell(scores(once, METHODS[name])), cell(scores(thrice, METHODS[name])),
@@ -210,6 +216,7 @@ def table_9(args: argparse.Namespace) -> str:
     return table(header, lines)
 
 
+# empty where there is no row of ours
 TABLES: dict[str, Callable[[argparse.Namespace], str]] = {
     '1': methods_table(CNNS, CIFAR100),
     '2': methods_table(HUNDRED_CLASSES, TINY_IMAGENET),

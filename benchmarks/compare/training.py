@@ -67,6 +67,7 @@ class Trial:
         seconds: Spent in training so far: of the process on a CPU, of the clock on a GPU.
         steps: Of all phases.
         epochs: Of all phases.
+        read: The options of the preset that the method has asked for.
     """
 
     setting: Setting
@@ -78,6 +79,7 @@ class Trial:
     seconds: float = 0.0
     steps: int = 0
     epochs: int = 0
+    read: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.data = Config.fromfile(HERE / 'data' / f'{self.setting.data}.py')

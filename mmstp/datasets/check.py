@@ -60,8 +60,13 @@ def check_datasets(cfg: Mapping[str, Any]) -> None:
     for name in _DATALOADERS:
         dataloader = cfg.get(name)
         if isinstance(dataloader, Mapping):
-            for field, dataset in _leaf_datasets(dataloader.get('dataset'), f'{name}.dataset'):
-                _check_dataset(dataset, field)
+            check_dataset(dataloader.get('dataset'), f'{name}.dataset')
+
+
+def check_dataset(dataset: Any, field: str) -> None:
+    """The same for the dataset of a field, and those that it wraps."""
+    for name, leaf in _leaf_datasets(dataset, field):
+        _check_leaf(leaf, name)
 
 
 def _leaf_datasets(dataset: Any, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -77,7 +82,7 @@ def _leaf_datasets(dataset: Any, field: str) -> Iterator[tuple[str, Mapping[str,
         yield field, dataset
 
 
-def _check_dataset(dataset: Mapping[str, Any], field: str) -> None:
+def _check_leaf(dataset: Mapping[str, Any], field: str) -> None:
     root = str(dataset.get('data_root') or '')
     if '://' in root or dataset.get('download') is True:
         return

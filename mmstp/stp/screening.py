@@ -25,13 +25,12 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
         stp: Its `STP`.
         end: Iterations of the search; each of its pools has the same share of them.
         visits: How often each candidate is to be visited on average; None: the pools stay as they
-            are.
+            are, but where there are no iterations for each of them: one is chosen at once.
         batches: On which candidates are screened; 0: those that stay are random.
     """
     drawn = {label: len(pool) for label, pool in stp.pools.items()}
     own = end // len(drawn)
     draws = own * stp.pools.draws
-    # where it ends as it begins, one is chosen at once
     wanted = max(drawn.values()) if visits is None and own else max(1, draws // (visits or 1))
     if batches and max(drawn.values()) > 1:
         for pool in stp.pools.values():
@@ -48,7 +47,7 @@ def begin_search(runner: Runner, stp: Any, end: int, visits: int | None, batches
                 f'images; distances to the main network from {scores[0]:.4f} to {scores[-1]:.4f}'
             )
         pool.shrink(len(pool) - wanted)
-        _tell(runner, name, len(pool), drawn[label], own, draws, visits, batches)
+        _tell(runner, name, len(pool), drawn[label], own, draws, visits, batches, searched=end > 0)
 
 
 def _tell(
@@ -60,19 +59,23 @@ def _tell(
     draws: int,
     visits: int | None,
     batches: int,
+    searched: bool,
 ) -> None:
-    """Logs what a pool begins with, and that has ``draws`` visits in ``end`` iterations."""
+    """Logs what a pool begins with, and that has ``draws`` visits in ``end`` iterations.
+
+    ``searched`` is whether any pool has iterations.
+    """
     if end:
         runner.logger.info(
             f'{name}: {size} architecture{"s" * (size > 1)}, {draws / size:.1f} visits each in the '
             f'{end} iterations of the search'
         )
     if size == 1 < drawn and not batches:
-        why = f'its {end} iterations are too few to visit two architectures {visits} times'
-        advice = 'Train longer, or give PoolHook a later end or fewer visits'
-        if not end:
-            why = 'it ends where it begins, and PoolHook.screen is 0'
-            advice = 'Give PoolHook a later end, or screen=1'
+        why = 'it ends where it begins, and PoolHook.screen is 0'
+        advice = 'Give PoolHook a later end, or screen=1'
+        if searched:
+            why = f'its {end} iterations are too few to visit two architectures {visits or 1} times'
+            advice = 'Train longer, or give PoolHook a later end or fewer visits'
         runner.logger.warning(
             f'{name}: there is no search: {why}, so one of {drawn} was drawn at random. {advice}'
         )

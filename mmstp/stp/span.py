@@ -20,13 +20,18 @@ def search_span(begin: float, end: float, iterations: int, alone_after: bool) ->
     if iterations < 1:
         raise OptionError(
             f'train_cfg: the training has {iterations} iterations; expected max_epochs or '
-            'max_iters above 0'
+            'max_iters above 0, and a batch of train_dataloader at least (batch_size, drop_last)'
         )
     if begin > end:
         raise OptionError(
             f'PoolHook.begin={begin}: the search begins after its end, PoolHook.end={end}'
         )
     first, last = round(begin * iterations), max(1, round(end * iterations)) if end else 0
+    if begin and not first:
+        raise OptionError(
+            f'PoolHook.begin={begin}: of {iterations} iterations that is none for the main '
+            'network. Train longer, or take a larger one, or 0'
+        )
     if first >= iterations:
         raise OptionError(
             f'PoolHook.begin={begin}: the main network is trained alone for all {first} '
@@ -37,4 +42,4 @@ def search_span(begin: float, end: float, iterations: int, alone_after: bool) ->
             f'PoolHook.end={end}: the search takes all {last} iterations and leaves none '
             'for the survivor. Train longer, take a smaller one, or model.survivor=False'
         )
-    return min(first, last), last
+    return first, last

@@ -230,6 +230,19 @@ def test_training_without_an_iteration_is_refused(tmp_path):
         train(config(tmp_path, train_cfg__max_epochs=0))
 
 
+def test_main_network_without_an_iteration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'PoolHook\.begin=0\.01: of 16 iterations that is none'):
+        train(config(tmp_path, begin=0.16, end=8))
+
+
+def test_search_shorter_than_its_budgets_is_told_as_that(tmp_path):
+    cfg = config(tmp_path, begin=8, end=9, model__target=[0.25, 0.6])
+    cfg.log_level = 'WARNING'
+    assert [len(pool) for pool in stp_of(train(cfg)).pools.values()] == [1, 1]
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('its 0 iterations are too few to visit two architectures 1 times') == 2
+
+
 def test_search_that_begins_after_its_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'PoolHook\.begin=0\.5625: the search begins after its'):
         train(config(tmp_path, begin=9, end=8))
