@@ -169,6 +169,16 @@ def test_data_that_are_not_here_are_taken_by_name(
         assert dense(**batch, mode='loss')['loss'].isfinite()
 
 
+def test_validation_images_are_looked_for_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, 'check_datasets', lambda config: None)
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--data', 'fashion_6k_14', '--rows', 'rows'])
+    with pytest.raises(
+        SystemExit, match=r'^--data: fashion_6k_14: validation_dataset.data_root = '
+    ):
+        run.main()
+
+
 def test_run_whose_process_dies_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     row = dict(top1=90.0, macs_ratio=0.35, device=training.device_name('cpu'))
     monkeypatch.setattr(
