@@ -80,6 +80,12 @@ def figure_2(args: argparse.Namespace) -> str:
     lines = []
     for index, ((method, preset), own) in enumerate(grouped(rows, 'method', 'preset').items()):
         budgets = grouped(own, 'budget')
+        for (budget,), of in budgets.items():
+            cells = [
+                written(*mean_and_error([row[column] for row in of]))
+                for column in ('main_top1', 'top1')
+            ]
+            lines.append((f'{method}: {preset}', f'{budget:.0%}', len(of), *cells))
         for column, name, dash in (('main_top1', 'before', '--'), ('top1', 'after', '-')):
             points = [
                 (budget, *mean_and_error([row[column] for row in of]))
@@ -90,15 +96,11 @@ def figure_2(args: argparse.Namespace) -> str:
                 [100 * budget for budget in x], y, [error or 0 for error in errors], marker='o',
                 linestyle=dash, color=f'C{index}', label=f'{method}: {preset}, {name} pruning',
             )  # fmt: skip
-            lines += [
-                (f'{method}: {preset}', f'{budget:.0%}', name, written(mean, error))
-                for budget, mean, error in points
-            ]
     axes.set(xlabel='multiply-adds left, %', ylabel='top-1, %', title='Fig. 2: sparsification')
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save(args, figure, '2')
-    return table(('method', 'budget', 'pruning', 'top-1, %'), sorted(lines))
+    return table(('method', 'MACs left', 'seeds', 'before pruning, %', 'after, %'), lines)
 
 
 def magnitudes(network: nn.Module, kept: dict[str, Tensor]) -> list[tuple[str, float, float]]:
