@@ -80,21 +80,20 @@ def figure_2(args: argparse.Namespace) -> str:
     lines = []
     for index, ((method, preset), own) in enumerate(grouped(rows, 'method', 'preset').items()):
         budgets = grouped(own, 'budget')
-        for (budget,), of in budgets.items():
-            cells = [
-                written(*mean_and_error([row[column] for row in of]))
-                for column in ('main_top1', 'top1')
-            ]
-            lines.append((f'{method}: {preset}', f'{budget:.0%}', len(of), *cells))
-        for column, name, dash in (('main_top1', 'before', '--'), ('top1', 'after', '-')):
-            points = [
-                (budget, *mean_and_error([row[column] for row in of]))
-                for (budget,), of in budgets.items()
-            ]
-            x, y, errors = zip(*points, strict=True)
+        before, after = (
+            [mean_and_error([row[column] for row in of]) for of in budgets.values()]
+            for column in ('main_top1', 'top1')
+        )
+        lines += [
+            (f'{method}: {preset}', f'{budget:.0%}', len(of), written(*first), written(*last))
+            for ((budget,), of), first, last in zip(budgets.items(), before, after, strict=True)
+        ]
+        for points, name, dash in ((before, 'before', '--'), (after, 'after', '-')):
+            y, errors = zip(*points, strict=True)
             axes.errorbar(
-                [100 * budget for budget in x], y, [error or 0 for error in errors], marker='o',
-                linestyle=dash, color=f'C{index}', label=f'{method}: {preset}, {name} pruning',
+                [100 * budget for (budget,) in budgets], y, [error or 0 for error in errors],
+                marker='o', linestyle=dash, color=f'C{index}',
+                label=f'{method}: {preset}, {name} pruning',
             )  # fmt: skip
     axes.set(xlabel='multiply-adds left, %', ylabel='top-1, %', title='Fig. 2: sparsification')
     axes.grid(alpha=0.3)
